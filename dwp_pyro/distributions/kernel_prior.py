@@ -1,0 +1,162 @@
+"""A trained prior over the kernels of a network, block by block, and its folder on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.errors import PriorError
+from dwp_pyro.storage import load_tensors, read_json, save_tensors, write_json
+
+__all__ = ["ANY_SITE", "BlockCard", "KernelPrior"]
+
+FORMAT_VERSION = 1
+
+#: Stands for every site, in the one block of a prior whose kernels came without names.
+ANY_SITE = "*"
+
+
+@dataclass(frozen=True)
+class BlockCard:
+    """What a block is and how good.
+
+    Args:
+        sites: names of the convolutions' weights that it stands for, or `ANY_SITE` alone.
+        kernels: number of kernels it was fitted to.
+        nats_per_kernel: held-out log-density of this prior and of its controls, in nats a kernel.
+    """
+
+    sites: tuple[str, ...]
+    kernels: int
+    nats_per_kernel: Mapping[str, float] = field(default_factory=dict)
+
+
+class KernelPrior(nn.Module):
+    """One `KernelVAE` a block. As a module it moves, freezes and saves like any other.
+
+    Args:
+        blocks: block name → density.
+        cards: block name → card; the same names.
+        provenance: where the kernels came from; free JSON, holds no image.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[str, KernelVAE],
+        cards: Mapping[str, BlockCard],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict(blocks)
+        self.cards = dict(cards)
+        self.provenance = dict(provenance or {})
+
+    def block_at(self, site: str, shape: Sequence[int]) -> KernelVAE:
+        """The density of the kernels at a site of shape [out, in, k₁, …, k_d].
+
+        Raises:
+            PriorError: if no block stands for the site, or the block's kernels have another shape.
+        """
+        for name, card in self.cards.items():
+            if site in card.sites or ANY_SITE in card.sites:
+                block = self.block(name)
+                if tuple(block.kernel_shape) != tuple(shape[2:]):
+                    expected = "×".join(map(str, shape[2:]))
+                    found = "×".join(map(str, block.kernel_shape))
+                    raise PriorError(
+                        f"kernel prior, block '{name}': holds {found} kernels, but '{site}' has {expected}; "
+                        "fit a prior to kernels of that shape"
+                    )
+                return block
+        raise PriorError(
+            f"kernel prior: no block stands for '{site}' (blocks: {', '.join(self.cards)}); "
+            "fit a prior with a network of the same form"
+        )
+
+    def block(self, name: str) -> KernelVAE:
+        """The density of a block by its name."""
+        module = self.blocks[name]
+        assert isinstance(module, KernelVAE)
+        return module
+
+    @torch.no_grad()
+    def sample_at(self, site: str, shape: Sequence[int]) -> Tensor:
+        """Kernels drawn from the prior at a site, of shape [out, in, k₁, …, k_d]."""
+        return self.block_at(site, shape).rsample(shape[:2])
+
+    def save(self, folder: Path) -> None:
+        """Write `prior.safetensors` and `prior.json`; the JSON last, so that it stands for the whole."""
+        save_tensors(folder / "prior.safetensors", self.state_dict())
+        write_json(
+            folder / "prior.json",
+            {
+                "format": FORMAT_VERSION,
+                "blocks": {
+                    name: {
+                        "kernel_shape": list(self.block(name).kernel_shape),
+                        "latent_size": self.block(name).latent_size,
+                        "hidden": list(self.block(name).hidden),
+                        "sites": list(card.sites),
+                        "kernels": card.kernels,
+                        "kernel_scale": _root_mean_square(self.block(name)),
+                        "nats_per_kernel": dict(card.nats_per_kernel),
+                    }
+                    for name, card in self.cards.items()
+                },
+                "provenance": self.provenance,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> KernelPrior:
+        """Read what `save` wrote, its parameters frozen.
+
+        Raises:
+            PriorError: if the folder holds no prior, one of another format, or a damaged one.
+        """
+        path = folder / "prior.json"
+        if not path.exists():
+            raise PriorError(f"{folder}: holds no kernel prior (prior.json); make one with 'dwp-pyro fit-prior'")
+        description = read_json(path, PriorError)
+        if description.get("format") != FORMAT_VERSION:
+            raise PriorError(
+                f"{path}: has format {description.get('format')!r}, this version reads format {FORMAT_VERSION}; "
+                "fit the prior again, or install the version that made it"
+            )
+        try:
+            blocks = {
+                str(name): KernelVAE(
+                    [int(side) for side in item["kernel_shape"]],
+                    int(item["latent_size"]),
+                    [int(width) for width in item["hidden"]],
+                )
+                for name, item in description["blocks"].items()
+            }
+            cards = {
+                str(name): BlockCard(tuple(item["sites"]), int(item["kernels"]), dict(item["nats_per_kernel"]))
+                for name, item in description["blocks"].items()
+            }
+            prior = cls(blocks, cards, description.get("provenance"))
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise PriorError(
+                f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"
+            ) from problem
+        tensors, _ = load_tensors(folder / "prior.safetensors", PriorError)
+        try:
+            prior.load_state_dict(tensors)
+        except RuntimeError as problem:
+            raise PriorError(
+                f"{folder / 'prior.safetensors'}: does not match {path.name}; fit the prior again"
+            ) from problem
+        return prior.requires_grad_(False)
+
+
+def _root_mean_square(block: KernelVAE) -> float:
+    """Of a kernel's weight under the block's Gaussian."""
+    return float((block.loc.square() + block.scale_tril.square().sum(-1)).mean().sqrt())

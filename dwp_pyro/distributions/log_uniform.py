@@ -1,0 +1,62 @@
+"""The log-uniform prior, p(|w|) ∝ 1/|w|: a sparsity penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+from torch.nn import functional as F
+
+from dwp_pyro.distributions.kernel_prior import KernelPrior
+
+__all__ = ["LogUniform", "at_site"]
+
+
+class LogUniform(TorchDistribution):
+    """p(w) ∝ 1/|w| for each weight (Kingma et al. 2015; Molchanov et al. 2017).
+
+    It has no finite integral: it cannot be sampled, its log-density and its divergence from a Normal
+    are known up to a constant only, and what it amounts to is a penalty that drives weights to 0.
+
+    Raises:
+        NotImplementedError: by `sample`.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - torch's own contract
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(self, batch_shape: Sequence[int] = (), validate_args: bool | None = None) -> None:
+        super().__init__(torch.Size(batch_shape), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LogUniform:
+        new = self._get_checked_instance(LogUniform, _instance)
+        super(LogUniform, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        raise NotImplementedError("the log-uniform prior is improper: it has no samples")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """−log |w|, the log-density but for a constant."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        return -value.abs().log().expand(shape)
+
+
+@register_kl(Normal, LogUniform)
+def _kl_normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
+    """KL but for a constant, by Molchanov et al. 2017, eq. 14; it falls to 0 as α = σ²/μ² grows."""
+    log_alpha = 2 * (q.scale.log() - q.loc.abs().clamp_min(torch.finfo(q.loc.dtype).tiny).log())
+    return 0.63576 * torch.sigmoid(-(1.87320 + 1.48695 * log_alpha)) + 0.5 * F.softplus(-log_alpha)
+
+
+def at_site(site: str, weight: Tensor, kernel_prior: KernelPrior | None) -> TorchDistribution:
+    """Log-uniform weights for one convolution, of shape [out, in, k₁, …, k_d]."""
+    return LogUniform().expand(weight.shape).to_event(weight.dim())

@@ -1,0 +1,75 @@
+"""The mean-field ELBO with one batch a prior."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO
+from pyro.infer.util import torch_item
+from pyro.poutine import replay
+from pyro.poutine import trace as record
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+
+__all__ = ["BatchedMeanFieldELBO"]
+
+
+class BatchedMeanFieldELBO(Trace_ELBO):
+    """E_q log p(y|W) − Σ KL(q‖p), the estimate of `TraceMeanField_ELBO` at a fraction of its cost.
+
+    The stock estimator goes from site to site and evaluates each latent site's log-density besides its
+    divergence. Here the kernels of all sites under one `DeepWeightPrior` are one batch, and their bound
+    is taken at the weights that the guide drew; other pairs use their registered divergence. The mean is
+    the same, and the guide must be fully reparameterised Normals.
+    """
+
+    def _get_trace(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        guide_trace = record(guide).get_trace(*args, **kwargs)
+        model_trace = prune_subsample_sites(record(replay(model, trace=guide_trace)).get_trace(*args, **kwargs))
+        model_trace.compute_log_prob(site_filter=lambda name, site: site["is_observed"])
+        return model_trace, guide_trace
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """An estimate of −ELBO, in nats."""
+        return float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """An estimate of −ELBO, in nats; its gradients are added to those of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return float(torch_item(loss))
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
+        elbo: Any = 0.0
+        batches: dict[tuple[int, int, float], list[tuple[DeepWeightPrior, Any]]] = defaultdict(list)
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"]:
+                elbo = elbo + site["log_prob_sum"]
+                continue
+            guide_site = guide_trace.nodes[name]
+            prior = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
+            if isinstance(prior, DeepWeightPrior):
+                key = (id(prior.kernel_vae), prior.particles, float(guide_site["scale"]))
+                batches[key].append((prior, guide_site))
+            else:
+                divergence = kl_divergence(guide_site["fn"], site["fn"])
+                elbo = elbo - scale_and_mask(divergence, guide_site["scale"], guide_site["mask"]).sum()
+        for (_, _, scale), members in batches.items():
+            elbo = elbo - scale * _divergence(members)
+        return torch_item(-elbo), -elbo
+
+
+def _divergence(members: list[tuple[DeepWeightPrior, Any]]) -> Tensor:
+    """One draw of Σ [−H[q] − L_K(w)] over the kernels of all sites that share a prior."""
+    prior = members[0][0]
+    kernels = torch.cat([site["value"].reshape(-1, *prior.event_shape) for _, site in members])
+    entropy = torch.stack([site["fn"].entropy().sum() for _, site in members]).sum()
+    return -entropy - prior.kernel_vae.log_prob_estimate(kernels, prior.particles).sum()

@@ -1,0 +1,40 @@
+"""Local reparameterisation as an effect handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+__all__ = ["LocalReparameterization"]
+
+
+class LocalReparameterization(Messenger):
+    """Samples activations instead of weights: N(x∗m, x²∗s²), two convolutions (Kingma et al. 2015, section 2.3).
+
+    Enter it around the loss; it answers the convolution effects of `BayesianConv`. Each activation has
+    the mean and variance that one shared kernel would give it, but activations are independent given x,
+    where a shared kernel correlates them. For one convolution under a voxelwise likelihood the expected
+    loss is the same; through norms, further layers or Dice it is another objective (that of the paper).
+
+    Args:
+        posterior: site → mean and standard deviation of its weights, a function of the guide's
+            parameters (`MeanFieldNormal.posterior`).
+    """
+
+    def __init__(self, posterior: Callable[[str], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def _pyro_convolution(self, msg: Any) -> None:
+        input, _, bias = msg["args"]
+        convolve = msg["fn"]
+        loc, scale = self.posterior(msg["infer"]["site"])
+        mean = convolve(input, loc, bias)
+        # The floor keeps the gradient of the root finite where the input is all zero.
+        variance = convolve(input.square(), scale.square(), None).clamp_min(1e-12)
+        msg["value"] = mean + variance.sqrt() * torch.randn_like(mean)
+        msg["done"] = True

@@ -1,0 +1,90 @@
+"""The generative program: a network, a likelihood, a plate over cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["LIKELIHOODS", "SegmentationModel", "categorical", "dice_ce"]
+
+
+def categorical(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
+    """Σ over the brain voxels of a case of log p(y|x), in nats; [B].
+
+    On a patch it is the mean over the patch's brain voxels times the case's `brain_voxels`, which on
+    a whole volume is the sum itself.
+
+    Args:
+        logits: [B, C, X, Y, Z].
+        label: [B, 1, X, Y, Z], class numbers.
+        brain: [B, 1, X, Y, Z], 1 in the brain and 0 outside.
+        brain_voxels: [B], brain voxels of the whole case.
+    """
+    return -_mean_cross_entropy(logits, label, brain) * brain_voxels
+
+
+def dice_ce(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
+    """−V·(0.99·Dice loss + 0.01·mean cross-entropy) of a case, V its brain voxels; [B].
+
+    The loss of Kuzina et al. 2019 read as a generalised (Gibbs) likelihood; arguments as for
+    `categorical`. The Dice loss is 1 − soft Dice of the foreground classes, over brain voxels.
+    """
+    probability = logits.softmax(1)
+    truth = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1)
+    voxels = (2, 3, 4)
+    overlap = (probability * truth * brain).sum(voxels)
+    total = ((probability + truth) * brain).sum(voxels)
+    # +1 voxel on both sides: a case without foreground then has the Dice 1 for an empty prediction.
+    dice = ((2 * overlap + 1) / (total + 1))[:, 1:].mean(1)
+    cross_entropy = _mean_cross_entropy(logits, label, brain)
+    return -brain_voxels * (0.99 * (1 - dice) + 0.01 * cross_entropy)
+
+
+def _mean_cross_entropy(logits: Tensor, label: Tensor, brain: Tensor) -> Tensor:
+    loss = F.cross_entropy(logits, label[:, 0].long(), reduction="none") * brain[:, 0]
+    return loss.flatten(1).sum(1) / brain.flatten(1).sum(1).clamp_min(1)
+
+
+#: Name → log-likelihood of each case of a batch.
+LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "dice-ce": dice_ce,
+    "categorical": categorical,
+}
+
+
+class SegmentationModel(nn.Module):
+    """p(y, W | x) = p(W)^β Π_cases p(y|x, W), as a Pyro program.
+
+    A plate over cases scales a minibatch of B up to N. β tempers the prior alone; scale the guide by
+    the same β (`poutine.scale`), or the wrong term is tempered. A network without sample sites makes
+    a model without latent variables, whose ELBO is the log-likelihood: the deterministic arms.
+
+    Args:
+        network: images [B, channels, X, Y, Z] → logits [B, C, X, Y, Z]; see `bayesianize`.
+        likelihood: a name among `LIKELIHOODS`.
+        num_cases: N.
+    """
+
+    def __init__(self, network: nn.Module, likelihood: str, num_cases: int) -> None:
+        super().__init__()
+        self.network = network
+        self.likelihood = likelihood
+        self.num_cases = num_cases
+        self.beta = 1.0
+
+    def forward(self, image: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
+        """Returns logits; shapes as for `categorical`, image [B, channels, X, Y, Z]."""
+        # A root module that is no PyroModule is registered by name; PyroModules register themselves.
+        if not isinstance(self.network, pyro.nn.PyroModule):
+            pyro.module("network", self.network)
+        with poutine.scale(scale=self.beta):
+            logits: Tensor = self.network(image)
+        log_likelihood = LIKELIHOODS[self.likelihood](logits, label, brain, brain_voxels)
+        with pyro.plate("cases", self.num_cases, subsample=torch.arange(len(image), device=image.device)):
+            pyro.factor("label", log_likelihood)
+        return logits

@@ -1,0 +1,137 @@
+"""The residual 3D U-Net of the deep-weight-prior papers, its blocks named."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["PRIOR_BLOCKS", "ResidualUNet3d", "kernel_sites"]
+
+#: The seven prior blocks of `ResidualUNet3d`: a prior is fitted to the kernels of each.
+#: A name stands for the kernels of every 3×3×3 convolution under it.
+PRIOR_BLOCKS: dict[str, tuple[str, ...]] = {
+    "input": ("input", "down1.conv1"),
+    "scale1": ("down1.conv2", "down2", "down3.conv1"),
+    "scale2": ("down3.conv2", "down4", "down5.conv1"),
+    "bottom": ("down5.conv2", "down6", "down7", "down8", "down9"),
+    "up1": ("up1",),
+    "up2": ("up2",),
+    "up3": ("up3",),
+}
+
+_DOWN_STRIDES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
+_SHORT_DOWN_BLOCKS = 6
+
+
+def _conv3x3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _conv1x1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+
+class _ResidualBlock(nn.Module):
+    """Pre-activation residual block: (InstanceNorm, ReLU, 3×3×3 convolution) twice, and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.norm1 = nn.InstanceNorm3d(in_channels)
+        self.conv1 = _conv3x3x3(in_channels, out_channels, stride)
+        self.norm2 = nn.InstanceNorm3d(out_channels)
+        self.conv2 = _conv3x3x3(out_channels, out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = _conv1x1x1(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.relu(self.norm1(x)))
+        h = self.conv2(F.relu(self.norm2(h)))
+        return h + self.shortcut(x)
+
+
+class _UpBlock(_ResidualBlock):
+    """1×1×1 convolution, trilinear ×2, additive skip, then a residual block."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(out_channels, out_channels)
+        self.reduce = _conv1x1x1(in_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        # To the skip's own size: ×2, but for a side that the stride had rounded up.
+        x = F.interpolate(self.reduce(x), size=skip.shape[2:], mode="trilinear", align_corners=False)
+        return super().forward(x + skip)
+
+
+class ResidualUNet3d(nn.Module):
+    """Residual pre-activation U-Net for volumes (Kuzina et al. 2019, section 4).
+
+    A 3×3×3 input convolution; nine down blocks of strides 2,1,2,1,2,1,1,1,1 (six in the short
+    form); three up blocks; a 1×1×1 output. Instance norms have no affine parameters and no
+    convolution has a bias. With one input channel, two output channels and the default widths:
+    4,998,608 parameters, of which 184,336 kernels of 3×3×3.
+
+    Args:
+        in_channels: input channels, one a modality.
+        out_channels: classes, background included.
+        widths: channels at full, half, quarter and eighth resolution.
+        short: six down blocks instead of nine.
+
+    Raises:
+        ValueError: if `widths` does not hold four positive numbers.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, int, int, int] = (16, 32, 64, 128),
+        short: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(widths) != 4 or min(widths) < 1:
+            raise ValueError(f"widths must be four positive numbers, one a resolution; got {widths}")
+        self.input = _conv3x3x3(in_channels, widths[0])
+        strides = _DOWN_STRIDES[:_SHORT_DOWN_BLOCKS] if short else _DOWN_STRIDES
+        level = 0
+        self._skips: list[str] = []
+        self._downs: list[str] = []
+        for i, stride in enumerate(strides, start=1):
+            if stride == 2:
+                self._skips.append(self._downs[-1] if self._downs else "input")
+                block = _ResidualBlock(widths[level], widths[level + 1], stride)
+                level += 1
+            else:
+                block = _ResidualBlock(widths[level], widths[level])
+            self._downs.append(f"down{i}")
+            self.add_module(self._downs[-1], block)
+        self.up1 = _UpBlock(widths[3], widths[2])
+        self.up2 = _UpBlock(widths[2], widths[1])
+        self.up3 = _UpBlock(widths[1], widths[0])
+        self.output = _conv1x1x1(widths[0], out_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, X, Y, Z], sides of at least 16 voxels → logits [B, out_channels, X, Y, Z]."""
+        h = self.input(x)
+        features = {"input": h}
+        for name in self._downs:
+            h = self.get_submodule(name)(h)
+            features[name] = h
+        for up, skip in zip((self.up1, self.up2, self.up3), reversed(self._skips), strict=True):
+            h = up(h, features[skip])
+        return self.output(h)
+
+
+def kernel_sites(network: nn.Module) -> dict[str, Tensor]:
+    """The spatial kernels of a network: parameter name → weight [out, in, k₁, …, k_d].
+
+    1×1×1 convolutions are not among them: they mix channels and have no shape in space.
+    """
+    return {
+        f"{name}.weight": module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(module.kernel_size) > 1
+    }

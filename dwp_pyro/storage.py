@@ -1,0 +1,212 @@
+"""Files on disk: written whole or not at all, read without running code, and the folder of a run.
+
+Tensors are stored as safetensors, everything else as JSON or YAML; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from dwp_pyro.errors import RunError, UserError
+
+__all__ = [
+    "RunFolder",
+    "atomic_path",
+    "load_tensors",
+    "read_json",
+    "save_tensors",
+    "write_bytes",
+    "write_json",
+]
+
+FORMAT_VERSION = 1
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffixes; on success it takes the name `path`.
+
+    Whatever goes wrong inside, `path` holds either its old content or the whole new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; results are shared in a lab, so follow the user's umask.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; NaN and infinity become null."""
+    write_bytes(path, (json.dumps(_finite(value), indent=2) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_json(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: of the class `error`, if the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+    except ValueError as problem:
+        raise error(f"{path}: is not valid JSON ({problem})") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path}: should hold a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors, and a JSON object with them, as one safetensors file, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(plain, {"json": json.dumps(metadata or {})}))
+
+
+def load_tensors(path: Path, error: type[UserError] = RunError) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: the tensors by name, and the JSON object.
+
+    Raises:
+        UserError: of the class `error`, if the file is missing, damaged, or holds NaN or infinity.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or 'no such file'})") from problem
+    except (safetensors.SafetensorError, ValueError) as problem:
+        raise error(f"{path}: is damaged or is not a safetensors file ({problem})") from problem
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise error(f"{path}: tensor '{name}' holds NaN or infinity; the file is damaged")
+    return tensors, metadata
+
+
+class RunFolder:
+    """The folder of one run: `run.json` (command, state), `config.yaml`, `metrics.jsonl` and results.
+
+    Made by `RunFolder.start`, which refuses to mix runs; one process holds it at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @contextmanager
+    def start(
+        cls, path: Path, command: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool
+    ) -> Iterator[RunFolder]:
+        """Open a run folder for writing, locked, and mark it finished when the block succeeds.
+
+        Args:
+            path: the folder; made if absent.
+            command: the command that fills it, e.g. "svi".
+            config: the resolved settings, saved as `config.yaml`.
+            resume: go on with an unfinished run; its settings must be the same ones.
+            overwrite: delete what a former run of the same command left.
+
+        Raises:
+            RunError: if the folder holds a finished run, an unfinished one without `resume`, another
+                command's run, foreign files, or is in use by another process.
+        """
+        cls.check(path, command, config, resume=resume, overwrite=overwrite)
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as problem:
+                raise RunError(
+                    f"{path}: another process is writing this run; wait for it, or choose another --out"
+                ) from problem
+            run = cls(path)
+            if overwrite:
+                run._clear()
+            run._write_state(command, finished=False)
+            write_bytes(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+            yield run
+            run._write_state(command, finished=True)
+
+    @staticmethod
+    def check(path: Path, command: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Raise RunError where `start` would refuse; called before the work that comes ahead of it."""
+        if resume and overwrite:
+            raise RunError("--resume and --overwrite contradict each other: give one of them")
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file; --out names a folder")
+        if not path.exists() or not any(name.name != ".lock" for name in path.iterdir()):
+            if resume:
+                raise RunError(f"{path}: there is no run to resume; leave --resume out to start one")
+            return
+        if not (path / "run.json").exists():
+            raise RunError(f"{path}: holds files, but no run of dwp-pyro; choose another --out")
+        state = read_json(path / "run.json")
+        if state.get("command") != command:
+            raise RunError(f"{path}: holds a run of '{state.get('command')}', not of '{command}'; choose another --out")
+        if overwrite:
+            return
+        if state.get("finished"):
+            raise RunError(f"{path}: holds a finished run; choose another --out, or give --overwrite to replace it")
+        if not resume:
+            raise RunError(f"{path}: holds an unfinished run; give --resume to go on, or --overwrite to start again")
+        saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        current = yaml.safe_load(yaml.safe_dump(dict(config)))
+        changed = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
+        if changed:
+            raise RunError(
+                f"{path}: cannot resume with other settings ({', '.join(changed)} changed); give the same ones"
+            )
+
+    def _clear(self) -> None:
+        for path in sorted(self.path.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            elif path != self.path / ".lock":
+                path.unlink()
+
+    def _write_state(self, command: str, finished: bool) -> None:
+        write_json(self.path / "run.json", {"format": FORMAT_VERSION, "command": command, "finished": finished})
+
+    def log_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(record)) + "\n")
