@@ -111,7 +111,7 @@ def load_tensors(path: Path, error: type[UserError] = RunError) -> tuple[dict[st
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or 'no such file'})") from problem
     except (safetensors.SafetensorError, ValueError) as problem:
@@ -205,8 +205,3 @@ class RunFolder:
 
     def _write_state(self, command: str, finished: bool) -> None:
         write_json(self.path / "run.json", {"format": FORMAT_VERSION, "command": command, "finished": finished})
-
-    def log_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record)) + "\n")

@@ -27,7 +27,7 @@ from dwp_pyro.errors import DataError
 
 __all__ = ["write_phantoms"]
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 Tissues = dict[str, Array]  # name → the fraction of it in each voxel, [x, y, z]; the fractions sum to 1
 Shape = tuple[int, int, int]
 
@@ -55,7 +55,7 @@ _BRIGHTNESS = {
     "deep": (0.57, 0.66, 0.69, 0.54),
     "csf": (0.20, 0.25, 0.27, 1.00),
     "vessel": (0.25, 0.30, 1.05, 0.30),
-    "spot": (0.95, 0.54, 0.57, 0.85),
+    "spot": (0.90, 0.54, 0.57, 0.82),
     "oedema": (0.95, 0.56, 0.58, 0.88),
     "enhancing": (0.80, 0.58, 1.45, 0.74),
     "necrosis": (0.55, 0.34, 0.37, 0.92),
@@ -120,7 +120,7 @@ def write_phantoms(
         rng = np.random.default_rng([seed, i, list(_LAYOUTS).index(dataset)])
         volumes = _case(dataset, rng, shape)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as hidden:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as hidden:
             unfinished = Path(hidden, folder.name)
             unfinished.mkdir()
             for name, volume in volumes.items():
@@ -155,7 +155,7 @@ def _case(dataset: str, rng: np.random.Generator, shape: Shape) -> dict[str, NDA
         tissues, to_ventricle = _tissues(rng, where, depth, voxel)
         spots = _spots(rng, tissues, to_ventricle, int(rng.integers(3, 16)), voxel)
         _paint(tissues, "spot", spots)
-        label = spots > 0.5
+        label = (spots > 0.5).astype(np.uint8)
     else:
         centre, radius = _tumour_place(rng, where, depth)
         tissues, to_ventricle = _tissues(rng, _push(where, centre, radius), depth, voxel)
@@ -164,7 +164,7 @@ def _case(dataset: str, rng: np.random.Generator, shape: Shape) -> dict[str, NDA
     brain = depth > 0
     scans = _scan(rng, tissues, brain, layout, voxel)
     volumes: dict[str, NDArray[np.generic]] = dict(zip(layout.modalities, scans, strict=True))
-    volumes[layout.label] = (label * brain).astype(np.uint8)
+    volumes[layout.label] = label * brain
     if dataset == "ms":
         volumes["brainmask"] = brain.astype(np.uint8)
     return volumes
@@ -220,7 +220,7 @@ def _tissues(rng: np.random.Generator, where: Array, depth: Array, voxel: float)
     pia = np.minimum(np.minimum(depth, sulcus), np.abs(x) + np.maximum(bridge, 0))
     pia = np.where(_ellipsoid(where, _PARTS["stem"]) > 0, np.inf, pia)
 
-    tissues = {"white": np.ones(shape)}
+    tissues: Tissues = {"white": np.ones(shape)}
     _paint(tissues, "grey", _above(3.4 - pia, voxel))
     csf = _above(0.7 - pia, voxel)
     _paint(tissues, "csf", csf)
@@ -251,7 +251,7 @@ def _spots(rng: np.random.Generator, tissues: Tissues, to_ventricle: Array, coun
     shape = to_ventricle.shape
     likely = tissues["white"] ** 4 * (np.exp(-np.maximum(to_ventricle, 0) / 7) + 0.01)
     ripple = 1 + 0.2 * _smooth(rng, shape, 4 / voxel)
-    axes = np.stack(np.indices(shape)) * voxel
+    axes = np.indices(shape) * voxel
     fraction = np.zeros(shape)
     for flat in rng.choice(likely.size, count, p=likely.ravel() / likely.sum()):
         offset = axes - np.array(np.unravel_index(flat, shape))[:, None, None, None] * voxel
@@ -276,7 +276,7 @@ def _push(where: Array, centre: Array, radius: float) -> Array:
 
 def _grow_tumour(
     rng: np.random.Generator, tissues: Tissues, offset: Array, radius: float, voxel: float
-) -> NDArray[np.integer]:
+) -> NDArray[np.uint8]:
     """Paints a tumour in place and returns its label, [x, y, z], in BraTS 2018's numbers.
 
     Args:

@@ -59,6 +59,11 @@ class MeanFieldNormal(PyroModule):
         }
 
     @torch.no_grad()
+    def set_scale(self, site: str, scale: Tensor) -> None:
+        """Set the standard deviation of a site's weights, of its shape."""
+        self.log_scales[self._keys[site]].copy_(scale.log())
+
+    @torch.no_grad()
     def means(self) -> dict[str, Tensor]:
         """Site → posterior mean."""
         return {site: self.posterior(site)[0].clone() for site in self._keys}

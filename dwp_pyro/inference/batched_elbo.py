@@ -27,7 +27,13 @@ class BatchedMeanFieldELBO(Trace_ELBO):
     divergence. Here the kernels of all sites under one `DeepWeightPrior` are one batch, and their bound
     is taken at the weights that the guide drew; other pairs use their registered divergence. The mean is
     the same, and the guide must be fully reparameterised Normals.
+
+    After each evaluation `terms` holds its two parts in nats: `log_likelihood`, and `divergence` with its scale β.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, float] = {}
 
     def _get_trace(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guide_trace = record(guide).get_trace(*args, **kwargs)
@@ -46,13 +52,14 @@ class BatchedMeanFieldELBO(Trace_ELBO):
         return float(torch_item(loss))
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
-        elbo: Any = 0.0
+        log_likelihood: Any = 0.0
+        divergence: Any = 0.0
         batches: dict[tuple[int, int, float], list[tuple[DeepWeightPrior, Any]]] = defaultdict(list)
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
                 continue
             if site["is_observed"]:
-                elbo = elbo + site["log_prob_sum"]
+                log_likelihood = log_likelihood + site["log_prob_sum"]
                 continue
             guide_site = guide_trace.nodes[name]
             prior = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
@@ -60,11 +67,13 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 key = (id(prior.kernel_vae), prior.particles, float(guide_site["scale"]))
                 batches[key].append((prior, guide_site))
             else:
-                divergence = kl_divergence(guide_site["fn"], site["fn"])
-                elbo = elbo - scale_and_mask(divergence, guide_site["scale"], guide_site["mask"]).sum()
+                kl = kl_divergence(guide_site["fn"], site["fn"])
+                divergence = divergence + scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
         for (_, _, scale), members in batches.items():
-            elbo = elbo - scale * _divergence(members)
-        return torch_item(-elbo), -elbo
+            divergence = divergence + scale * _divergence(members)
+        self.terms = {"log_likelihood": torch_item(log_likelihood), "divergence": torch_item(divergence)}
+        loss = divergence - log_likelihood
+        return torch_item(loss), loss
 
 
 def _divergence(members: list[tuple[DeepWeightPrior, Any]]) -> Tensor:

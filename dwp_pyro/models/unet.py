@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["PRIOR_BLOCKS", "ResidualUNet3d", "kernel_sites"]
+__all__ = ["PRIOR_BLOCKS", "ResidualUNet3d", "in_block", "kernel_sites"]
 
 #: The seven prior blocks of `ResidualUNet3d`: a prior is fitted to the kernels of each.
 #: A name stands for the kernels of every 3×3×3 convolution under it.
@@ -135,3 +135,8 @@ def kernel_sites(network: nn.Module) -> dict[str, Tensor]:
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(module.kernel_size) > 1
     }
+
+
+def in_block(site: str, block: str) -> bool:
+    """Whether a site ("down2.conv1.weight") belongs to one of `PRIOR_BLOCKS`."""
+    return any(site.startswith(f"{prefix}.") for prefix in PRIOR_BLOCKS[block])

@@ -1,0 +1,402 @@
+"""The command line: parse, call one function of the pipeline, print. Torch is imported only when a command runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dwp_pyro.config import (
+    DATASETS,
+    FinetuneConfig,
+    FitPriorConfig,
+    PredictConfig,
+    RunOptions,
+    Settings,
+    SviConfig,
+    data_root,
+)
+from dwp_pyro.errors import UserError
+
+__all__ = ["main"]
+
+if typing.TYPE_CHECKING:
+    from dwp_pyro.metrics import Summary
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_SettingsT = TypeVar("_SettingsT", bound=Settings)
+
+
+class _Group(click.Group):
+    """Turns the errors of users into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(" ".join(str(error).split()), 2)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}", 2)
+        except KeyboardInterrupt:
+            _fail("stopped; the same command with --resume goes on", 130)
+        except Exception as error:
+            # By name, not by class: importing the class would import torch for every --help.
+            if type(error).__name__ != "Interrupted":
+                raise
+            _fail(f"{error}, checkpoint saved; the same command with --resume goes on", 128 + error.signum)  # type: ignore[attr-defined]
+
+
+def _fail(message: str, code: int) -> typing.NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+class _List(click.ParamType):
+    """Comma-separated values."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return tuple(self.kind(part.strip()) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of {self.kind.__name__} values, by commas", param, ctx)
+
+
+def _settings_options(config: type[Settings], without: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
+    """An option for each setting of a command; what is not given stays None."""
+
+    def decorate(command: _Command) -> _Command:
+        hints = typing.get_type_hints(config)
+        for field in reversed(dataclasses.fields(config)):
+            if field.name in without:
+                continue
+            help_text = field.metadata["help"]
+            default = field.default
+            if "[default:" not in help_text and default is not None:
+                shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+                help_text += f"  [default: {str(shown).lower() if isinstance(default, bool) else shown}]"
+            flag = f"--{field.name.replace('_', '-')}"
+            declaration = f"{flag}/--no-{flag[2:]}" if hints[field.name] is bool else flag
+            command = click.option(
+                declaration,
+                field.name,
+                type=_option_type(hints[field.name], field.metadata["choices"]),
+                default=None,
+                help=help_text,
+            )(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="YAML file of settings; options given here win over it.",
+        )(command)
+
+    return decorate
+
+
+def _option_type(hint: Any, choices: tuple[str, ...]) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return _List(typing.get_args(kind)[0])
+    return click.Choice(choices) if choices else kind
+
+
+def _resolve(config: type[_SettingsT], config_file: Path | None, given: dict[str, Any]) -> _SettingsT:
+    values = {name: value for name, value in given.items() if value is not None}
+    return config.from_mapping(values) if config_file is None else config.from_yaml(config_file, **values)
+
+
+_out = click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<what it is>]")
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+_resume = click.option("--resume", is_flag=True, help="Go on where an unfinished run stopped.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace what a former run left in the folder.")
+
+
+def _run_options(command: _Command) -> _Command:
+    return _out(_device(_resume(_overwrite(command))))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("dwp-pyro"), prog_name="dwp-pyro")
+def main() -> None:
+    """Bayesian knowledge transfer for 3D medical segmentation.
+
+    Convolution kernels learned on one disease become a prior for another: fit-prior learns the prior
+    on a large source set, svi infers a network from 5 to 20 target scans under it, predict segments
+    with a map of the uncertainty. Start with: dwp-pyro demo
+    """
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder for everything.",
+)
+@_device
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything.")
+def demo(out: Path, device: str, seed: int) -> None:
+    """Everything on generated scans, in minutes.
+
+    Writes scans in the layouts of real data sets, learns a prior on one disease, and transfers it to
+    another. Called again on the same folder it goes on where it stopped.
+    """
+    from dwp_pyro.pipeline.demo import demo as run_demo
+
+    result = run_demo(out, device, seed, say=click.echo)
+    click.echo()
+    _print_table(result.table)
+    click.echo("\nGenerated scans and short training: this shows that everything works, not which arm is better.")
+    click.echo(f"\nKernels and prior samples:  {result.prior / 'kernels.png'}")
+    for arm, run in result.runs.items():
+        pictures = sorted((run / "predictions").glob("*.png"))
+        click.echo(f"{arm} pictures:  {', '.join(map(str, pictures[:2]))}, ...")
+    run = result.runs["DWP"]
+    click.echo(f"Maps for a viewer (ITK-SNAP, ...):  {run / 'predictions'}/*_{{seg,prob,entropy,mi}}.nii.gz")
+    click.echo(f"Figures of each test case:  {run / 'evaluation.csv'}")
+
+
+@main.command()
+@click.argument("dataset", type=click.Choice(["ms", "brats"]))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--cases", type=click.IntRange(min=1), default=24, show_default=True, help="Number of cases.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the anatomy.")
+def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
+    """Write generated scans into folder OUT, in a real layout.
+
+    ms: heads with multiple sclerosis, as open_ms_data; brats: heads with a tumour, as BraTS 2018.
+    """
+    from dwp_pyro.data.phantom import write_phantoms
+    from dwp_pyro.progress import progress
+
+    with progress(f"{dataset} scans", cases) as advance:
+        ids = write_phantoms(dataset, out, cases, seed, progress=lambda: advance(""))  # type: ignore[arg-type]
+    click.echo(f"{len(ids)} cases in {out}: {ids[0]} to {ids[-1]}")
+
+
+@main.command("check-data")
+@click.option("--dataset", type=click.Choice(DATASETS), help="Layout of the scans.  [default: told from the folder]")
+@click.option("--root", help="Folder of the scans.  [default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]")
+@click.option("--modality", type=_List(str), help="Modalities each case must have.  [default: those any case has]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def check_data(dataset: str | None, root: str | None, modality: tuple[str, ...] | None, as_json: bool) -> None:
+    """Show what a folder of scans holds, and what is wrong with it.
+
+    Every file is read whole. Exit code 2 if any case has a problem.
+    """
+    if dataset is None and root is None:
+        raise click.UsageError("give --dataset, --root, or both")
+    from dwp_pyro.data.layouts import LAYOUTS, detect_layout
+    from dwp_pyro.pipeline.check_data import check_data as check
+
+    folder = data_root(dataset or "", root)
+    layout = detect_layout(folder) if dataset is None else LAYOUTS[dataset]
+    report = check(folder, layout, modality or ())
+    problems = [problem for case in report["cases"] for problem in case["problems"]]
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print_cases(report)
+        for problem in problems:
+            click.echo(f"problem: {problem}")
+    if problems:
+        spoiled = sum(1 for case in report["cases"] if case["problems"])
+        _fail(f"{folder}: {spoiled} of {len(report['cases'])} cases have a problem, first: {problems[0]}", 2)
+
+
+@main.command("fit-prior")
+@_settings_options(FitPriorConfig)
+@_run_options
+def fit_prior(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any
+) -> None:
+    """Learn a prior over convolution kernels.
+
+    Trains source networks on bootstraps of the scans, collects the kernels of their snapshots, and fits
+    a variational autoencoder to each block of the network; or fits to the kernels of a file (--kernels).
+    The run folder is the prior: it holds no image and can be shared.
+    """
+    config = _resolve(FitPriorConfig, config_file, given)
+    from dwp_pyro.pipeline.fit_prior import fit_prior as run
+
+    name = f"prior-{config.dataset}" if config.kernels is None else f"prior-{Path(config.kernels).stem}"
+    folder = out or Path("runs") / name
+    prior = run(config, RunOptions(folder, device, resume, overwrite))
+    names = list(next(iter(prior.cards.values())).nats_per_kernel)
+    rows = [
+        [block, f"{card.kernels}", *(f"{card.nats_per_kernel[name]:.1f}" for name in names)]
+        for block, card in prior.cards.items()
+    ]
+    click.echo("Log-density of held-out kernels, in nats a kernel (higher is better):")
+    _print_rows(["block", "kernels", *(name.replace("_", " ") for name in names)], rows)
+    click.echo(f"Prior: {folder}\nPicture: {folder / 'kernels.png'}")
+
+
+@main.command()
+@_settings_options(SviConfig)
+@_run_options
+def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any) -> None:
+    """Infer a network from n target scans, with a prior over its kernels.
+
+    Mean-field variational inference. The prior comes from the folder that fit-prior made.
+    """
+    config = _resolve(SviConfig, config_file, given)
+    from dwp_pyro.pipeline.svi import svi as run
+
+    folder = out or Path(f"runs/svi-{config.dataset}-{config.prior}-n{config.n}-seed{config.seed}")
+    run(config, RunOptions(folder, device, resume, overwrite))
+    _print_trained(folder)
+
+
+@main.command()
+@_settings_options(FinetuneConfig)
+@_run_options
+def finetune(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any
+) -> None:
+    """Train a deterministic network on n target scans: the arms to compare with.
+
+    --init random is UNet-RI; --init source is UNet-PR; --init source --train ends is UNet-PRf.
+    """
+    config = _resolve(FinetuneConfig, config_file, given)
+    from dwp_pyro.pipeline.finetune import finetune as run
+
+    folder = out or Path(f"runs/finetune-{config.dataset}-{config.init}-{config.train}-n{config.n}-seed{config.seed}")
+    run(config, RunOptions(folder, device, resume, overwrite))
+    _print_trained(folder)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("scans", type=click.Path(path_type=Path), nargs=-1, required=True)
+@_settings_options(PredictConfig)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the predictions.  [default: RUN/predictions]")
+@_device
+@_resume
+@_overwrite
+def predict(
+    run: Path,
+    scans: tuple[Path, ...],
+    config_file: Path | None,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    **given: Any,
+) -> None:
+    """Segment SCANS with a trained RUN, with maps of the uncertainty.
+
+    SCANS is a folder in any known layout, or the files of one case, one a modality of the run in its
+    order. Each case gets _seg, _prob, _entropy and _mi (mutual information) as NIfTI on its own grid,
+    and a picture.
+    """
+    config = _resolve(PredictConfig, config_file, given)
+    from dwp_pyro.pipeline.predict import predict as run_predict
+
+    pictures = run_predict(run, scans, config, out=out, device=device, resume=resume, overwrite=overwrite)
+    folder = out or run / "predictions"
+    click.echo(f"{len(pictures)} cases in {folder}" + (f"; picture of the first: {pictures[0]}" if pictures else ""))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_settings_options(PredictConfig)
+@click.option("--root", help="Folder of the scans, if it has moved since the run.")
+@_device
+def evaluate(run: Path, config_file: Path | None, root: str | None, device: str, **given: Any) -> None:
+    """Measure a trained RUN on the test cases of its split.
+
+    Dice, IoU, HD95, NLL and calibration error (ECE) of each case and their means, into
+    RUN/evaluation.csv and RUN/evaluation.json. Predicts the cases first, where that is not done.
+    """
+    config = _resolve(PredictConfig, config_file, given)
+    from dwp_pyro.metrics import EMPTY_MASK_POLICY
+    from dwp_pyro.pipeline.evaluate import evaluate as run_evaluate
+
+    summary = run_evaluate(run, config, root=root, device=device)
+    cases = next(iter(summary.values())).cases
+    _print_table({run.name: summary})
+    click.echo(f"Mean ± standard error over {cases} test cases. Empty masks: {EMPTY_MASK_POLICY}.")
+    click.echo(f"Each case: {run / 'evaluation.csv'}")
+
+
+@main.command("score-prior")
+@click.argument("prior", type=click.Path(path_type=Path))
+@click.option("--kernels", type=click.Path(path_type=Path), required=True, help="A .safetensors bank or an .npy array.")
+@click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Samples K of the bound.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bound's samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bool) -> None:
+    """Measure the log-density that a PRIOR gives to kernels, in nats a kernel.
+
+    Beside it: N(0, 1) on each weight, and the full-covariance Gaussian of the kernels that the prior was
+    fitted to.
+    """
+    from dwp_pyro.pipeline.score_prior import score_prior as score
+
+    result = score(prior, kernels, samples=samples, seed=seed)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        nats = result["nats_per_kernel"]
+        _print_rows(
+            ["kernels", *(name.replace("_", " ") for name in nats)],
+            [[str(result["kernels"]), *(f"{value:.2f}" for value in nats.values())]],
+        )
+
+
+def _print_trained(folder: Path) -> None:
+    click.echo(f"Run: {folder}")
+    click.echo(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
+
+
+def _print_table(table: dict[str, dict[str, Summary]]) -> None:
+    titles = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (mm)", "nll": "NLL", "ece": "ECE"}
+    digits = {"hd95": 1}
+    rows = []
+    for arm, summary in table.items():
+        cells = [
+            f"{s.mean:.{digits.get(name, 3)}f} ± {s.standard_error:.{digits.get(name, 3)}f}"
+            for name, s in summary.items()
+        ]
+        rows.append([arm, *cells])
+    _print_rows(["", *(titles[name] for name in next(iter(table.values())))], rows)
+
+
+def _print_cases(report: dict[str, Any]) -> None:
+    rows = []
+    for case in report["cases"]:
+        labels = ", ".join(f"{name} {count}" for name, count in case["labels"].items()) or "-"
+        rows.append(
+            [
+                case["id"],
+                " ".join(case["modalities"]),
+                "×".join(map(str, case["shape"])) if case["shape"] else "-",
+                "×".join(f"{side:g}" for side in case["spacing"]) if case["spacing"] else "-",
+                labels,
+                f"{len(case['problems'])}" if case["problems"] else "none",
+            ]
+        )
+    click.echo(f"Layout {report['layout']}, {len(rows)} cases")
+    _print_rows(["case", "modalities", "voxels", "spacing (mm)", "label voxels", "problems"], rows)
+
+
+def _print_rows(header: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,289 @@
+"""The settings of every command: frozen, checked at birth, in and out of YAML.
+
+A setting is written once, here: the command line makes its options, help and defaults from these
+fields. Only what changes a result is a setting; where and how a run happens is in `RunOptions`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from dwp_pyro.distributions.priors import PRIORS
+from dwp_pyro.errors import ConfigError
+
+__all__ = [
+    "FinetuneConfig",
+    "FitPriorConfig",
+    "PredictConfig",
+    "RunOptions",
+    "Settings",
+    "SviConfig",
+    "data_root",
+]
+
+#: Names of the layouts; the layouts themselves, which need more imports, are in `data.layouts`.
+DATASETS = ("brats", "openms", "ms")
+
+DATA_VARIABLE = "DWP_PYRO_DATA"
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
+    """A field with what the command line needs to make an option of it."""
+    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one command.
+
+    Raises:
+        ConfigError: if a value has the wrong type, or lies outside its choices or its range.
+    """
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            name = item.name.replace("_", "-")
+            if not _matches(value, hints[item.name]):
+                raise ConfigError(f"{name}: expected {_describe(hints[item.name])}, got {value!r}")
+            choices, minimum = item.metadata.get("choices"), item.metadata.get("minimum")
+            for part in value if isinstance(value, tuple) else (value,):
+                if part is None:
+                    continue
+                if choices and part not in choices:
+                    raise ConfigError(f"{name}: '{part}' is not one of {', '.join(choices)}")
+                if minimum is not None and not part >= minimum:
+                    raise ConfigError(f"{name}: must be at least {minimum:g}, got {part:g}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from plain values, as YAML holds them; lists become tuples, names may have dashes.
+
+        Raises:
+            ConfigError: if a name is unknown or a value does not fit.
+        """
+        known = {item.name: item for item in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        arguments: dict[str, Any] = {}
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                raise ConfigError(f"'{key}' is no setting of this command (settings: {', '.join(sorted(known))})")
+            if isinstance(value, list):
+                value = tuple(value)
+            if isinstance(value, int) and not isinstance(value, bool) and hints[name] is float:
+                value = float(value)
+            arguments[name] = value
+        return cls(**arguments)
+
+    @classmethod
+    def from_yaml(cls, path: Path, **changes: Any) -> Self:
+        """Settings from a YAML file, with some of them changed.
+
+        Raises:
+            ConfigError: naming the file, if it cannot be read or does not fit.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+            reason = " ".join(str(problem).split())
+            raise ConfigError(f"{path}: cannot be read as YAML ({reason})") from problem
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: should hold 'name: value' lines")
+        try:
+            return cls.from_mapping({**values, **changes})
+        except ConfigError as problem:
+            raise ConfigError(f"{path}: {problem}") from problem
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for YAML and JSON."""
+        plain = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            plain[item.name] = list(value) if isinstance(value, tuple) else value
+        return plain
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    for kind in _alternatives(hint):
+        if typing.get_origin(kind) is tuple:
+            part = typing.get_args(kind)[0]
+            if isinstance(value, tuple) and value and all(_matches(item, part) for item in value):
+                return True
+        elif kind is float:
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                return True
+        elif kind is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, kind):
+            return True
+    return False
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
+    parts = []
+    for kind in _alternatives(hint):
+        if typing.get_origin(kind) is tuple:
+            parts.append(f"a list, each {words[typing.get_args(kind)[0]]}")
+        else:
+            parts.append(words[kind])
+    return " or ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    dataset: str = setting("brats", "Layout of the scans.", choices=DATASETS)
+    root: str | None = setting(None, "Folder of the scans.  [default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]")
+    split: str | None = setting(
+        None, "JSON file with the case ids of 'train', 'test' and, if you like, 'validation'.  [default: by seed]"
+    )
+    validation: int = setting(4, "Validation cases, where the split file names none.", minimum=0)
+    modality: tuple[str, ...] = setting(("flair",), "Modalities, by commas: flair, t1, t1ce, t2.")
+    region: str | None = setting(
+        None, "What to segment: whole, core or enhancing for brats; lesion for ms.  [default: whole or lesion]"
+    )
+    spacing: float | None = setting(None, "Resample to cubic voxels of this side, in mm.  [default: as scanned]")
+    patch: int = setting(64, "Side of a training patch, in voxels; smaller scans are taken whole.", minimum=16)
+    seed: int = setting(0, "Seed of the split, the initialisation, the patches and every sample.", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spacing is not None and not 0 < self.spacing < 1000:
+            raise ConfigError(f"spacing: must be a positive number of mm, got {self.spacing:g}")
+        if len(set(self.modality)) != len(self.modality):
+            raise ConfigError(f"modality: named twice in {','.join(self.modality)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(DataSettings):
+    widths: tuple[int, ...] = setting(
+        (16, 32, 64, 128), "Channels of the U-Net at its four resolutions, by commas.", minimum=1
+    )
+    short: bool = setting(False, "Six down blocks instead of nine.")
+    likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
+    steps: int = setting(400, "Optimisation steps (of a bootstrap, for fit-prior).", minimum=1)
+    batch_size: int = setting(1, "Patches a step.", minimum=1)
+    learning_rate: float = setting(1e-3, "Highest learning rate of AdamW.", minimum=0)
+    weight_decay: float = setting(0.0, "Weight decay of AdamW, on deterministic weights.", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.widths) != 4:
+            raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPriorConfig(TrainingSettings):
+    """Settings of `fit-prior`."""
+
+    dataset: str = setting("ms", "Layout of the source scans.", choices=DATASETS)
+    kernels: str | None = setting(
+        None, "Fit to these kernels instead of training source networks: a .safetensors bank or an .npy array."
+    )
+    bootstraps: int = setting(3, "Source networks, each trained on a bootstrap of the cases.", minimum=1)
+    snapshots: int = setting(2, "Learning-rate cycles of a source network; a snapshot is taken after each.", minimum=1)
+    weight_decay: float = setting(0.01, "Weight decay of AdamW; it lets kernels forget their start.", minimum=0)
+    latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
+    hidden: tuple[int, ...] = setting((64, 64), "Hidden widths of the kernel VAEs, by commas.", minimum=1)
+    vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings(TrainingSettings):
+    n: int = setting(5, "Training cases: the first n of the seed's permutation.", minimum=1)
+    prior_from: str = setting("runs/prior-ms", "Folder made by fit-prior: the kernel prior, and the source network.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SviConfig(TargetSettings):
+    """Settings of `svi`."""
+
+    prior: str = setting("dwp", "Prior of the kernels.", choices=tuple(PRIORS))
+    init: str | None = setting(
+        None,
+        "First posterior means: draws of the kernel prior, the source network, or He initialisation.  "
+        "[default: prior for dwp, else he]",
+        choices=("prior", "source", "he"),
+    )
+    init_scale: float = setting(0.01, "First posterior standard deviation of every weight.", minimum=1e-6)
+    estimator: str = setting(
+        "shared", "One weight sample a step, or local reparameterisation.", choices=("shared", "local")
+    )
+    beta: float = setting(1.0, "Final weight of the KL term; 1 is Bayes, other values temper the prior.", minimum=1e-6)
+    anneal: float = setting(0.5, "Part of the steps over which the KL term's weight rises from 0.", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anneal > 1:
+            raise ConfigError(f"anneal: is a part of the steps, from 0 to 1, got {self.anneal:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TargetSettings):
+    """Settings of `finetune`: the deterministic arms."""
+
+    init: str = setting(
+        "random", "First weights: He initialisation, or the source network's.", choices=("random", "source")
+    )
+    train: str = setting("all", "Train every block, or the first and last alone.", choices=("all", "ends"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train == "ends" and self.init == "random":
+            raise ConfigError("train: 'ends' keeps the other blocks as they start, which needs --init source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Settings):
+    """Settings of `predict`, and of the predictions `evaluate` makes."""
+
+    samples: int = setting(20, "Weight samples S; a deterministic network needs one.", minimum=1)
+    overlap: float = setting(0.25, "Overlap of neighbouring windows, as a part of a window.", minimum=0)
+    seed: int = setting(0, "Seed of the weight samples.", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap >= 1:
+            raise ConfigError(f"overlap: must be below 1, got {self.overlap:g}")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run happens; nothing here changes its result.
+
+    Args:
+        out: folder of the run.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        resume: go on with an unfinished run.
+        overwrite: replace a former run of the same command.
+    """
+
+    out: Path
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+
+
+def data_root(dataset: str, root: str | None) -> Path:
+    """The folder of a dataset: as given, or `$DWP_PYRO_DATA/<dataset>`, or `./data/<dataset>`."""
+    if root is not None:
+        return Path(root)
+    return Path(os.environ.get(DATA_VARIABLE, "data")) / dataset

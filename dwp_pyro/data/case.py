@@ -1,0 +1,192 @@
+"""A case: the files of one scanned person, read and checked against each other."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from dwp_pyro.errors import DataError
+
+__all__ = ["Case", "Layout", "Scan", "Volume", "read_case", "read_volume"]
+
+# Tools that write the same grid differ by rounding, in mm; a real shift is larger.
+_AFFINE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of one case.
+
+    Args:
+        id: its name in the data set, unique there.
+        images: modality (flair, t1, t1ce, t2) → file.
+        label: file of the label, where there is one.
+        brain: file of the brain mask, where there is one; else the brain is where an image is not 0.
+    """
+
+    id: str
+    images: Mapping[str, Path]
+    label: Path | None = None
+    brain: Path | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk, and what its label values mean.
+
+    Args:
+        name: as the command line calls it.
+        find_cases: root folder → its cases, sorted by id; empty if the folder has another layout.
+        labels: label value → structure, background left out.
+        regions: region → the label values that make it up; the first is the default.
+        expected: what the folder should look like, for messages.
+    """
+
+    name: str
+    find_cases: Callable[[Path], list[Case]]
+    labels: Mapping[int, str]
+    regions: Mapping[str, frozenset[int]]
+    expected: str
+
+    def region_values(self, region: str | None) -> tuple[str, frozenset[int]]:
+        """The name and label values of a region, or of the default one.
+
+        Raises:
+            DataError: if this layout has no such region.
+        """
+        if region is None:
+            region = next(iter(self.regions))
+        if region not in self.regions:
+            raise DataError(f"region: '{region}' is not one of {', '.join(self.regions)}, which {self.name} scans have")
+        return region, self.regions[region]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A three-dimensional image on its grid.
+
+    Args:
+        data: [X, Y, Z], float32.
+        affine: [4, 4], voxel indices → scanner coordinates in mm (RAS+), as in nibabel.
+    """
+
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Side of a voxel along each axis, in mm."""
+        return tuple(float(side) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A case in memory: images [C, X, Y, Z], brain and label [X, Y, Z] on one grid.
+
+    Args:
+        id: of the case.
+        images: float32, one channel a modality.
+        brain: bool.
+        label: int16 label values, where the case has a label.
+        affine: [4, 4], as in `Volume`.
+        reference: the file whose grid this is.
+    """
+
+    id: str
+    images: NDArray[np.float32]
+    brain: NDArray[np.bool_]
+    label: NDArray[np.int16] | None
+    affine: NDArray[np.float64]
+    reference: Path = field(compare=False)
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a NIfTI file.
+
+    Raises:
+        DataError: if it is missing, damaged, not three-dimensional, holds NaN or infinity, or has a singular affine.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        image: Any = nibabel.load(path)
+        shape = image.shape
+        if len(shape) != 3 or min(shape) < 2:
+            found = "×".join(map(str, shape))
+            raise DataError(f"{path}: expected a three-dimensional volume, found {found}; split or convert it first")
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as problem:
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file whole?") from problem
+    if not np.isfinite(data).all():
+        raise DataError(f"{path}: holds NaN or infinite voxels; replace them first")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(f"{path}: its affine is singular or not finite; the header needs repair")
+    return Volume(data, affine)
+
+
+def read_case(case: Case, modalities: Sequence[str], labels: Mapping[int, str]) -> Scan:
+    """Read a case, all of its files on one grid.
+
+    Args:
+        case: its files.
+        modalities: the channels, in order.
+        labels: label value → structure.
+
+    Raises:
+        DataError: naming the file, if one is missing, damaged, or lies on another grid, if a label holds a
+            fraction or a value the layout does not know, or if the brain is empty.
+    """
+    missing = [name for name in modalities if name not in case.images]
+    if missing:
+        raise DataError(
+            f"case {case.id}: has no {missing[0]} scan (it has {', '.join(case.images)}); "
+            "add the file, leave the case out, or choose another --modality"
+        )
+    reference = case.images[modalities[0]]
+    first = read_volume(reference)
+    images = [first.data]
+    for name in modalities[1:]:
+        volume = read_volume(case.images[name])
+        _check_same_grid(volume, case.images[name], first, reference)
+        images.append(volume.data)
+    stack = np.stack(images)
+    if case.brain is None:
+        brain = (stack != 0).any(0)
+    else:
+        mask = read_volume(case.brain)
+        _check_same_grid(mask, case.brain, first, reference)
+        brain = mask.data > 0
+    if not brain.any():
+        raise DataError(f"{case.brain or reference}: has no voxel above 0; the case has no brain to look at")
+    label = None if case.label is None else _read_label(case.label, labels, first, reference)
+    return Scan(case.id, stack, brain, label, first.affine, reference)
+
+
+def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference: Path) -> NDArray[np.int16]:
+    volume = read_volume(path)
+    _check_same_grid(volume, path, first, reference)
+    whole = np.rint(volume.data)
+    if not np.array_equal(whole, volume.data):
+        raise DataError(f"{path}: label values are not whole numbers; was the mask resampled without 'nearest'?")
+    unknown = sorted(set(np.unique(whole).astype(int).tolist()) - {0, *labels})
+    if unknown:
+        known = ", ".join(f"{value} {name}" for value, name in labels.items())
+        raise DataError(f"{path}: unknown label value {unknown[0]}; this layout has 0 background, {known}")
+    return whole.astype(np.int16)
+
+
+def _check_same_grid(volume: Volume, path: Path, first: Volume, reference: Path) -> None:
+    if volume.data.shape != first.data.shape:
+        found, expected = "×".join(map(str, volume.data.shape)), "×".join(map(str, first.data.shape))
+        raise DataError(f"{path}: has {found} voxels, but {reference.name} has {expected}; resample one to the other")
+    if not np.allclose(volume.affine, first.affine, atol=_AFFINE_TOLERANCE):
+        raise DataError(f"{path}: its affine differs from that of {reference.name}; resample or repair one")

@@ -1,0 +1,98 @@
+"""Which cases train, validate and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dwp_pyro.errors import DataError
+from dwp_pyro.storage import read_json
+
+__all__ = ["Split", "read_split", "seeded_split"]
+
+_TEST_PART = 0.2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids by role; no case has two.
+
+    Training sets are nested: with the same seed, the n first of a larger training set are the smaller one.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def to_mapping(self) -> dict[str, list[str]]:
+        """Plain lists, as a split file holds them."""
+        return {role: list(ids) for role, ids in asdict(self).items()}
+
+
+def seeded_split(ids: Sequence[str], n: int | None, validation: int, seed: int) -> Split:
+    """A fifth of the seed's permutation for testing, then the validation cases, then the first n of the rest.
+
+    Args:
+        ids: of all cases.
+        n: training cases; None takes all.
+        validation: validation cases.
+        seed: of the permutation.
+
+    Raises:
+        DataError: if there are too few cases.
+    """
+    order = _permutation(ids, seed)
+    tested = round(_TEST_PART * len(order))
+    rest = order[tested + validation :]
+    return Split(_first(rest, n), tuple(order[tested : tested + validation]), tuple(order[:tested]))
+
+
+def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, seed: int) -> Split:
+    """A split file: JSON lists of case ids under "train", "test" and, if wanted, "validation".
+
+    Without "validation", the last of the seed's permutation of the training cases validate.
+
+    Args:
+        path: of the file.
+        ids: of all cases.
+        n: training cases, the first of the seed's permutation; None takes all.
+        validation: validation cases, where the file names none.
+        seed: of the permutation.
+
+    Raises:
+        DataError: naming the file, if it cannot be read, names a case that is not there or one twice, or has too
+            few training cases.
+    """
+    content = read_json(path, DataError)
+    lists: dict[str, list[str]] = {}
+    for role in ("train", "validation", "test"):
+        names = content.get(role, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path}: '{role}' should be a list of case ids")
+        lists[role] = names
+    named = [name for names in lists.values() for name in names]
+    for name in named:
+        if name not in ids:
+            raise DataError(f"{path}: case '{name}' is not among the scans; correct the file or the --root")
+        if named.count(name) > 1:
+            raise DataError(f"{path}: case '{name}' is named twice; a case has one role")
+    order = _permutation(lists["train"], seed)
+    if "validation" not in content and validation:
+        lists["validation"] = order[-validation:]
+        order = order[:-validation]
+    return Split(_first(order, n), tuple(lists["validation"]), tuple(lists["test"]))
+
+
+def _permutation(ids: Sequence[str], seed: int) -> list[str]:
+    ordered = sorted(ids)
+    return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
+
+
+def _first(ids: Sequence[str], n: int | None) -> tuple[str, ...]:
+    wanted = 1 if n is None else n
+    if len(ids) < wanted:
+        raise DataError(f"{wanted} training cases asked for, {len(ids)} left beside test and validation")
+    return tuple(ids[:n])

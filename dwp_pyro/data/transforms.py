@@ -1,0 +1,184 @@
+"""Scans to tensors and back: MONAI pipelines for training, for inference, and to the scan's own grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    FgBgToIndicesd,
+    Invertd,
+    MaskIntensityd,
+    NormalizeIntensityd,
+    Orientationd,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Spacingd,
+    SpatialPadd,
+)
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dwp_pyro.data.case import Scan
+
+__all__ = ["Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
+
+_STRIDE = 8  # of the network's deepest features
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A case ready for the network, cropped to its brain.
+
+    Args:
+        id: of the case.
+        image: [C, X, Y, Z], normalised over the brain, 0 outside.
+        brain: [1, X, Y, Z], 0 or 1.
+        label: [1, X, Y, Z], 1 in the region and 0 outside; None without a label.
+        fg_indices: flat indices of the region's voxels.
+        bg_indices: flat indices of the brain's other voxels.
+    """
+
+    id: str
+    image: MetaTensor
+    brain: MetaTensor
+    label: MetaTensor | None
+    fg_indices: Tensor
+    bg_indices: Tensor
+
+
+class Preprocessing:
+    """Orientation to RAS, spacing, crop to the brain, normalisation over the brain; and the way back.
+
+    Args:
+        spacing: side of the cubic voxels to resample to, in mm; None keeps those of the scan.
+    """
+
+    def __init__(self, spacing: float | None) -> None:
+        keys = ("image", "brain", "label")
+        resample = []
+        if spacing is not None:
+            resample = [
+                Spacingd(keys, (spacing,) * 3, mode=("bilinear", "nearest", "nearest"), allow_missing_keys=True)
+            ]
+        self._transform = Compose(
+            [
+                Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
+                *resample,
+                MaskIntensityd("image", mask_key="brain"),
+                CropForegroundd(keys, "brain", allow_smaller=True, allow_missing_keys=True),
+                NormalizeIntensityd("image", nonzero=True, channel_wise=True),
+            ]
+        )
+        self._indices = FgBgToIndicesd("label", image_key="brain")
+
+    def __call__(self, scan: Scan, region_values: frozenset[int]) -> Example:
+        """Args: a scan, and the label values that make up the region to segment."""
+        affine = torch.from_numpy(scan.affine)
+        volumes = {
+            "image": MetaTensor(scan.images, affine=affine),
+            "brain": MetaTensor(scan.brain[None].astype(np.float32), affine=affine),
+        }
+        if scan.label is not None:
+            region = np.isin(scan.label, sorted(region_values))
+            volumes["label"] = MetaTensor(region[None].astype(np.float32), affine=affine)
+        done = self._transform(volumes)
+        if scan.label is None:
+            nowhere = torch.empty(0, dtype=torch.long)
+            return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)
+        indices = self._indices(done)
+        fg, bg = (torch.as_tensor(indices[f"label_{kind}_indices"]) for kind in ("fg", "bg"))
+        return Example(scan.id, done["image"], done["brain"], done["label"], fg, bg)
+
+    def invert(self, maps: Tensor, example: Example, scan: Scan) -> NDArray[np.float32]:
+        """Maps [M, X, Y, Z] on an example's grid → [M, X, Y, Z] on the scan's own, by trilinear interpolation.
+
+        Voxels outside the scan's brain are 0.
+        """
+        # Maps have taken the way of the image; its record is what MONAI inverts.
+        carrier = MetaTensor(maps.cpu().float(), meta=example.image.meta)
+        carrier.applied_operations = example.image.applied_operations
+        back = Invertd("maps", self._transform, orig_keys="image", nearest_interp=False, to_tensor=True)
+        inverted = back({"image": example.image, "maps": carrier})["maps"]
+        return np.asarray(inverted, dtype=np.float32) * scan.brain
+
+
+def patch_shape(examples: Sequence[Example], side: int) -> tuple[int, int, int]:
+    """Shape of a training patch: `side` voxels, but no larger than the examples, rounded up to a multiple of 8."""
+    largest = [max(example.image.shape[1 + axis] for example in examples) for axis in range(3)]
+    x, y, z = (min(math.ceil(side / _STRIDE), math.ceil(n / _STRIDE)) * _STRIDE for n in largest)
+    return x, y, z
+
+
+class Patches(Dataset[Batch]):
+    """An endless training set as a function of position: patch i is the same whoever asks, and whenever.
+
+    Each round of the examples is a new permutation; patch i is drawn and augmented with the seed
+    (seed, i). Stopping and resuming, or loading by other processes, therefore changes nothing.
+
+    Half of the patches are centred on the region, half on the rest of the brain. Augmentation: mirrored
+    left to right; brightness and contrast by up to a tenth.
+
+    Args:
+        examples: labelled examples, at least one.
+        shape: patch shape [x, y, z]; smaller examples are padded with 0.
+        seed: of everything random here.
+        length: number of patches.
+    """
+
+    def __init__(self, examples: Sequence[Example], shape: tuple[int, int, int], seed: int, length: int) -> None:
+        self.examples = list(examples)
+        self.seed = seed
+        self.length = length
+        keys = ("image", "label", "brain")
+        self._transform = Compose(
+            [
+                RandCropByPosNegLabeld(
+                    keys,
+                    "label",
+                    shape,
+                    image_key="brain",
+                    fg_indices_key="fg_indices",
+                    bg_indices_key="bg_indices",
+                    allow_smaller=True,
+                ),
+                RandFlipd(keys, prob=0.5, spatial_axis=0),
+                RandScaleIntensityd("image", factors=0.1, prob=1.0),
+                RandShiftIntensityd("image", offsets=0.1, prob=1.0),
+                MaskIntensityd("image", mask_key="brain"),
+                SpatialPadd(keys, shape),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        """Image [C, x, y, z], label and brain [1, x, y, z], and the case's number of brain voxels []."""
+        round_, place = divmod(index, len(self.examples))
+        order = np.random.default_rng([self.seed, round_]).permutation(len(self.examples))
+        example = self.examples[order[place]]
+        assert example.label is not None
+        self._transform.set_random_state(seed=int(np.random.default_rng([self.seed, index, 1]).integers(2**31)))
+        (patch,) = self._transform(
+            {
+                "image": example.image,
+                "label": example.label,
+                "brain": example.brain,
+                "fg_indices": example.fg_indices,
+                "bg_indices": example.bg_indices,
+            }
+        )
+        image, label, brain = (patch[key].as_tensor() for key in ("image", "label", "brain"))
+        return image, label.long(), brain, example.brain.as_tensor().sum()

@@ -1,0 +1,82 @@
+"""The posterior predictive of a scan, as streaming moments over weight samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor
+
+from dwp_pyro.inference.posterior import Posterior
+
+__all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per voxel, each [X, Y, Z]; entropies in nats.
+
+    Args:
+        probability: p̄, the mean probability of the region.
+        entropy: H[p̄], the predictive entropy.
+        mutual_information: H[p̄] − E H[p], what the weights do not agree on (epistemic).
+    """
+
+    probability: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+
+
+@torch.no_grad()
+def posterior_predictive(
+    posterior: Posterior,
+    image: Tensor,
+    seeds: Sequence[int],
+    overlap: float = 0.25,
+    advance: Callable[[], None] = lambda: None,
+) -> Moments:
+    """One coherent pass over the whole image for each weight sample: the same kernels in every window.
+
+    Memory does not grow with the number of samples: two running sums are kept.
+
+    Args:
+        posterior: on the image's device.
+        image: [channels, X, Y, Z].
+        seeds: one a weight sample.
+        overlap: of neighbouring windows, as a part of a window.
+        advance: called after each sample.
+    """
+    total = entropies = torch.zeros(image.shape[1:], device=image.device)
+    for seed in seeds:
+        probability = _probability(posterior, image, posterior.draw(seed), overlap)
+        total = total + probability
+        entropies = entropies + _entropy(probability)
+        advance()
+    mean = total / len(seeds)
+    entropy = _entropy(mean)
+    # Jensen's inequality makes it positive; rounding may not.
+    return Moments(mean, entropy, (entropy - entropies / len(seeds)).clamp_min(0))
+
+
+@torch.no_grad()
+def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: float = 0.25) -> Tensor:
+    """The region's probability with every kernel at its posterior mean: image [channels, X, Y, Z] → [X, Y, Z]."""
+    return _probability(posterior, image, posterior.means(), overlap)
+
+
+def _probability(posterior: Posterior, image: Tensor, kernels: dict[str, Tensor], overlap: float) -> Tensor:
+    def window_probability(window: Tensor) -> Tensor:
+        return posterior.logits(window, kernels).softmax(1)[:, 1:]
+
+    result = sliding_window_inference(
+        image[None], posterior.card.patch, 1, window_probability, overlap, mode="gaussian"
+    )
+    assert isinstance(result, Tensor)
+    return result[0, 0]
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    """Of a Bernoulli variable, in nats."""
+    return -(torch.xlogy(probability, probability) + torch.xlogy(1 - probability, 1 - probability))

@@ -1,0 +1,236 @@
+"""The SVI loop: annealing, progress, checkpoint, resume. Every arm is trained by it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from dwp_pyro.data.transforms import Patches
+from dwp_pyro.errors import RunError
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.progress import progress
+from dwp_pyro.storage import load_tensors, save_tensors
+
+__all__ = ["Interrupted", "Plan", "optimise", "step_seed", "steps_done"]
+
+_CHECKPOINT_INTERVAL = 60.0  # seconds
+_LOG_EVERY = 10  # steps
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its checkpoint is saved.
+
+    Args:
+        signum: number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to optimise. Rates are functions of the step alone, so that a resumed run goes on as if uninterrupted.
+
+    Args:
+        steps: optimisation steps.
+        learning_rate: step → learning rate of AdamW.
+        beta: step → weight of the KL term.
+        weight_decay: of AdamW, on the network's deterministic parameters.
+        estimator: "shared" or "local".
+        seed: of the weight samples; step t draws with (seed, t).
+        validate_every: steps between two calls of `validate`.
+    """
+
+    steps: int
+    learning_rate: Callable[[int], float]
+    seed: int
+    beta: Callable[[int], float] = lambda step: 1.0
+    weight_decay: float = 0.0
+    estimator: str = "shared"
+    validate_every: int = 100
+
+
+class _OneOptimizer(PyroOptim):
+    """Lets SVI drive one torch optimiser over all parameters, instead of one a tensor: its state can be saved.
+
+    SVI hands over the parameters it saw as a set, without order; the optimiser knows its own.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def optimise(
+    model: SegmentationModel,
+    guide: MeanFieldNormal | None,
+    patches: Patches,
+    batch_size: int,
+    plan: Plan,
+    checkpoint: Path,
+    *,
+    description: str,
+    log: Callable[[int, Mapping[str, float]], None],
+    validate: Callable[[], Mapping[str, float]] = dict,
+    at_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Maximise the ELBO of a model under a guide; of a model without sites (guide None), the likelihood.
+
+    The parameters are trained in place. If `checkpoint` exists the loop goes on from there, to the same
+    result, bit by bit on the same machine with as many threads.
+
+    Args:
+        model: the generative program, on its device.
+        guide: on the same device.
+        patches: `plan.steps` × `batch_size` of them.
+        batch_size: patches a step.
+        plan: rates, estimator, seeds.
+        checkpoint: file that is written now and then, on SIGINT and SIGTERM, and at the end.
+        description: of the progress bar.
+        log: called with the step and its figures, every ten steps and after each validation.
+        validate: figures to log every `plan.validate_every` steps and at the last.
+        at_step: called after step t = 1, 2, … (before the checkpoint of that step is written).
+
+    Raises:
+        Interrupted: after a signal, with the checkpoint saved.
+        RunError: if the checkpoint does not fit, or the loss is NaN or infinite.
+    """
+    parameters = {f"network.{name}": p for name, p in model.network.named_parameters() if p.requires_grad}
+    decayed = list(parameters.values())
+    kept: list[nn.Parameter] = []
+    if guide is not None:
+        parameters |= {f"guide.{name}": p for name, p in guide.named_parameters()}
+        kept = list(guide.parameters())
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": plan.weight_decay}], lr=0.0, fused=True)
+    if kept:
+        optimizer.add_param_group({"params": kept, "weight_decay": 0.0})
+    start = _restore(checkpoint, parameters, optimizer)
+    device = next(iter(parameters.values())).device
+
+    def scaled_guide(*args: Any) -> Any:
+        with poutine.scale(scale=model.beta):
+            return guide(*args) if guide is not None else {}
+
+    elbo = BatchedMeanFieldELBO()
+    local = plan.estimator == "local" and guide is not None
+    # On a CPU the transforms take a hundredth of a step; beside a GPU they are hidden behind it.
+    workers = 0 if device.type == "cpu" else 2
+    rest = Subset(patches, range(start * batch_size, plan.steps * batch_size))
+    batches = iter(DataLoader(rest, batch_size, num_workers=workers, pin_memory=device.type == "cuda"))
+    model.train()
+    saved = time.monotonic()
+    with (
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        _stop_signals() as stopped,
+        progress(description, plan.steps, start) as advance,
+    ):
+        svi = SVI(model, scaled_guide, _OneOptimizer(optimizer), elbo)
+        for step in range(start, plan.steps):
+            image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
+            model.beta = plan.beta(step)
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate(step)
+            torch.manual_seed(step_seed(plan.seed, step))
+            with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
+                loss = svi.step(image, label, brain, brain_voxels)
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"{checkpoint.parent}: the loss became {loss} at step {step + 1}; the checkpoint before it is "
+                    "kept. Try a lower --learning-rate"
+                )
+            done = step + 1
+            figures: dict[str, float] = {}
+            if done % _LOG_EVERY == 0 or done == plan.steps:
+                figures |= {"loss": loss, **elbo.terms, "beta": model.beta, "learning_rate": plan.learning_rate(step)}
+            if done % plan.validate_every == 0 or done == plan.steps:
+                figures |= validate()
+                model.train()
+            if figures:
+                log(done, figures)
+            at_step(done)
+            if stopped() or done == plan.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
+                _save(checkpoint, done, parameters, optimizer)
+                saved = time.monotonic()
+            advance(f"loss {loss:.4g}")
+            if stopped() and done < plan.steps:
+                raise Interrupted(stopped())
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed of its own for each step, far from those of neighbouring seeds."""
+    return (seed * 1_000_003 + step + 1) % 2**63
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The steps behind a checkpoint; 0 if there is none."""
+    return int(load_tensors(checkpoint)[1]["step"]) if checkpoint.exists() else 0
+
+
+def _save(path: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"value/{name}"] = parameter
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"{key}/{name}": value for key, value in state.items()}
+    save_tensors(path, tensors, {"step": step})
+
+
+def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint, if there is one, and return the steps done."""
+    if not path.exists():
+        return 0
+    tensors, metadata = load_tensors(path)
+    if {name for name in tensors if name.startswith("value/")} != {f"value/{name}" for name in parameters}:
+        raise RunError(f"{path}: is a checkpoint of another network; give --overwrite to start again")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if tensors[f"value/{name}"].shape != parameter.shape:
+                raise RunError(f"{path}: '{name}' has another shape; give --overwrite to start again")
+            parameter.copy_(tensors[f"value/{name}"])
+            optimizer.state[parameter] = {
+                key.removesuffix(f"/{name}"): value.to(parameter.device)
+                for key, value in tensors.items()
+                if key.endswith(f"/{name}") and not key.startswith("value/")
+            }
+    return int(metadata["step"])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], int]]:
+    """Hold SIGINT and SIGTERM back; yields a function that says which came (0: none)."""
+    received = 0
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signum
+
+    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,46 @@
+"""The figures of a run over time: `metrics.jsonl`, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from dwp_pyro.storage import write_bytes
+
+__all__ = ["MetricsLog"]
+
+
+class MetricsLog:
+    """Appends figures; call it with a step and its figures.
+
+    Args:
+        folder: of the run.
+        stage: what the steps count, e.g. "svi" or "bootstrap0".
+        start: steps that the checkpoint stands for; later lines of the stage, which the resumed run will
+            write again, are dropped.
+    """
+
+    def __init__(self, folder: Path, stage: str, start: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.stage = stage
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if not self._is_later(line, start)]
+        write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self.stage, "step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{self.stage}/{name}", value, step)
+        self._writer.flush()
+
+    def _is_later(self, line: str, start: int) -> bool:
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that a kill cut short
+            return True
+        return bool(record["stage"] == self.stage and record["step"] > start)

@@ -1,0 +1,105 @@
+"""Source networks: bootstraps of the source cases, and snapshots of a cyclic learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dwp_pyro.config import FitPriorConfig
+from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.inference.svi import Plan
+from dwp_pyro.models.unet import kernel_sites
+from dwp_pyro.pipeline.collect_kernels import KernelSource
+from dwp_pyro.pipeline.train_network import network_card, train_network, validation_dice
+from dwp_pyro.pipeline.training_data import TrainingData
+from dwp_pyro.storage import read_json, write_json
+
+__all__ = ["Snapshot", "train_source"]
+
+Snapshot = tuple[KernelSource, dict[str, Tensor]]
+
+
+def train_source(
+    config: FitPriorConfig, data: TrainingData, run: Path, device: torch.device
+) -> tuple[list[Snapshot], Posterior]:
+    """Train a network on each bootstrap of the cases; take a snapshot where the learning rate has come down.
+
+    The rate falls from its highest to 0 along half a cosine in each cycle (Huang et al. 2017, eq. 2).
+    Snapshots are saved under `run/source`; those that are there are not made again.
+
+    Args:
+        config: of fit-prior.
+        data: the source cases.
+        run: folder of the run.
+        device: to train on.
+
+    Returns:
+        Each snapshot's source and kernels (site → weight), in order; and the network with the best
+        Dice on the validation cases (the last one, where there are none).
+    """
+    snapshots: list[Snapshot] = []
+    best: Posterior | None = None
+    best_dice = -math.inf
+    for bootstrap in range(config.bootstraps):
+        folder = run / "source" / f"bootstrap{bootstrap}"
+        if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
+            _train_bootstrap(config, data, run, folder, bootstrap, device)
+        for number in range(config.snapshots):
+            posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
+            dice = read_json(folder / f"snapshot{number}.json")["dice"]
+            source = KernelSource(bootstrap, number, config.dataset, asdict(posterior.card), dice)
+            snapshots.append((source, {name: w.detach() for name, w in kernel_sites(posterior.network).items()}))
+            if best is None or dice is None or dice > best_dice:
+                best, best_dice = posterior, -math.inf if dice is None else dice
+    assert best is not None
+    return snapshots, best
+
+
+def _train_bootstrap(
+    config: FitPriorConfig, data: TrainingData, run: Path, folder: Path, bootstrap: int, device: torch.device
+) -> None:
+    drawn = np.random.default_rng([config.seed, bootstrap]).integers(len(data.train), size=len(data.train))
+    bag = TrainingData(
+        data.layout, data.region, data.split, tuple(data.train[i] for i in drawn), data.validation, data.patch
+    )
+    cycle = math.ceil(config.steps / config.snapshots)
+    seed = config.seed * 1009 + bootstrap  # as far apart as bootstraps are
+
+    def snapshot(step: int, current: Callable[[], Posterior]) -> None:
+        if step % cycle and step != config.steps:
+            return
+        posterior = current()
+        number = math.ceil(step / cycle) - 1
+        dice = validation_dice(posterior, data, device) if data.validation else None
+        posterior.save(folder / f"snapshot{number}.safetensors")
+        write_json(folder / f"snapshot{number}.json", {"step": step, "dice": dice})
+
+    torch.manual_seed(seed)
+    card = network_card(config, data)
+    plan = Plan(
+        steps=config.steps,
+        learning_rate=lambda step: 0.5 * config.learning_rate * (1 + math.cos(math.pi * (step % cycle) / cycle)),
+        seed=seed,
+        weight_decay=config.weight_decay,
+        validate_every=cycle,
+    )
+    train_network(
+        card.network(),
+        None,
+        card,
+        bag,
+        config,
+        plan,
+        run,
+        folder / "checkpoint.safetensors",
+        device,
+        f"source network {bootstrap + 1} of {config.bootstraps}",
+        snapshot,
+    )
+    (folder / "checkpoint.safetensors").unlink()

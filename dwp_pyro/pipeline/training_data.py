@@ -1,0 +1,70 @@
+"""From settings to examples in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dwp_pyro.config import DataSettings, data_root
+from dwp_pyro.data.case import Layout, read_case
+from dwp_pyro.data.layouts import LAYOUTS, find_cases
+from dwp_pyro.data.split import Split, read_split, seeded_split
+from dwp_pyro.data.transforms import Example, Preprocessing, patch_shape
+from dwp_pyro.errors import DataError
+from dwp_pyro.progress import progress
+
+__all__ = ["TrainingData", "load_training_data"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a network is trained on, preprocessed and in memory.
+
+    Args:
+        layout: of the scans.
+        region: that is segmented.
+        split: case ids by role.
+        train: examples to train on, in the split's order.
+        validation: examples to validate on.
+        patch: shape of a training patch, [x, y, z].
+    """
+
+    layout: Layout
+    region: str
+    split: Split
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    patch: tuple[int, int, int]
+
+
+def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
+    """Find, split, read, check and preprocess the cases; nothing is written.
+
+    Args:
+        settings: of the command.
+        n: training cases; None takes all.
+
+    Raises:
+        DataError: if a case is unfit, or there are too few.
+    """
+    layout = LAYOUTS[settings.dataset]
+    region, values = layout.region_values(settings.region)
+    root = data_root(settings.dataset, settings.root)
+    cases = {case.id: case for case in find_cases(root, layout)}
+    chosen = (tuple(cases), n, settings.validation, settings.seed)
+    split = seeded_split(*chosen) if settings.split is None else read_split(Path(settings.split), *chosen)
+    preprocess = Preprocessing(settings.spacing)
+    examples = {}
+    ids = (*split.train, *split.validation)
+    with progress(f"reading {settings.dataset} scans", len(ids)) as advance:
+        for name in ids:
+            case = cases[name]
+            if case.label is None:
+                raise DataError(f"case {name}: has no label file, which training needs; add it, or leave the case out")
+            examples[name] = preprocess(read_case(case, settings.modality, layout.labels), values)
+            advance("")
+    train = tuple(examples[name] for name in split.train)
+    if not any(len(example.fg_indices) for example in train):
+        raise DataError(f"{root}: no training case holds any '{region}' voxel; there is nothing to learn")
+    validation = tuple(examples[name] for name in split.validation)
+    return TrainingData(layout, region, split, train, validation, patch_shape(train, settings.patch))

@@ -1,0 +1,128 @@
+"""Pictures: a case in three planes, and real kernels beside samples of the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dwp_pyro.distributions.kernel_prior import KernelPrior
+from dwp_pyro.storage import atomic_path
+
+__all__ = ["save_case_figure", "save_kernel_figure"]
+
+_PLANES = ("sagittal", "coronal", "axial")
+_KERNELS_SHOWN = 12
+
+
+def save_case_figure(
+    path: Path,
+    title: str,
+    affine: NDArray[np.float64],
+    image: NDArray[np.float32],
+    truth: NDArray[np.bool_] | None,
+    probability: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    mutual_information: NDArray[np.float32],
+) -> None:
+    """Draw the axial, coronal and sagittal plane through the region: image, outlines, and the maps.
+
+    All volumes are [X, Y, Z] on the scan's grid; planes are shown in radiological convention (the
+    person's right on the left), each through the largest cross-section of the region, true or predicted.
+    """
+    predicted = probability > 0.5
+    region = predicted if truth is None or not truth.any() else truth
+    if not region.any():
+        region = probability >= probability.max()
+    volumes: dict[str, tuple[Any, str | None, float | None]] = {
+        "image": (image, "gray", None),
+        "truth (green), prediction (red)": (image, "gray", None),
+        "probability": (probability, "viridis", 1.0),
+        "entropy (nats)": (entropy, "magma", float(np.log(2))),
+        "mutual information (nats)": (mutual_information, "magma", max(float(mutual_information.max()), 1e-3)),
+    }
+    region_ras = _to_ras(region, affine)
+    figure = Figure(figsize=(3.2 * len(volumes), 9.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, len(volumes))
+    spacing = np.linalg.norm(_ras_affine(image, affine)[:3, :3], axis=0)
+    outlines = [
+        (_to_ras(mask, affine), colour) for mask, colour in ((truth, "lime"), (predicted, "red")) if mask is not None
+    ]
+    for row, plane in enumerate((2, 1, 0)):
+        position = int(region_ras.sum(tuple(axis for axis in range(3) if axis != plane)).argmax())
+        sides = [side for axis, side in enumerate(spacing) if axis != plane]
+        for column, (name, (volume, colours, top)) in enumerate(volumes.items()):
+            ax = axes[row, column]
+            slice_ = _slice(_to_ras(volume, affine), plane, position)
+            low, high = (0.0, top) if top else (float(slice_.min()), float(np.percentile(slice_, 99.8)) or 1.0)
+            shown = ax.imshow(slice_, cmap=colours, vmin=low, vmax=high, aspect=sides[1] / sides[0], origin="lower")
+            if column == 1:
+                for mask, colour in outlines:
+                    outline = _slice(mask, plane, position)
+                    if outline.any() and not outline.all():
+                        ax.contour(outline, levels=[0.5], colors=colour, linewidths=1.2)
+            if column > 1 and row == 0:
+                figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.8)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if row == 0:
+                ax.set_title(name, fontsize=10)
+            if column == 0:
+                ax.set_ylabel(_PLANES[plane])
+    figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
+
+
+def save_kernel_figure(path: Path, kernels: Mapping[str, Tensor], prior: KernelPrior) -> None:
+    """Draw, for each block, random real kernels above samples of its prior, on one colour scale.
+
+    Of a three-dimensional kernel the middle slice is shown; of each block, kernels [n, k₁, …, k_d].
+    """
+    generator = torch.Generator().manual_seed(0)
+    figure = Figure(figsize=(_KERNELS_SHOWN * 0.75 + 1, 1.75 * len(kernels) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * len(kernels), _KERNELS_SHOWN, squeeze=False)
+    for row, (name, real) in enumerate(kernels.items()):
+        chosen = real[torch.randperm(len(real), generator=generator)[:_KERNELS_SHOWN]]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = prior.block(name).rsample([_KERNELS_SHOWN])
+        top = float(real.abs().flatten()[:: max(1, real.numel() // 100_000)].quantile(0.995))
+        for offset, (what, group) in enumerate((("real", chosen), ("prior", drawn))):
+            for column in range(_KERNELS_SHOWN):
+                ax = axes[2 * row + offset, column]
+                ax.axis("off")
+                if column < len(group):
+                    kernel = group[column]
+                    middle = kernel[len(kernel) // 2] if kernel.dim() == 3 else kernel
+                    ax.imshow(middle.numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
+            axes[2 * row + offset, 0].set_title(f"{name}, {what}", fontsize=8, loc="left")
+    figure.suptitle("Kernels of the source networks, and samples of the prior")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
+
+
+def _to_ras(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
+    orientation = nibabel.orientations.io_orientation(affine)
+    return np.asarray(nibabel.orientations.apply_orientation(volume, orientation))
+
+
+def _ras_affine(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    orientation = nibabel.orientations.io_orientation(affine)
+    return np.asarray(affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape))
+
+
+def _slice(volume: NDArray[Any], plane: int, position: int) -> NDArray[Any]:
+    """One plane of a RAS volume, rows upwards; where it shows both sides, the person's right is on the left."""
+    slice_ = np.take(volume, position, axis=plane).T
+    return slice_ if plane == 0 else slice_[:, ::-1]

@@ -1,0 +1,127 @@
+"""A kernel prior keeps its numbers on disk, and says what is wrong with a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.errors import PriorError
+
+
+@pytest.fixture
+def prior() -> KernelPrior:
+    blocks = {"first": KernelVAE((3, 3, 3), 2, (4, 5)), "second": KernelVAE((3, 3), 3, ())}
+    for parameter in blocks["first"].parameters():
+        torch.nn.init.normal_(parameter)
+    blocks["first"].standardise_by(torch.randn(27), torch.eye(27) + 0.1 * torch.randn(27, 27).tril(-1))
+    cards = {
+        "first": BlockCard(("input.weight", "down1.conv1.weight"), 10, {"prior": 1.5, "full_gaussian": 1.25}),
+        "second": BlockCard(("down2.weight",), 20),
+    }
+    return KernelPrior(blocks, cards, {"dataset": "ms", "bootstraps": [0, 1]})
+
+
+@pytest.fixture
+def folder(prior: KernelPrior, tmp_path: Path) -> Path:
+    prior.save(tmp_path / "prior")
+    return tmp_path / "prior"
+
+
+def test_round_trip(prior, folder):
+    """The same density to the last bit, cards and provenance, and frozen."""
+    loaded = KernelPrior.load(folder)
+    state = loaded.state_dict()
+    assert state.keys() == prior.state_dict().keys()
+    for name, tensor in prior.state_dict().items():
+        assert_close(state[name], tensor, rtol=0, atol=0)
+    assert loaded.cards == prior.cards
+    assert loaded.provenance == prior.provenance
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+    kernels, noise = torch.randn(6, 3, 3, 3), torch.randn(2, 6, 2)
+    assert_close(
+        loaded.block("first").bound(kernels, noise), prior.block("first").bound(kernels, noise), rtol=0, atol=0
+    )
+
+
+def test_the_description_states_the_scale_of_the_kernels(folder, prior):
+    """Root mean square of a weight under the block's Gaussian N(b, AAᵀ), with AAᵀ's diagonal by brute force."""
+    block = prior.block("first")
+    second_moment = block.loc**2 + (block.scale_tril @ block.scale_tril.T).diagonal()
+    description = json.loads((folder / "prior.json").read_text())
+    assert description["blocks"]["first"]["kernel_scale"] == pytest.approx(float(second_moment.mean().sqrt()), rel=1e-5)
+
+
+def test_the_block_of_a_site(prior):
+    """By the card; kernels are drawn in the site's own shape."""
+    assert prior.block_at("down1.conv1.weight", (8, 4, 3, 3, 3)) is prior.block("first")
+    assert prior.block_at("down2.weight", (8, 4, 3, 3)) is prior.block("second")
+    drawn = prior.sample_at("input.weight", (8, 4, 3, 3, 3))
+    assert drawn.shape == (8, 4, 3, 3, 3)
+    assert not drawn.requires_grad
+
+
+def test_any_site_takes_kernels_without_names():
+    vae = KernelVAE((3, 3, 3))
+    prior = KernelPrior({"all": vae}, {"all": BlockCard((ANY_SITE,), 1)})
+    assert prior.block_at("whatever.weight", (1, 1, 3, 3, 3)) is vae
+
+
+def test_an_unknown_site_is_named(prior):
+    with pytest.raises(PriorError, match=r"down9\.conv1\.weight.*first, second"):
+        prior.block_at("down9.conv1.weight", (1, 1, 3, 3, 3))
+
+
+def test_another_kernel_shape_is_named(prior):
+    with pytest.raises(PriorError, match=r"'first'.*3×3×3.*'input\.weight'.*5×5×5"):
+        prior.block_at("input.weight", (1, 1, 5, 5, 5))
+
+
+def test_a_missing_prior_is_named(tmp_path):
+    with pytest.raises(PriorError, match=r"nowhere.*fit-prior"):
+        KernelPrior.load(tmp_path / "nowhere")
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"format": 2}, {"format": None}, {"blocks": []}, {"blocks": {"first": {}}}, {"provenance": 3}],
+    ids=str,
+)
+def test_another_format_or_description_is_named(folder, changes):
+    edit(folder / "prior.json", **changes)
+    with pytest.raises(PriorError, match=r"prior\.json"):
+        KernelPrior.load(folder)
+
+
+def test_a_description_of_another_network_is_named(folder):
+    """The tensors are whole, but are not those of these blocks."""
+    blocks = json.loads((folder / "prior.json").read_text())["blocks"]
+    blocks["first"]["latent_size"] = 7
+    edit(folder / "prior.json", blocks=blocks)
+    with pytest.raises(PriorError, match=r"prior\.safetensors.*prior\.json"):
+        KernelPrior.load(folder)
+
+
+@pytest.mark.parametrize("name", ["prior.json", "prior.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_truncated_file_is_named(folder, name, share):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(PriorError, match=name):
+        KernelPrior.load(folder)
+
+
+def test_missing_tensors_are_named(folder):
+    (folder / "prior.safetensors").unlink()
+    with pytest.raises(PriorError, match=r"prior\.safetensors"):
+        KernelPrior.load(folder)

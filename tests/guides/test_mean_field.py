@@ -1,0 +1,115 @@
+"""`MeanFieldNormal`: the posterior it says it is."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import Adam
+from scipy import stats
+from torch.testing import assert_close
+
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+
+SHAPES = {"b.conv.weight": (3, 2, 3, 3), "a.weight": (2, 1, 3), "c": (4,)}
+SITES = {site: torch.linspace(-1, 2, math.prod(shape)).reshape(shape) for site, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def guide() -> MeanFieldNormal:
+    return MeanFieldNormal(SITES, scale=0.2)
+
+
+def test_sites_are_sampled_in_order_by_name(guide):
+    """As given, dots and all: a direct Normal a site, no auxiliary ones."""
+    trace = poutine.trace(guide).get_trace("any", argument=1)
+    assert list(guide.sites) == list(SITES)
+    assert trace.stochastic_nodes == list(SITES)
+    for site, loc in SITES.items():
+        fn = trace.nodes[site]["fn"]
+        assert fn.event_shape == loc.shape
+        assert_close(fn.mean, loc)
+        assert_close(fn.stddev, torch.full_like(loc, 0.2))
+        assert trace.nodes["_RETURN"]["value"][site] is trace.nodes[site]["value"]
+
+
+def test_posterior_and_means_are_the_parameters(guide):
+    """The posterior is differentiable; the means are a copy that training does not move."""
+    loc, scale = guide.posterior("a.weight")
+    assert_close(loc, SITES["a.weight"])
+    assert_close(scale, torch.full_like(loc, 0.2))
+    (loc.sum() + scale.sum()).backward()
+    assert guide.locs["a/weight"].grad is not None
+    assert guide.log_scales["a/weight"].grad is not None
+    means = guide.means()
+    with torch.no_grad():
+        loc += 1
+    assert_close(means, SITES)
+
+
+def test_it_keeps_its_own_copy_of_the_first_means():
+    first = {"w": torch.zeros(3)}
+    guide = MeanFieldNormal(first)
+    first["w"] += 1
+    assert_close(guide.means()["w"], torch.zeros(3))
+
+
+def test_set_scale(guide):
+    scale = torch.linspace(0.1, 0.6, 6).reshape(2, 1, 3)
+    guide.set_scale("a.weight", scale)
+    assert_close(guide.posterior("a.weight")[1], scale)
+    assert_close(guide.posterior("c")[1], torch.full((4,), 0.2))
+
+
+@pytest.mark.parametrize("way", ["draw", "forward"])
+def test_samples_are_the_normals_of_the_posterior(way):
+    """Kolmogorov–Smirnov of 8,000 weights; fresh at every call, independent between sites."""
+    locs = {"a": torch.full((8_000,), 1.5), "b": torch.full((8_000,), -1.0)}
+    guide = MeanFieldNormal(locs, scale=0.3)
+    guide.set_scale("b", torch.full((8_000,), 2.0))
+    sample = guide.draw if way == "draw" else guide
+    drawn = sample()
+    for site, (loc, scale) in {"a": (1.5, 0.3), "b": (-1.0, 2.0)}.items():
+        assert stats.kstest(drawn[site].detach().numpy(), stats.norm(loc, scale).cdf).pvalue > 0.05
+        assert drawn[site].requires_grad == (way == "forward")
+    assert abs(torch.stack([drawn["a"], drawn["b"]]).corrcoef()[0, 1]) < 4 / 8_000**0.5
+    assert (sample()["a"] != drawn["a"]).all()
+
+
+def test_a_draw_is_no_effect(guide):
+    assert len(poutine.trace(guide.draw).get_trace().stochastic_nodes) == 0
+
+
+@pytest.mark.parametrize("prior", ["normal", "log-uniform", "dwp"])
+def test_every_parameter_receives_a_gradient_and_moves(scene, prior):
+    tiny = scene(prior)
+    loss = BatchedMeanFieldELBO().loss_and_grads(tiny.model, tiny.guide, *tiny.data)
+    assert torch.tensor(loss).isfinite()
+    assert len(list(tiny.guide.parameters())) == 4
+    assert all((p.grad != 0).all() and p.grad.isfinite().all() for p in tiny.guide.parameters())
+
+    before = [p.detach().clone() for p in tiny.guide.parameters()]
+    SVI(tiny.model, tiny.guide, Adam({"lr": 1e-3}), BatchedMeanFieldELBO()).step(*tiny.data)
+    assert all((p != old).all() for p, old in zip(tiny.guide.parameters(), before, strict=True))
+
+
+def test_state_dict_round_trip(guide):
+    """Another guide of the same sites becomes this one."""
+    guide.set_scale("c", torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    other = MeanFieldNormal({site: torch.zeros_like(loc) for site, loc in SITES.items()})
+    other.load_state_dict(guide.state_dict())
+    pyro.set_rng_seed(1)
+    drawn = guide.draw()
+    pyro.set_rng_seed(1)
+    assert_close(other.draw(), drawn, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0, -0.1, float("nan")])
+def test_a_scale_that_is_not_positive_raises(scale):
+    with pytest.raises(ValueError, match="must be positive"):
+        MeanFieldNormal(SITES, scale)

@@ -1,0 +1,165 @@
+"""The ELBO put together by hand: what is summed, what is scaled, and what is differentiated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import Normal
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import kl_divergence
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.testing import assert_close
+
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.priors import PRIORS, prior_at
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.models.bayesian import bayesianize
+from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel
+
+MEAN_FIELD = [BatchedMeanFieldELBO, TraceMeanField_ELBO]
+
+
+def at_seed(elbo, tiny, data=None, beta=1.0) -> float:
+    """The loss with β on both sides, always at the same draws."""
+    pyro.set_rng_seed(7)
+    tiny.model.beta = beta
+    return elbo().loss(tiny.model, poutine.scale(tiny.guide, scale=beta), *(data or tiny.data))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `at_seed` should be made of, without an ELBO: sums over the cases, and over the weights."""
+
+    log_likelihood: float
+    divergence: float
+    log_ratio: float  # log q(W) − log p(W) at the weights drawn, whose mean the divergence is
+
+
+@torch.no_grad()
+def parts_at_seed(tiny, data=None) -> Parts:
+    image, *truth = data or tiny.data
+    pyro.set_rng_seed(7)
+    weights = tiny.guide()
+    trace = poutine.trace(poutine.condition(tiny.model.network, weights)).get_trace(image)
+    logits = trace.nodes["_RETURN"]["value"]
+    divergence = log_ratio = 0.0
+    for site, w in weights.items():
+        q, p = Normal(*tiny.guide.posterior(site)).to_event(5), trace.nodes[site]["fn"]
+        log_ratio += float(q.log_prob(w) - p.log_prob(w))
+        # The encoder of the scene is exact: the density needs no mean over z, and w is the guide's.
+        learned = isinstance(p.base_dist, DeepWeightPrior)
+        divergence += float(-q.entropy() - p.log_prob(w) if learned else kl_divergence(q, p))
+    return Parts(float(LIKELIHOODS[tiny.model.likelihood](logits, *truth).sum()), divergence, log_ratio)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_loss_is_its_parts(scene, prior, likelihood, beta):
+    """−N/B Σ log p(y|x, W) + β Σ KL(q‖p), the divergence once for all kernels and unscaled by the plate."""
+    tiny = scene(prior, likelihood)
+    batch = [x[1:2] for x in tiny.data]
+    parts = parts_at_seed(tiny, batch)
+    expected = -3 * parts.log_likelihood + beta * parts.divergence
+    assert_close(at_seed(BatchedMeanFieldELBO, tiny, batch, beta), expected, rtol=1e-10, atol=0)
+    if prior != "dwp":  # there the stock estimator draws other weights for its divergence
+        assert_close(at_seed(TraceMeanField_ELBO, tiny, batch, beta), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("elbo", MEAN_FIELD)
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_minibatches_average_to_the_full_batch(scene, elbo, prior, likelihood):
+    """At one draw of the weights, the mean over all minibatches of one case is the loss of all cases."""
+    tiny = scene(prior, likelihood)
+    singles = [at_seed(elbo, tiny, [x[i : i + 1] for x in tiny.data]) for i in range(3)]
+    assert_close(sum(singles) / 3, at_seed(elbo, tiny), rtol=1e-10, atol=0)
+    assert max(singles) - min(singles) > 1
+
+
+@pytest.mark.parametrize("elbo", [*MEAN_FIELD, Trace_ELBO])
+@pytest.mark.parametrize("prior", ["normal", "dwp"])
+def test_beta_tempers_the_divergence_alone(scene, elbo, prior):
+    """loss(β) is a line: at 0 minus the log-likelihood, its slope the divergence."""
+    tiny = scene(prior)
+    parts = parts_at_seed(tiny)
+    betas = (1e-6, 0.5, 1.0, 2.0)
+    losses = [at_seed(elbo, tiny, beta=beta) for beta in betas]
+    slopes = [(losses[i + 1] - losses[i]) / (betas[i + 1] - betas[i]) for i in range(3)]
+    assert_close(losses[0], -parts.log_likelihood + 1e-6 * slopes[0], rtol=1e-10, atol=0)
+    assert_close(slopes, [slopes[0]] * 3, rtol=1e-8, atol=0)
+    if prior == "normal" or elbo is not TraceMeanField_ELBO:  # which draws its divergence anew
+        expected = parts.log_ratio if elbo is Trace_ELBO else parts.divergence
+        assert_close(slopes[0], expected, rtol=1e-8, atol=0)
+
+
+def test_terms_are_the_two_parts(scene):
+    """In nats, the divergence with its β; they make up the loss."""
+    tiny = scene("dwp")
+    parts = parts_at_seed(tiny)
+    elbo = BatchedMeanFieldELBO()
+    loss = at_seed(lambda: elbo, tiny, beta=0.5)
+    assert_close(elbo.terms, {"log_likelihood": parts.log_likelihood, "divergence": 0.5 * parts.divergence})
+    assert_close(loss, elbo.terms["divergence"] - elbo.terms["log_likelihood"])
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_its_gradient_is_the_derivative_of_the_loss(scene, prior):
+    """Against central differences at fixed draws, in a random direction of all means and log-scales."""
+    tiny = scene(prior)
+    elbo = BatchedMeanFieldELBO()
+    pyro.set_rng_seed(7)
+    elbo.loss_and_grads(tiny.model, tiny.guide, *tiny.data)
+    gradient = torch.cat([p.grad.flatten() for p in tiny.guide.parameters()])
+    start = parameters_to_vector(tiny.guide.parameters()).detach()
+    direction = torch.randn_like(start)
+    losses = []
+    for step in (1e-5, -1e-5):
+        vector_to_parameters(start + step * direction, tiny.guide.parameters())
+        losses.append(at_seed(BatchedMeanFieldELBO, tiny))
+    assert_close((losses[0] - losses[1]) / 2e-5, float(gradient @ direction), rtol=1e-5, atol=0)
+
+
+def test_every_density_gets_its_own_kernels(linear_gaussian):
+    """Sites under one density, under another, and under another number of particles, each counted once."""
+    network = nn.Sequential(*[nn.Conv3d(1, 1, 3, padding=1, bias=False) for _ in range(5)]).double()
+    first, second = (linear_gaussian((3, 3, 3), standardised=True)[0] for _ in range(2))
+    priors = {
+        "0.weight": DeepWeightPrior(first),
+        "1.weight": DeepWeightPrior(second),
+        "2.weight": DeepWeightPrior(first, particles=2),
+        "3.weight": DeepWeightPrior(first),
+    }
+    sites = {site: prior.expand([1, 1]).to_event(2) for site, prior in priors.items()}
+    sites["4.weight"] = prior_at("normal", "4.weight", network[4].weight)
+    guide = MeanFieldNormal(bayesianize(network, sites), scale=0.2)
+    model = SegmentationModel(network, "categorical", num_cases=1)
+    brain = torch.ones(1, 1, 2, 2, 2, dtype=torch.double)
+    data = (torch.zeros_like(brain), torch.zeros_like(brain).long(), brain, torch.ones(1).double())
+
+    pyro.set_rng_seed(7)
+    weights = guide()
+    q = {site: Normal(*guide.posterior(site)).to_event(5) for site in sites}
+    expected = sum(-q[s].entropy() - sites[s].log_prob(weights[s]) for s in priors)
+    expected = expected + kl_divergence(q["4.weight"], sites["4.weight"])
+    pyro.set_rng_seed(7)
+    # One channel: the softmax is 1 and the likelihood nothing.
+    assert_close(BatchedMeanFieldELBO().loss(model, guide, *data), expected.item(), rtol=1e-10, atol=0)
+
+
+def test_one_call_of_a_density_serves_all_its_sites(scene, monkeypatch):
+    """Its purpose: as many kernels as there are, in one batch."""
+    tiny = scene("dwp")
+    calls = []
+    trace = poutine.trace(poutine.condition(tiny.model.network, tiny.guide.draw())).get_trace(tiny.data[0])
+    vae = trace.nodes["0.weight"]["fn"].base_dist.kernel_vae
+    estimate = vae.log_prob_estimate
+    monkeypatch.setattr(vae, "log_prob_estimate", lambda w, *args: calls.append(w.shape) or estimate(w, *args))
+    BatchedMeanFieldELBO().loss(tiny.model, tiny.guide, *tiny.data)
+    assert calls == [(1 * 2 + 2 * 2, 3, 3, 3)]

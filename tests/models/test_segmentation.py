@@ -1,0 +1,105 @@
+"""Likelihoods by hand, and the program's scales."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel, categorical, dice_ce
+
+
+@pytest.fixture
+def by_hand() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One row of four voxels; the probability of the lesion is .5, .75, .25 and, outside the brain, .9."""
+    lesion = torch.tensor([0.5, 0.75, 0.25, 0.9], dtype=torch.double).reshape(1, 1, 4, 1, 1)
+    logits = torch.cat([1 - lesion, lesion], 1).log() + 3.0  # a constant is nothing to a softmax
+    label = torch.tensor([0, 1, 1, 0]).reshape(1, 1, 4, 1, 1)
+    brain = torch.tensor([1.0, 1, 1, 0], dtype=torch.double).reshape(1, 1, 4, 1, 1)
+    return logits, label, brain, torch.tensor([3.0], dtype=torch.double)
+
+
+def test_categorical_by_hand(by_hand):
+    """log(½ · ¾ · ¼): the voxel outside the brain counts for nothing."""
+    assert_close(categorical(*by_hand), torch.tensor([math.log(3 / 32)], dtype=torch.double))
+
+
+def test_dice_ce_by_hand(by_hand):
+    """Overlap 1, sizes 1.5 and 2: Dice (2·1 + 1) / (3.5 + 1); mean cross-entropy −log(3/32) / 3; three voxels."""
+    expected = -3 * (0.99 * (1 - 3 / 4.5) + 0.01 * -math.log(3 / 32) / 3)
+    assert_close(dice_ce(*by_hand), torch.tensor([expected], dtype=torch.double))
+
+
+def test_dice_leaves_out_the_background_and_averages_the_other_classes():
+    """Three classes in two voxels, both predicted surely: Dice 1 for the one that is right, 1/3 and 1/2 … by hand."""
+    sure = torch.tensor([[1, 2]]).reshape(1, 2, 1, 1)
+    logits = 60.0 * nn.functional.one_hot(sure, 3).movedim(-1, 1).double()
+    label = torch.tensor([1, 1]).reshape(1, 1, 2, 1, 1)
+    brain = torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
+    # Class 1: overlap 1, sizes 1 + 2 → 3/4; class 2: overlap 0, sizes 1 + 0 → 1/2. Cross-entropy: (0 + 60) / 2.
+    expected = -2 * (0.99 * (1 - (3 / 4 + 1 / 2) / 2) + 0.01 * 30)
+    result = dice_ce(logits, label, brain, torch.tensor([2.0], dtype=torch.double))
+    assert_close(result, torch.tensor([expected], dtype=torch.double))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+class TestEveryLikelihood:
+    def test_nothing_outside_the_brain_counts(self, by_hand, name):
+        logits, label, brain, voxels = by_hand
+        logits.requires_grad_()
+        before = LIKELIHOODS[name](logits, label, brain, voxels)
+        (gradient,) = torch.autograd.grad(before.sum(), logits)
+        assert (gradient[0, :, :3] != 0).all()
+        assert (gradient[0, :, 3] == 0).all()
+        assert_close(LIKELIHOODS[name](logits, torch.where(brain > 0, label, 1 - label), brain, voxels), before)
+
+    def test_it_is_proportional_to_the_voxels_of_the_brain(self, by_hand, name):
+        """A patch stands for its case: the mean over its voxels, times the voxels of the whole."""
+        logits, label, brain, voxels = by_hand
+        assert_close(LIKELIHOODS[name](logits, label, brain, 7 * voxels), 7 * LIKELIHOODS[name](*by_hand))
+
+    def test_cases_are_apart(self, by_hand, name):
+        """One number a case, its own."""
+        batch = [torch.cat([x, x.flip(2) if x.dim() > 1 else 2 * x]) for x in by_hand]
+        values = LIKELIHOODS[name](*batch)
+        alone = LIKELIHOODS[name](*by_hand)
+        assert_close(values, torch.cat([alone, 2 * alone]))
+
+    def test_a_patch_without_brain_is_finite(self, by_hand, name):
+        logits, label, brain, voxels = by_hand
+        logits.requires_grad_()
+        value = LIKELIHOODS[name](logits, label, 0 * brain, voxels)
+        value.sum().backward()
+        assert_close(value, torch.zeros(1, dtype=torch.double))
+        assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("bayesian", [False, True])
+def test_the_program_scales_likelihood_by_the_plate_and_prior_by_beta(scene, bayesian):
+    """log p = N/B Σ log p(y|x, W) + β log p(W), put together from its parts."""
+    tiny = scene("normal", "dice-ce")
+    weights = tiny.guide.draw()
+    network = poutine.condition(tiny.model.network, weights)
+    tiny.model.beta = 0.25
+    batch = [x[:2] for x in tiny.data]
+    trace = poutine.trace(poutine.condition(tiny.model, weights)).get_trace(*batch)
+    likelihood = dice_ce(network(batch[0]), *batch[1:]).sum()
+    prior = sum(torch.distributions.Normal(0.0, 1.0).log_prob(w).sum() for w in weights.values())
+    assert_close(trace.log_prob_sum(), 3 / 2 * likelihood + 0.25 * prior)
+    assert_close(trace.nodes["_RETURN"]["value"], network(batch[0]))
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, BatchedMeanFieldELBO])
+def test_without_sites_the_elbo_is_the_log_likelihood(scene, elbo):
+    """The deterministic arms: a plain network, a guide that samples nothing, every parameter with a gradient."""
+    data = [x[:2] for x in scene("normal").data]
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1)).double()
+    loss = elbo().loss_and_grads(SegmentationModel(network, "categorical", 6), lambda *args: None, *data)
+    assert_close(loss, -3 * categorical(network(data[0]), *data[1:]).sum().item())
+    assert all((p.grad != 0).any() for p in network.parameters())

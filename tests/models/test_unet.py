@@ -1,0 +1,116 @@
+"""`ResidualUNet3d`: the paper's numbers, its blocks, and volumes of any size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, kernel_sites
+
+WIDTHS = (2, 3, 4, 5)
+
+
+def test_the_default_network_has_the_numbers_of_the_paper():
+    """4,998,608 parameters; 184,336 kernels of 3×3×3; without biases or affine norms."""
+    network = ResidualUNet3d(1, 2)
+    assert sum(p.numel() for p in network.parameters()) == 4_998_608
+    sites = kernel_sites(network)
+    assert all(weight.shape[2:] == (3, 3, 3) for weight in sites.values())
+    assert sum(weight.shape[:2].numel() for weight in sites.values()) == 184_336
+    assert all(name.endswith(".weight") and p.dim() == 5 for name, p in network.named_parameters())
+    others = {name: p for name, p in network.named_parameters() if name not in sites}
+    assert all(p.shape[2:] == (1, 1, 1) for p in others.values())
+    assert set(others) == {
+        *(f"down{i}.shortcut.weight" for i in (1, 3, 5)),
+        *(f"up{i}.reduce.weight" for i in (1, 2, 3)),
+        "output.weight",
+    }
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_prior_blocks_cover_every_kernel_once(short):
+    """Seven blocks, whole names: 'down1' is not a part of 'down10', nor a site in two blocks."""
+    sites = kernel_sites(ResidualUNet3d(1, 2, WIDTHS, short=short))
+    assert len(sites) == (19 if short else 25)
+    assert len(PRIOR_BLOCKS) == 7
+    for site in sites:
+        assert sum(f"{site}.".startswith(f"{name}.") for names in PRIOR_BLOCKS.values() for name in names) == 1
+    for names in PRIOR_BLOCKS.values():
+        assert any(f"{site}.".startswith(f"{name}.") for site in sites for name in names)
+
+
+def test_strides_of_the_down_blocks():
+    """2,1,2,1,2,1,1,1,1: the sides at full, half, quarter and eighth resolution."""
+    network = ResidualUNet3d(1, 2, WIDTHS)
+    sides = []
+    for name in network._downs:
+        network.get_submodule(name).register_forward_hook(lambda module, args, output: sides.append(output.shape[2]))
+    network(torch.randn(1, 1, 16, 16, 16))
+    assert sides == [8, 8, 4, 4, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("size", [(16, 16, 16), (17, 19, 22)])
+@pytest.mark.parametrize(("in_channels", "out_channels", "widths"), [(1, 2, WIDTHS), (4, 3, (3, 2, 4, 2))])
+def test_logits_have_the_size_of_the_image(short, size, in_channels, out_channels, widths):
+    network = ResidualUNet3d(in_channels, out_channels, widths, short=short)
+    assert network(torch.randn(2, in_channels, *size)).shape == (2, out_channels, *size)
+
+
+def test_cases_of_a_batch_do_not_mix():
+    """Instance norms have no running statistics: a case's logits are its own, training or not."""
+    network = ResidualUNet3d(1, 2, WIDTHS).double()
+    image = torch.randn(2, 1, 16, 16, 16, dtype=torch.double)
+    together = network(image)
+    assert_close(network(image[1:]), together[1:])
+    assert_close(network.eval()(image), together)
+
+
+def test_a_residual_block_is_pre_activated():
+    """x + conv(ReLU(norm(conv(ReLU(norm(x)))))), written out."""
+    block = ResidualUNet3d(1, 2, WIDTHS).double().get_submodule("down2")
+    x = torch.randn(1, 3, 4, 4, 4, dtype=torch.double)
+    h = F.conv3d(F.relu(F.instance_norm(x)), block.conv1.weight, padding=1)
+    h = F.conv3d(F.relu(F.instance_norm(h)), block.conv2.weight, padding=1)
+    assert_close(block(x), x + h)
+
+
+def test_the_skips_join_equal_resolutions():
+    """Each up block adds the last features before a stride: of up1, down4; of up2, down2; of up3, the input's."""
+    network = ResidualUNet3d(1, 2, WIDTHS)
+    produced, joined = {}, {}
+    for name in ("input", "down2", "down4"):
+        network.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: produced.update({name: out}))
+    for name in ("up1", "up2", "up3"):
+        network.get_submodule(name).register_forward_hook(
+            lambda m, args, out, name=name: joined.update({name: args[1]})
+        )
+    network(torch.randn(1, 1, 16, 16, 16))
+    assert joined["up1"] is produced["down4"]
+    assert joined["up2"] is produced["down2"]
+    assert joined["up3"] is produced["input"]
+
+
+def test_every_parameter_receives_a_gradient():
+    network = ResidualUNet3d(2, 3, WIDTHS)
+    network(torch.randn(1, 2, 16, 16, 16)).square().sum().backward()
+    assert all((p.grad != 0).any() for p in network.parameters())
+
+
+@pytest.mark.parametrize("widths", [(16, 32, 64), (1, 2, 3, 4, 5), (2, 2, 0, 2), ()])
+def test_wrong_widths_raise(widths):
+    with pytest.raises(ValueError, match="four positive numbers"):
+        ResidualUNet3d(1, 2, widths)
+
+
+def test_kernel_sites_leave_out_pointwise_convolutions():
+    """By the name of the parameter, for convolutions in one, two and three dimensions."""
+    network = nn.ModuleDict(
+        {"a": nn.Conv1d(1, 2, 3), "b": nn.Conv2d(1, 2, (1, 3)), "c": nn.Conv3d(1, 2, 1), "d": nn.Linear(3, 3)}
+    )
+    sites = kernel_sites(network)
+    assert list(sites) == ["a.weight", "b.weight"]
+    assert sites["a.weight"] is network["a"].weight

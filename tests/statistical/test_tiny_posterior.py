@@ -1,0 +1,59 @@
+"""A posterior known exactly: linear regression, written as one convolution."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Normal
+from pyro.infer import SVI
+from pyro.optim import ClippedAdam
+from torch import nn
+from torch.testing import assert_close
+
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.models.bayesian import bayesianize
+
+NOISE = 0.5
+
+
+@pytest.mark.parametrize("name", ["normal", "dwp"])
+def test_svi_reaches_the_exact_mean_field_optimum(linear_gaussian, name):
+    """p(w|y) = N(Λ⁻¹η, Λ⁻¹) with Λ = Σ⁻¹ + XᵀX/σ²; the best factorised q has its mean and s² = 1/Λ_ii."""
+    vae, exact = linear_gaussian((3,), standardised=True)
+    vae.requires_grad_(False)
+    if name == "normal":
+        prior = Normal(torch.zeros(1, 1, 3).double(), 1.0).to_event(3)
+        prior_loc, prior_precision = torch.zeros(3).double(), torch.eye(3).double()
+    else:
+        prior = DeepWeightPrior(vae).expand([1, 1]).to_event(2)
+        prior_loc, prior_precision = exact.mean, exact.precision_matrix
+    signal = torch.randn(1, 1, 12, dtype=torch.double)
+    # A smooth signal correlates the weights: the optimum is then not the posterior's own marginals.
+    signal = signal + 0.8 * signal.roll(1, -1)
+    windows = signal[0, 0].unfold(0, 3, 1)
+    target = windows @ torch.tensor([1.0, -0.5, 0.3]).double() + NOISE * torch.randn(10, dtype=torch.double)
+    precision = prior_precision + windows.T @ windows / NOISE**2
+    mean = torch.linalg.solve(precision, prior_precision @ prior_loc + windows.T @ target / NOISE**2)
+
+    network = nn.Sequential(nn.Conv1d(1, 1, 3, bias=False))
+    bayesianize(network, {"0.weight": prior})
+    guide = MeanFieldNormal({"0.weight": torch.zeros(1, 1, 3).double()}, scale=0.3)
+
+    def model() -> None:
+        prediction = network(signal)[0, 0]
+        with pyro.plate("points", 10):
+            pyro.sample("y", Normal(prediction, NOISE), obs=target)
+
+    steps = 1_000
+    optimiser = ClippedAdam({"lr": 0.1, "lrd": 0.002 ** (1 / steps), "betas": (0.9, 0.99), "clip_norm": 1e9})
+    svi = SVI(model, guide, optimiser, BatchedMeanFieldELBO())
+    for _ in range(steps):
+        svi.step()
+
+    loc, scale = guide.posterior("0.weight")
+    best = precision.diagonal().rsqrt()
+    assert ((loc.flatten() - mean).abs() < 0.1 * best).all()
+    assert_close(scale.flatten(), best, rtol=0.1, atol=0)
