@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,9 @@ def case_metrics(
     if truth.any() and predicted.any():
         a, b = (_as_batch(mask) for mask in (predicted, truth))
         dice, iou = float(compute_dice(a, b)), float(compute_iou(a, b))
-        hd95 = float(compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing)))
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # MONAI's, at its own call
+            distance = compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing))
+        hd95 = float(distance)
     elif truth.any() or predicted.any():
         dice = iou = 0.0
         hd95 = float(np.linalg.norm(np.multiply(truth.shape, spacing)))

@@ -12,7 +12,7 @@ _SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 _FOLDS = 5
 
 
-def fit_gaussian(kernels: Tensor, groups: Tensor) -> MultivariateNormal:
+def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
     """A Gaussian over flattened kernels, its covariance (1−a)·S + a·(tr S / D)·I.
 
     The shrinkage a is chosen by cross-validated log-likelihood, so that few kernels, or kernels that
@@ -20,14 +20,14 @@ def fit_gaussian(kernels: Tensor, groups: Tensor) -> MultivariateNormal:
 
     Args:
         kernels: [n, k₁, …, k_d], n ≥ 1.
-        groups: [n] integers; kernels of one group (one bootstrap) are held out together. With one
-            group, five interleaved folds.
+        identities: [n] integers: the kernel that each is, or is a snapshot of. Snapshots of one kernel are
+            held out together, or its near copies would call for no shrinkage at all.
 
     Returns:
         A distribution over [D], in the kernels' dtype.
     """
     flat = kernels.flatten(1).double()
-    folds = groups if len(groups.unique()) > 1 else torch.arange(len(flat)) % _FOLDS
+    folds = identities % _FOLDS
 
     def score(shrinkage: float) -> float:
         total = 0.0

@@ -24,7 +24,8 @@ _CHUNK = 400_000  # kernels × samples evaluated at once; about 200 MB
 
 def fit_kernel_vae(
     kernels: Tensor,
-    groups: Tensor,
+    bootstraps: Tensor,
+    identities: Tensor,
     *,
     latent_size: int,
     hidden: Sequence[int],
@@ -34,12 +35,13 @@ def fit_kernel_vae(
 ) -> tuple[KernelVAE, dict[str, float]]:
     """Fit a `KernelVAE` by maximising its one-sample bound.
 
-    The last group (one bootstrap) is held out to choose the step at which to stop and to measure; with
-    one group, a random fifth. The density is then fitted again to all kernels, to the same step.
+    The last bootstrap is held out to choose the step at which to stop and to measure; with one
+    bootstrap, a random fifth of the kernels. The density is then fitted again to all, to the same step.
 
     Args:
         kernels: [n, k₁, …, k_d], n ≥ 2.
-        groups: [n] integers: the bootstrap of each kernel.
+        bootstraps: [n] integers: the source network of each kernel.
+        identities: [n] integers: the kernel that each is, or is a snapshot of.
         latent_size: of the VAE.
         hidden: widths of the VAE's hidden layers.
         steps: the most optimisation steps of a fit.
@@ -52,16 +54,15 @@ def fit_kernel_vae(
         is a little too good; measure on kernels of another source to be strict.
     """
     torch.manual_seed(seed)
-    if len(groups.unique()) > 1:
-        held_out = groups == groups.max()
+    if len(bootstraps.unique()) > 1:
+        held_out = bootstraps == bootstraps.max()
     else:
-        held_out = torch.zeros(len(kernels), dtype=torch.bool)
-        held_out[torch.randperm(len(kernels))[: max(1, len(kernels) // 5)]] = True
-    trial, best_step = _fit(
-        kernels[~held_out], groups[~held_out], latent_size, hidden, steps, advance, kernels[held_out]
-    )
+        distinct = identities.unique()
+        held_out = torch.isin(identities, distinct[torch.randperm(len(distinct))[: max(1, len(distinct) // 5)]])
+    seen = ~held_out
+    trial, best_step = _fit(kernels[seen], identities[seen], latent_size, hidden, steps, advance, kernels[held_out])
     nats = score_kernels(trial, kernels[held_out])
-    final, _ = _fit(kernels, groups, latent_size, hidden, best_step, advance, None, schedule=steps)
+    final, _ = _fit(kernels, identities, latent_size, hidden, best_step, advance, None, schedule=steps)
     for _ in range(steps - best_step):
         advance()
     return final, nats
@@ -94,7 +95,7 @@ def score_kernels(vae: KernelVAE, kernels: Tensor, samples: int = 500) -> dict[s
 
 def _fit(
     kernels: Tensor,
-    groups: Tensor,
+    identities: Tensor,
     latent_size: int,
     hidden: Sequence[int],
     steps: int,
@@ -105,7 +106,7 @@ def _fit(
     """Fit to `kernels` for `steps` of a cosine schedule; with `held_out`, return its best moment and that step."""
     schedule = schedule or steps
     vae = KernelVAE(kernels.shape[1:], latent_size, hidden)
-    gaussian = fit_gaussian(kernels, groups)
+    gaussian = fit_gaussian(kernels, identities)
     vae.standardise_by(gaussian.loc, gaussian.scale_tril)
     optimizer = torch.optim.Adam(vae.parameters(), lr=_LEARNING_RATE, fused=True)
     best, best_step, best_score = copy.deepcopy(vae.state_dict()), 0, -math.inf

@@ -57,6 +57,12 @@ class KernelBank:
             return torch.zeros(n, dtype=torch.long)
         return torch.tensor([source.bootstrap for source in self.sources]).repeat_interleave(n // len(self.sources))
 
+    def identities(self, site: str) -> Tensor:
+        """A number for each kernel of a site, [n], that its snapshots share: (bootstrap, place in the network)."""
+        n = len(self.kernels[site])
+        places = n // max(1, len(self.sources))
+        return self.bootstraps(site) * places + torch.arange(n) % places
+
     def save(self, folder: Path) -> None:
         """Write `kernels.safetensors` and `kernels.json`."""
         save_tensors(folder / "kernels.safetensors", self.kernels)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dwp_pyro.config import FitPriorConfig, RunOptions
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
@@ -89,6 +91,7 @@ def _fit_blocks(
                 vae, nats = fit_kernel_vae(
                     kernels[name],
                     torch.cat([bank.bootstraps(site) for site in sites]),
+                    _distinct([bank.identities(site) for site in sites]),
                     latent_size=config.latent_size,
                     hidden=config.hidden,
                     steps=config.vae_steps,
@@ -115,3 +118,9 @@ def _fit_blocks(
     save_kernel_figure(run / "kernels.png", kernels, prior)
     prior.save(run)
     return prior
+
+
+def _distinct(identities: list[Tensor]) -> Tensor:
+    """Concatenate the kernel identities of several sites, no number serving two sites."""
+    offsets = [0, *itertools.accumulate(int(part.max()) + 1 for part in identities)]
+    return torch.cat([part + offset for part, offset in zip(identities, offsets, strict=False)])

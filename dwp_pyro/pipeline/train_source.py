@@ -99,7 +99,7 @@ def _train_bootstrap(
         run,
         folder / "checkpoint.safetensors",
         device,
-        f"source network {bootstrap + 1} of {config.bootstraps}",
+        f"bootstrap{bootstrap}",
         snapshot,
     )
     (folder / "checkpoint.safetensors").unlink()

@@ -95,7 +95,7 @@ def save_kernel_figure(path: Path, kernels: Mapping[str, Tensor], prior: KernelP
     for row, (name, real) in enumerate(kernels.items()):
         chosen = real[torch.randperm(len(real), generator=generator)[:_KERNELS_SHOWN]]
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(row)
             drawn = prior.block(name).rsample([_KERNELS_SHOWN])
         top = float(real.abs().flatten()[:: max(1, real.numel() // 100_000)].quantile(0.995))
         for offset, (what, group) in enumerate((("real", chosen), ("prior", drawn))):

@@ -46,9 +46,7 @@ def voxels(folder: Path, name: str) -> NDArray[np.integer]:
     return np.asarray(nib.Nifti1Image.from_filename(folder / f"{folder.name}_{name}.nii.gz").dataobj)
 
 
-def test_a_longer_set_begins_with_the_shorter_byte_for_byte(
-    dataset: Dataset, root: Path, tmp_path: Path
-) -> None:
+def test_a_longer_set_begins_with_the_shorter_byte_for_byte(dataset: Dataset, root: Path, tmp_path: Path) -> None:
     write_phantoms(dataset, tmp_path, CASES - 1, shape=SHAPE)
     short, long = contents(tmp_path), contents(root)
     assert short == {name: long[name] for name in short}
@@ -78,9 +76,7 @@ def test_layout_of_open_ms_data(tmp_path: Path) -> None:
 def test_layout_of_brats(tmp_path: Path) -> None:
     ids = write_phantoms("brats", tmp_path, 2, shape=SHAPE)
     assert ids == ["Brats18_PHA_001_1", "Brats18_PHA_002_1"]
-    assert set(contents(tmp_path)) == {
-        f"HGG/{i}/{i}_{name}.nii.gz" for i in ids for name in (*SCANS["brats"], "seg")
-    }
+    assert set(contents(tmp_path)) == {f"HGG/{i}/{i}_{name}.nii.gz" for i in ids for name in (*SCANS["brats"], "seg")}
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -141,9 +137,7 @@ def test_a_taken_folder_is_refused_before_anything_is_written(tmp_path: Path) ->
     assert contents(tmp_path) == {"patient02/mine.txt": b"keep me"}
 
 
-def test_a_case_cut_short_leaves_no_folder(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_case_cut_short_leaves_no_folder(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[Path] = []
 
     def full_disk(image: nib.Nifti1Image, path: Path) -> None:

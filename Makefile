@@ -1,0 +1,28 @@
+# make demo: the whole algorithm on generated scans. make test: the tests. Both install what they need.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: demo test check clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "dwp-pyro needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(RUN)/dwp-pyro demo
+
+test: $(INSTALLED)
+	$(RUN)/python -m pytest
+
+check: $(INSTALLED)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
