@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +23,8 @@ from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import kernel_sites
 
-torch.set_num_threads(2)
+# Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower.
+torch.set_num_threads(1)
 
 LinearGaussian = Callable[..., tuple[KernelVAE, MultivariateNormal]]
 

@@ -69,7 +69,8 @@ class KernelVAE(nn.Module):
 
         ℓ = log (1/K) Σ_k p(w|z_k) p(z_k) / r(z_k|w),  z_k = m(w) + s(w) ε_k. With ε ~ N(0, I), exp(ℓ) has
         the mean p(w) for every K, so ℓ has a mean below log p(w), which rises with K (Burda et al.
-        2016, eq. 8); K = 1 is the bound of Atanov et al. 2018, eq. 7. Differentiable in w and in all parameters.
+        2016, eq. 8); K = 1 is the bound of Atanov et al. 2018, eq. 7. Differentiable in w and in all
+        parameters.
 
         Args:
             w: kernels [..., *kernel_shape].
@@ -78,6 +79,11 @@ class KernelVAE(nn.Module):
         Returns:
             One ℓ a kernel, [...].
         """
+        log_likelihood, log_ratio = self.log_weights(w, noise)
+        return (log_likelihood + log_ratio).logsumexp(0) - math.log(len(noise))
+
+    def log_weights(self, w: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(w|z_k) and log p(z_k)/r(z_k|w), [K, ...] each; arguments as for `bound`."""
         u = self._standardise(w)
         m, s = self._encode(u)
         z = m + s * noise
@@ -86,11 +92,11 @@ class KernelVAE(nn.Module):
             -0.5 * ((u - loc) / scale).square().sum(-1)
             - scale.log().sum(-1)
             - 0.5 * u.shape[-1] * math.log(2 * math.pi)
+            - self.scale_tril.diagonal().log().sum()
         )
-        # log p(z) − log r(z|w): their normalising constants cancel.
+        # The normalising constants of p(z) and r(z|w) cancel.
         log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + s.log().sum(-1)
-        log_volume = self.scale_tril.diagonal().log().sum()
-        return (log_likelihood + log_ratio).logsumexp(0) - math.log(len(noise)) - log_volume
+        return log_likelihood, log_ratio
 
     def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
         """One draw of the K-sample bound, K = `samples`; kernels [..., *kernel_shape] → [...]."""

@@ -41,6 +41,12 @@ class BatchedMeanFieldELBO(Trace_ELBO):
         model_trace.compute_log_prob(site_filter=lambda name, site: site["is_observed"])
         return model_trace, guide_trace
 
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """An estimate of −ELBO, in nats, to be differentiated."""
+        traces = self._get_traces(model, guide, args, kwargs)
+        losses = [self._differentiable_loss_particle(*pair)[1] for pair in traces]
+        return torch.stack(losses).mean()
+
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """An estimate of −ELBO, in nats."""
         return float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
 from dwp_pyro.distributions.gaussian_fit import fit_gaussian
@@ -17,6 +18,7 @@ __all__ = ["fit_kernel_vae", "score_kernels"]
 
 _BATCH = 512
 _LEARNING_RATE = 2e-3
+_WARM_UP = 0.3  # of the steps
 _CHECKS = 40  # evaluations on held-out kernels in a fit
 _CHECK_KERNELS = 20_000
 _CHUNK = 400_000  # kernels × samples evaluated at once; about 200 MB
@@ -53,7 +55,31 @@ def fit_kernel_vae(
         controls; see `score_kernels`. The step having been chosen on the same kernels, the VAE's figure
         is a little too good; measure on kernels of another source to be strict.
     """
-    torch.manual_seed(seed)
+    with _one_thread():
+        torch.manual_seed(seed)
+        return _fit_twice(kernels, bootstraps, identities, latent_size, hidden, steps, advance)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers this small are faster on one core than split over several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit_twice(
+    kernels: Tensor,
+    bootstraps: Tensor,
+    identities: Tensor,
+    latent_size: int,
+    hidden: Sequence[int],
+    steps: int,
+    advance: Callable[[], None],
+) -> tuple[KernelVAE, dict[str, float]]:
     if len(bootstraps.unique()) > 1:
         held_out = bootstraps == bootstraps.max()
     else:
@@ -114,17 +140,25 @@ def _fit(
     for step in range(steps + 1):
         if held_out is not None and (step % check_every == 0 or step == steps):
             with torch.no_grad():
-                # The one-sample bound, its noise averaged over the kernels, is what the prior will be used with.
                 score = float(vae.log_prob_estimate(held_out[:_CHECK_KERNELS], 4).mean())
             if score > best_score:
                 best, best_step, best_score = copy.deepcopy(vae.state_dict()), step, score
         if step == steps:
             break
+        if step == 0:
+            # Both networks at 0 are a saddle point: no gradient tells either to use z. Step 0, the Gaussian itself,
+            # has been scored; from here the encoder says something about w.
+            output = vae.encoder[-1]
+            assert isinstance(output, nn.Linear)
+            output.reset_parameters()
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * _LEARNING_RATE * (1 + math.cos(math.pi * step / schedule))
         batch = kernels[torch.randint(len(kernels), (min(_BATCH, len(kernels)),))]
+        log_likelihood, log_ratio = vae.log_weights(batch, torch.randn(1, len(batch), latent_size))
+        # The KL of z rises from a tenth of its weight: at full weight from the start, z is never taken up.
+        weight = min(1.0, 0.1 + 0.9 * step / (_WARM_UP * schedule))
         optimizer.zero_grad()
-        (-vae.log_prob_estimate(batch).mean()).backward()
+        (-(log_likelihood + weight * log_ratio).mean()).backward()
         optimizer.step()
         advance()
     if held_out is not None:

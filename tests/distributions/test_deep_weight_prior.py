@@ -103,6 +103,17 @@ def test_divergence_is_reached_through_independent_wrappers(linear_gaussian):
     assert_close(divergence, expected)
 
 
+def test_divergence_is_differentiable_through_its_own_draw(linear_gaussian):
+    """In mean and scale, against finite differences at fixed draws: the stock estimator trains on it."""
+    vae, _ = linear_gaussian((2, 2))
+
+    def divergence(loc: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return kl_divergence(Normal(loc, log_scale.exp()).to_event(2), DeepWeightPrior(vae))
+
+    assert torch.autograd.gradcheck(divergence, [torch.randn(2, 2).double().requires_grad_() for _ in range(2)])
+
+
 def test_divergence_without_a_closed_entropy_is_not_implemented(prior):
     """Only Normal guides have one; Pyro then falls back on samples."""
     with pytest.raises(NotImplementedError):

@@ -15,7 +15,7 @@ def test_many_kernels_give_back_their_mean_and_covariance():
     root = torch.eye(4, dtype=torch.double) + 0.6 * torch.randn(4, 4, dtype=torch.double).tril(-1)
     truth = MultivariateNormal(torch.randn(4, dtype=torch.double), scale_tril=root)
     count = 20_000
-    fit = fit_gaussian(truth.sample((count,)).reshape(count, 2, 2), torch.arange(count) % 4)
+    fit = fit_gaussian(truth.sample((count,)).reshape(count, 2, 2), torch.arange(count))
     assert ((fit.mean - truth.mean).abs() < 5 * (truth.variance / count).sqrt()).all()
     covariance = truth.covariance_matrix
     error = ((truth.variance[:, None] * truth.variance + covariance.square()) / count).sqrt()
@@ -25,10 +25,11 @@ def test_many_kernels_give_back_their_mean_and_covariance():
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fewer_kernels_than_weights_give_a_proper_density(count, dtype):
+@pytest.mark.parametrize("identity", [torch.zeros_like, lambda index: index], ids=["one kernel", "all different"])
+def test_fewer_kernels_than_weights_give_a_proper_density(count, dtype, identity):
     """Their covariance is singular; the fit's is not, and it keeps the dtype and the mean."""
     kernels = torch.randn(count, 3, 3, 3, dtype=dtype)
-    fit = fit_gaussian(kernels, torch.zeros(count, dtype=torch.long))
+    fit = fit_gaussian(kernels, identity(torch.arange(count)))
     assert fit.loc.dtype == dtype
     assert_close(fit.loc, kernels.flatten(1).mean(0))
     assert torch.linalg.matrix_rank(fit.scale_tril) == 27
@@ -40,18 +41,17 @@ def test_fewer_kernels_than_weights_give_a_proper_density(count, dtype):
 def test_identical_kernels_give_a_finite_density(value, count):
     """Dead kernels have no covariance at all."""
     kernels = torch.full((count, 3, 3), value)
-    fit = fit_gaussian(kernels, torch.zeros(count, dtype=torch.long))
+    fit = fit_gaussian(kernels, torch.arange(count))
     assert fit.log_prob(kernels.flatten(1)).isfinite().all()
     assert fit.log_prob(torch.full((9,), 0.31)).isfinite()
 
 
-def test_groups_are_held_out_together():
-    """Twenty copies of ten kernels: by copy, nothing is ever held out and no shrinkage seems needed."""
-    originals = torch.randn(10, 9, dtype=torch.double) @ torch.randn(9, 9, dtype=torch.double)
-    copies = originals.repeat(20, 1).reshape(200, 3, 3)
-    by_copy = fit_gaussian(copies, torch.arange(200) // 10)
-    by_original = fit_gaussian(copies, torch.arange(200) % 10)
-
-    fresh = torch.linalg.eigvalsh(by_copy.covariance_matrix)[0]
-    assert torch.linalg.eigvalsh(by_original.covariance_matrix)[0] > 10 * fresh
-    assert_close(by_original.covariance_matrix.trace(), by_copy.covariance_matrix.trace())
+def test_snapshots_of_a_kernel_are_held_out_together():
+    """Ten kernels twenty times over: were copies held out apart, hardly any shrinkage would seem needed."""
+    kernels = torch.randn(10, 9, dtype=torch.double) @ torch.randn(9, 9, dtype=torch.double)
+    snapshots = kernels.repeat(20, 1).reshape(200, 3, 3)
+    together = fit_gaussian(snapshots, torch.arange(200) % 10)
+    apart = fit_gaussian(snapshots, torch.arange(200) // 10)
+    smallest = [torch.linalg.eigvalsh(fit.covariance_matrix)[0] for fit in (together, apart)]
+    assert smallest[0] > 10 * smallest[1]
+    assert_close(together.covariance_matrix.trace(), apart.covariance_matrix.trace())

@@ -60,8 +60,10 @@ def test_bound_is_the_written_formula():
     z = reverse.loc + reverse.scale * noise
     loc, scale = vae.decode(z)
     raw = MultivariateNormal(vae.loc + loc @ vae.scale_tril.T, scale_tril=vae.scale_tril @ scale.diag_embed())
-    log_weights = raw.log_prob(w.flatten(1)) + Normal(0, 1).log_prob(z).sum(-1) - reverse.log_prob(z).sum(-1)
-    assert_close(vae.bound(w, noise), log_weights.logsumexp(0) - math.log(5))
+    log_likelihood = raw.log_prob(w.flatten(1))
+    log_ratio = (Normal(0, 1).log_prob(z) - reverse.log_prob(z)).sum(-1)
+    assert_close(vae.log_weights(w, noise), (log_likelihood, log_ratio))
+    assert_close(vae.bound(w, noise), (log_likelihood + log_ratio).logsumexp(0) - math.log(5))
 
 
 def test_scaling_the_kernels_shifts_the_density_by_its_volume():

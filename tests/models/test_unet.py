@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, kernel_sites
+from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block, kernel_sites
 
 WIDTHS = (2, 3, 4, 5)
 
@@ -32,14 +32,15 @@ def test_the_default_network_has_the_numbers_of_the_paper():
 
 @pytest.mark.parametrize("short", [False, True])
 def test_prior_blocks_cover_every_kernel_once(short):
-    """Seven blocks, whole names: 'down1' is not a part of 'down10', nor a site in two blocks."""
+    """Seven blocks, none empty, by whole names: "down2" does not stand for "down20"."""
     sites = kernel_sites(ResidualUNet3d(1, 2, WIDTHS, short=short))
     assert len(sites) == (19 if short else 25)
     assert len(PRIOR_BLOCKS) == 7
     for site in sites:
-        assert sum(f"{site}.".startswith(f"{name}.") for names in PRIOR_BLOCKS.values() for name in names) == 1
-    for names in PRIOR_BLOCKS.values():
-        assert any(f"{site}.".startswith(f"{name}.") for site in sites for name in names)
+        assert sum(site.startswith(f"{name}.") for names in PRIOR_BLOCKS.values() for name in names) == 1
+        assert sum(in_block(site, block) for block in PRIOR_BLOCKS) == 1
+    assert all(any(in_block(site, block) for site in sites) for block in PRIOR_BLOCKS)
+    assert not in_block("down20.conv1.weight", "scale1")
 
 
 def test_strides_of_the_down_blocks():

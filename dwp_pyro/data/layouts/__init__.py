@@ -40,8 +40,9 @@ def detect_layout(root: Path) -> Layout:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    for layout in dict.fromkeys(LAYOUTS.values()):
+    layouts = {layout.name: layout for layout in LAYOUTS.values()}.values()
+    for layout in layouts:
         if layout.find_cases(root):
             return layout
-    expected = "; ".join(f"{layout.name}: {layout.expected}" for layout in dict.fromkeys(LAYOUTS.values()))
+    expected = "; ".join(f"{layout.name}: {layout.expected}" for layout in layouts)
     raise DataError(f"{root}: has none of the known layouts ({expected})")

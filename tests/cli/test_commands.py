@@ -1,0 +1,230 @@
+"""Whole commands, in process, on generated scans."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+
+from tests.cli.conftest import TINY
+
+SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
+FINETUNE_RUN = "runs/finetune-brats-source-all-n2-seed0"
+
+
+def test_help_answers_without_torch():
+    code = "import sys, dwp_pyro.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", "phantom", "check-data", "fit-prior", "svi", "finetune", "predict", "evaluate", "score-prior"]
+)
+def test_every_option_is_documented_with_its_default(command, name):
+    from dwp_pyro.cli import main
+
+    result = command(name, "--help")
+    assert result.exit_code == 0
+    without_default = {"config_file", "kernels", "split", "spacing"}
+    for parameter in main.commands[name].params:
+        if parameter.param_type_name == "argument" or parameter.name == "help":
+            continue
+        assert parameter.help, parameter.name
+        if not parameter.is_flag and parameter.name not in without_default:
+            assert parameter.show_default or "[default:" in parameter.help, parameter.name
+
+
+def test_the_second_command_picks_up_what_the_first_left(in_world, world):
+    assert "Prior: runs/prior-ms" in world.outputs["fit-prior"]
+    prior = json.loads((in_world / "runs/prior-ms/prior.json").read_text())
+    assert list(prior["blocks"]) == ["input", "scale1", "scale2", "bottom", "up1", "up2", "up3"]
+    assert prior["blocks"]["input"]["sites"] == ["input.weight", "down1.conv1.weight"]
+    # Two bootstraps, two snapshots, 2 + 2·3 kernels.
+    assert prior["blocks"]["input"]["kernels"] == 2 * 2 * (2 + 2 * 3)
+    for figures in (block["nats_per_kernel"] for block in prior["blocks"].values()):
+        assert set(figures) == {"prior", "standard_normal", "full_gaussian"}
+    bank = json.loads((in_world / "runs/prior-ms/kernels.json").read_text())
+    assert [(s["bootstrap"], s["snapshot"]) for s in bank["sources"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (in_world / "runs/prior-ms/kernels.png").read_bytes().startswith(b"\x89PNG")
+    assert (in_world / SVI_RUN / "posterior.safetensors").exists()
+    config = yaml.safe_load((in_world / SVI_RUN / "config.yaml").read_text())
+    assert config["widths"] == [2, 3, 4, 5] and config["prior"] == "dwp"
+    split = json.loads((in_world / SVI_RUN / "split.json").read_text())
+    assert len(split["train"]) == 2 and len(split["test"]) == 2
+    metrics = [json.loads(line) for line in (in_world / SVI_RUN / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["step"] == 4 and "validation_dice" in metrics[-1]
+    assert list((in_world / SVI_RUN / "tensorboard").iterdir())
+    assert not (in_world / SVI_RUN / "checkpoint.safetensors").exists()
+
+
+def test_check_data_prints_a_table_and_json(command, in_world):
+    result = command("check-data", "--root", "data/brats")
+    assert result.exit_code == 0
+    assert "Layout brats, 9 cases" in result.output
+    result = command("check-data", "--dataset", "ms", "--json")
+    report = json.loads(result.stdout)
+    assert report["layout"] == "openms"
+    case = report["cases"][0]
+    assert case["id"] == "patient01" and case["problems"] == []
+    label = np.asarray(nibabel.load("data/ms/patient01/patient01_consensus_gt.nii.gz").dataobj)
+    assert case["labels"] == {"lesion": int((label == 1).sum())}
+    assert case["shape"] == [28, 32, 28] and case["spacing"] == [3.0, 3.0, 3.0]
+
+
+def test_the_data_variable_points_to_the_scans(command, in_world, tmp_path, monkeypatch):
+    monkeypatch.setenv("DWP_PYRO_DATA", str(in_world / "data"))
+    monkeypatch.chdir(tmp_path)
+    assert command("check-data", "--dataset", "brats").exit_code == 0
+
+
+@pytest.mark.parametrize("run", [SVI_RUN, FINETUNE_RUN])
+def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
+    out = tmp_path / "p"
+    result = command("predict", run, "data/brats", "--samples", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    name = "Brats18_PHA_004_1"
+    scan = nibabel.load(f"data/brats/HGG/{name}/{name}_flair.nii.gz")
+    maps = {}
+    for kind in ("seg", "prob", "entropy", "mi"):
+        image = nibabel.load(out / f"{name}_{kind}.nii.gz")
+        np.testing.assert_array_equal(image.affine, scan.affine)
+        assert image.header["sform_code"] == scan.header["sform_code"]
+        assert image.shape == scan.shape
+        maps[kind] = np.asarray(image.dataobj)
+    outside = np.asarray(scan.dataobj) == 0
+    assert all((values[outside] == 0).all() for values in maps.values())
+    np.testing.assert_array_equal(maps["seg"], maps["prob"] > 0.5)
+    assert maps["entropy"].max() <= np.log(2) + 1e-5
+    assert (maps["mi"] <= maps["entropy"] + 1e-5).all()
+    assert (maps["mi"].max() > 0) == (run == SVI_RUN)
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(out.glob("*_seg.nii.gz"))) == 9
+
+
+def test_prediction_of_single_files_agrees_with_that_of_the_folder(command, in_world, tmp_path):
+    name = "Brats18_PHA_004_1"
+    file = f"data/brats/HGG/{name}/{name}_flair.nii.gz"
+    for scans, out in ((file, "one"), ("data/brats", "all")):
+        assert command("predict", SVI_RUN, scans, "--samples", 2, "--out", tmp_path / out).exit_code == 0
+    one = nibabel.load(tmp_path / "one" / f"{name}_flair_prob.nii.gz")
+    several = nibabel.load(tmp_path / "all" / f"{name}_prob.nii.gz")
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(several.dataobj))
+
+
+def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
+    result = command("evaluate", SVI_RUN, "--samples", 2)
+    assert result.exit_code == 0, result.output
+    assert "Empty masks" in result.output
+    with open(f"{SVI_RUN}/evaluation.csv") as file:
+        rows = list(csv.DictReader(file))
+    report = json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text())
+    assert [row["case"] for row in rows] == list(report["cases"])
+    for row in rows:
+        truth = nibabel.load(f"data/brats/HGG/{row['case']}/{row['case']}_seg.nii.gz")
+        predicted = nibabel.load(f"{SVI_RUN}/predictions/{row['case']}_seg.nii.gz")
+        a, b = np.asarray(truth.dataobj) > 0, np.asarray(predicted.dataobj) > 0
+        assert float(row["dice"]) == pytest.approx(2 * (a & b).sum() / max(1, a.sum() + b.sum()), abs=1e-6)
+    mean = np.mean([float(row["nll"]) for row in rows])
+    assert report["summary"]["nll"]["mean"] == pytest.approx(mean)
+    # A second evaluation finds the predictions and agrees.
+    again = command("evaluate", SVI_RUN, "--samples", 2)
+    assert "predicting" not in again.stderr
+    assert json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text()) == report
+
+
+def test_a_config_file_gives_settings_and_options_win(command, in_world, tmp_path):
+    (tmp_path / "c.yaml").write_text("n: 1\nsteps: 2\nwidths: [2, 3, 4, 5]\nshort: true\npatch: 24\nvalidation: 0\n")
+    out = tmp_path / "run"
+    result = command("finetune", "--config", tmp_path / "c.yaml", "--steps", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["n"], config["steps"], config["validation"]) == (1, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--prior", "normal"),
+        ("--prior", "log-uniform"),
+        ("--prior", "dwp", "--estimator", "local"),
+        ("--prior", "dwp", "--init", "source", "--likelihood", "categorical"),
+        ("--prior", "normal", "--init", "prior", "--region", "core"),
+    ],
+)
+def test_priors_starts_estimators_and_likelihoods_by_option(command, in_world, tmp_path, options):
+    result = command("svi", "--n", 2, *TINY, *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_arms(command, in_world, tmp_path):
+    from dwp_pyro.storage import load_tensors
+
+    source, _ = load_tensors(in_world / "runs/prior-ms/source.safetensors")
+    for options, frozen in ((("source", "all"), 0), (("source", "ends"), None), (("random", "all"), 0)):
+        init, train = options
+        out = tmp_path / f"{init}-{train}"
+        result = command("finetune", "--n", 2, "--init", init, "--train", train, *TINY, "--out", out)
+        assert result.exit_code == 0, result.output
+        tensors, _ = load_tensors(out / "posterior.safetensors")
+        same = {name for name in source if (tensors[name] == source[name]).all()}
+        if frozen is None:
+            ends = tuple(f"network.{end}" for end in ("input.", "down1.", "up3.", "output."))
+            moved = {name for name in source if name.startswith(ends)}
+            assert same == set(source) - moved
+        else:
+            assert not same
+
+
+def test_several_modalities(command, in_world, tmp_path):
+    result = command("finetune", "--n", 2, *TINY, "--modality", "t1,flair", "--spacing", 4, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    name = "Brats18_PHA_004_1"
+    files = [f"data/brats/HGG/{name}/{name}_{m}.nii.gz" for m in ("t1", "flair")]
+    result = command("predict", tmp_path / "run", *files, "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    assert nibabel.load(tmp_path / "p" / f"{name}_t1_prob.nii.gz").shape == (28, 32, 28)
+
+
+def test_kernels_of_another_network_become_a_prior(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    smooth = rng.normal(size=(300, 1, 7, 7)).cumsum(-1).cumsum(-2)
+    np.save("train.npy", smooth[:200])
+    np.save("test.npy", smooth[200:])
+    result = command("fit-prior", "--kernels", "train.npy", "--vae-steps", 20)
+    assert result.exit_code == 0, result.output
+    scored = command("score-prior", "runs/prior-train", "--kernels", "test.npy", "--json")
+    assert scored.exit_code == 0, scored.output
+    report = json.loads(scored.stdout)
+    assert report["kernels"] == 100
+    nats = report["nats_per_kernel"]
+    import torch
+    from torch.distributions import MultivariateNormal
+
+    flat = torch.from_numpy(smooth[:200].reshape(200, -1)).double()
+    held_out = torch.from_numpy(smooth[200:].reshape(100, -1)).double()
+    gaussian = MultivariateNormal(flat.mean(0), torch.cov(flat.T) + 1e-6 * torch.eye(49))
+    assert nats["full_gaussian"] == pytest.approx(float(gaussian.log_prob(held_out).mean()), abs=3)
+    assert nats["prior"] > nats["full_gaussian"] - 1
+    assert nats["full_gaussian"] > nats["standard_normal"]
+
+
+def test_a_bank_is_scored_block_by_block(command, in_world):
+    result = command("score-prior", "runs/prior-ms", "--kernels", "runs/prior-ms/kernels.safetensors", "--samples", 5)
+    assert result.exit_code == 0, result.output
+    assert "full gaussian" in result.output
+
+
+def test_overwrite_replaces_a_run(command, copy_of_world):
+    result = command("finetune", "--n", 2, "--init", "source", *TINY, "--overwrite")
+    assert result.exit_code == 0, result.output
+
+
+def test_phantom_writes_the_layout(command, tmp_path):
+    result = command("phantom", "brats", tmp_path / "d", "--cases", 2)
+    assert result.exit_code == 0
+    assert command("check-data", "--root", tmp_path / "d").exit_code == 0

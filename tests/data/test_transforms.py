@@ -1,0 +1,117 @@
+"""Preprocessing, its inverse, and patches as a function of their position."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dwp_pyro.data.case import Scan
+from dwp_pyro.data.transforms import Patches, Preprocessing, patch_shape
+
+# A permuted and flipped grid of unequal sides: what orientation must undo.
+AFFINE = np.array([[0, -2.0, 0, 30], [0, 0, 3.0, -20], [-2.5, 0, 0, 10], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def scan() -> Scan:
+    rng = np.random.default_rng(0)
+    brain = np.zeros((20, 24, 28), bool)
+    brain[3:17, 4:21, 2:25] = True
+    label = np.zeros(brain.shape, np.int16)
+    label[8:12, 9:14, 10:16] = 2
+    label[9:11, 10:12, 11:13] = 4
+    images = (rng.normal(500, 100, (2, *brain.shape)) * brain).astype(np.float32)
+    images[1] *= 7
+    return Scan("c", images, brain, label, AFFINE, Path("c.nii"))
+
+
+def test_images_are_normalised_over_the_brain_and_0_outside(scan):
+    example = Preprocessing(None)(scan, frozenset({4}))
+    inside = example.brain[0].as_tensor() > 0
+    assert int(inside.sum()) == scan.brain.sum()
+    for channel in example.image.as_tensor():
+        assert abs(float(channel[inside].mean())) < 1e-5
+        assert abs(float(channel[inside].std(correction=0)) - 1) < 1e-4
+        assert (channel[~inside] == 0).all()
+
+
+def test_the_region_is_made_of_its_label_values(scan):
+    whole, enhancing = (Preprocessing(None)(scan, frozenset(values)) for values in ({2, 4}, {4}))
+    assert int(whole.label.sum()) == (scan.label > 0).sum() == len(whole.fg_indices)
+    assert int(enhancing.label.sum()) == (scan.label == 4).sum()
+    assert len(enhancing.bg_indices) == scan.brain.sum() - (scan.label == 4).sum()
+
+
+def test_the_grid_is_ras_and_cropped_to_the_brain(scan):
+    example = Preprocessing(None)(scan, frozenset({4}))
+    # Rows of the affine say which array axis goes right, front and up: brain sides in that order.
+    assert tuple(example.image.shape) == (2, 17, 23, 14)
+    rotation = example.image.affine[:3, :3].numpy()
+    assert (np.diag(rotation) > 0).all()
+    assert np.allclose(rotation, np.diag(np.diag(rotation)))
+
+
+def test_the_way_back_restores_every_voxel(scan):
+    preprocess = Preprocessing(None)
+    example = preprocess(scan, frozenset({2, 4}))
+    back = preprocess.invert(example.label.as_tensor(), example, scan)
+    np.testing.assert_array_equal(back[0], scan.label > 0)
+
+
+def test_the_way_back_from_another_spacing_lands_on_the_scans_grid(scan):
+    preprocess = Preprocessing(2.0)
+    example = preprocess(scan, frozenset({2, 4}))
+    spacing = torch.linalg.vector_norm(example.image.affine[:3, :3], dim=0)
+    assert torch.allclose(spacing, torch.full((3,), 2.0, dtype=spacing.dtype))
+    back = preprocess.invert(example.label.as_tensor(), example, scan)
+    truth = scan.label > 0
+    assert back.shape == (1, *truth.shape)
+    predicted = back[0] > 0.5
+    assert 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()) > 0.8
+
+
+def test_patches_are_a_function_of_their_position(scan):
+    example = Preprocessing(None)(scan, frozenset({2, 4}))
+    first, second = (Patches([example], (16, 16, 8), 3, 50) for _ in range(2))
+    _ = [second[i] for i in (7, 1)]
+    for a, b in zip(first[5], second[5], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first[5][0], first[6][0])
+    other_seed = Patches([example], (16, 16, 8), 4, 50)
+    assert not torch.equal(first[5][0], other_seed[5][0])
+
+
+def test_patches_take_each_case_once_a_round_and_meet_the_region(scan):
+    preprocess = Preprocessing(None)
+    examples = [preprocess(scan, frozenset(values)) for values in ({2, 4}, {2}, {4})]
+    patches = Patches(examples, (8, 8, 8), 0, 300)
+    sizes = [int(torch.as_tensor(example.label).sum()) for example in examples]
+    full = Patches(examples, (40, 40, 40), 0, 9)
+    for round_ in range(3):
+        assert sorted(int(full[3 * round_ + i][1].sum()) for i in range(3)) == sorted(sizes)
+    hits = np.mean([patches[i][1].sum() > 0 for i in range(300)])
+    assert hits > 0.5  # half are centred on the region, and some others touch it
+
+
+def test_a_patch_keeps_image_label_and_brain_aligned(scan):
+    preprocess = Preprocessing(None)
+    marked = Scan("c", np.where(scan.label > 0, 900, 500)[None].astype(np.float32) * scan.brain, *_rest(scan))
+    patches = Patches([preprocess(marked, frozenset({2, 4}))], (16, 16, 8), 0, 20)
+    for i in range(20):
+        image, label, brain, voxels = patches[i]
+        assert image.shape == label.shape == brain.shape == (1, 16, 16, 8)
+        assert voxels == scan.brain.sum()
+        assert (image[brain == 0] == 0).all()
+        if (label == 1).any() and ((label == 0) & (brain == 1)).any():
+            assert image[label == 1].min() > image[(label == 0) & (brain == 1)].max()
+
+
+def _rest(scan: Scan) -> tuple:
+    return scan.brain, scan.label, scan.affine, scan.reference
+
+
+def test_patch_shape_is_no_larger_than_the_scans(scan):
+    example = Preprocessing(None)(scan, frozenset({4}))
+    assert patch_shape([example], 64) == (24, 24, 16)
+    assert patch_shape([example], 16) == (16, 16, 16)

@@ -1,0 +1,113 @@
+"""Streaming moments against their definition, and one kernel sample for a whole scan."""
+
+import math
+
+import pytest
+import torch
+
+from dwp_pyro.errors import RunError
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
+from dwp_pyro.models.unet import kernel_sites
+
+CARD = NetworkCard(("flair", "t1"), (2, 2, 3, 3), True, "brats", "whole", None, (16, 16, 16))
+
+
+def make_posterior(scale: float | None) -> Posterior:
+    torch.manual_seed(0)
+    network = CARD.network()
+    guide = None if scale is None else MeanFieldNormal(kernel_sites(network), scale)
+    return Posterior(CARD, network, guide)
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(2, 16, 16, 16)
+
+
+def test_moments_are_those_of_the_samples(image):
+    posterior = make_posterior(0.2)
+    seeds = range(5)
+    moments = posterior_predictive(posterior, image, seeds)
+    with torch.no_grad():
+        p = torch.stack([posterior.logits(image[None], posterior.draw(s)).softmax(1)[0, 1] for s in seeds])
+
+    def entropy(q: torch.Tensor) -> torch.Tensor:
+        return torch.special.entr(q) + torch.special.entr(1 - q)
+
+    torch.testing.assert_close(moments.probability, p.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(moments.entropy, entropy(p.mean(0)), atol=1e-4, rtol=0)
+    expected = entropy(p.mean(0)) - entropy(p).mean(0)
+    torch.testing.assert_close(moments.mutual_information, expected.clamp_min(0), atol=1e-4, rtol=0)
+    assert float(moments.mutual_information.max()) > 0.01
+    assert float(moments.entropy.max()) <= math.log(2) + 1e-6
+
+
+def test_a_sample_is_drawn_once_for_all_windows(image, monkeypatch):
+    posterior = make_posterior(0.2)
+    large = torch.randn(2, 40, 24, 20)
+    seen = []
+    original = Posterior.logits
+
+    def spy(self, window, kernels):
+        seen.append(kernels["input.weight"].flatten()[:3].tolist())
+        return original(self, window, kernels)
+
+    monkeypatch.setattr(Posterior, "logits", spy)
+    posterior_predictive(posterior, large, [3, 4])
+    windows = len(seen) // 2
+    assert windows > 1
+    assert all(seen[i] == seen[0] for i in range(windows))
+    assert all(seen[windows + i] == seen[windows] for i in range(windows))
+    assert seen[0] != seen[windows]
+
+
+def test_without_spread_the_weights_agree_and_the_mean_is_the_prediction(image):
+    posterior = make_posterior(1e-6)
+    moments = posterior_predictive(posterior, image, [0, 1, 2])
+    assert float(moments.mutual_information.max()) < 1e-4
+    torch.testing.assert_close(moments.probability, posterior_mean_probability(posterior, image), atol=1e-4, rtol=0)
+
+
+def test_a_deterministic_network_has_no_mutual_information(image):
+    moments = posterior_predictive(make_posterior(None), image, [0])
+    assert float(moments.mutual_information.max()) == 0
+    assert float(moments.entropy.max()) > 0
+
+
+def test_memory_does_not_grow_with_the_samples(image):
+    """The tensors alive at the last sample are as many as at the second."""
+    posterior = make_posterior(0.2)
+    alive = []
+
+    def count() -> None:
+        import gc
+
+        alive.append(sum(isinstance(o, torch.Tensor) and o.shape == (16, 16, 16) for o in gc.get_objects()))
+
+    posterior_predictive(posterior, image, range(8), advance=count)
+    assert alive[1] == alive[-1]
+
+
+@pytest.mark.parametrize("scale", [0.2, None])
+def test_a_posterior_survives_its_file(image, tmp_path, scale):
+    posterior = make_posterior(scale)
+    posterior.save(tmp_path / "p.safetensors")
+    loaded = Posterior.load(tmp_path / "p.safetensors")
+    assert loaded.card == CARD
+    a, b = (posterior_predictive(p, image, [5, 6]) for p in (posterior, loaded))
+    torch.testing.assert_close(a.probability, b.probability, atol=1e-5, rtol=0)
+
+
+def test_a_file_that_is_no_posterior_is_named(tmp_path):
+    from dwp_pyro.storage import save_tensors
+
+    path = tmp_path / "p.safetensors"
+    save_tensors(path, {"a": torch.ones(2)})
+    with pytest.raises(RunError, match="p.safetensors: has format None"):
+        Posterior.load(path)
+    make_posterior(0.1).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match="damaged"):
+        Posterior.load(path)

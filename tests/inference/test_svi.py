@@ -1,0 +1,156 @@
+"""The SVI loop: what it optimises, stopping and going on to the same bits, and divergence."""
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from dwp_pyro.data.case import Scan
+from dwp_pyro.data.transforms import Patches, Preprocessing
+from dwp_pyro.distributions.priors import prior_at
+from dwp_pyro.errors import RunError
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.svi import Interrupted, Plan, optimise, steps_done
+from dwp_pyro.models.bayesian import bayesianize
+from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.models.unet import ResidualUNet3d, kernel_sites
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def patches() -> Patches:
+    rng = np.random.default_rng(0)
+    brain = np.ones((20, 20, 20), bool)
+    label = np.zeros(brain.shape, np.int16)
+    label[6:13, 6:13, 6:13] = 1
+    images = rng.normal(5, 1, (1, *brain.shape)).astype(np.float32) + 3 * label
+    example = Preprocessing(None)(Scan("c", images, brain, label, np.eye(4), Path("c.nii")), frozenset({1}))
+    return Patches([example], (16, 16, 16), 0, 2 * STEPS)
+
+
+def programme(bayesian: bool) -> tuple[SegmentationModel, MeanFieldNormal | None]:
+    torch.manual_seed(1)
+    network = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
+    guide = None
+    if bayesian:
+        priors = {site: prior_at("normal", site, weight) for site, weight in kernel_sites(network).items()}
+        guide = MeanFieldNormal(bayesianize(network, priors), 0.01)
+    return SegmentationModel(network, "dice-ce", 1), guide
+
+
+def run(patches, checkpoint, bayesian=True, estimator="shared", stop_at=None, learning_rate=1e-2):
+    model, guide = programme(bayesian)
+    plan = Plan(
+        steps=STEPS,
+        learning_rate=lambda step: learning_rate,
+        seed=0,
+        beta=lambda step: (step + 1) / STEPS,
+        weight_decay=0.1,
+        estimator=estimator,
+        validate_every=2,
+    )
+    logged = []
+
+    def at_step(step: int) -> None:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    optimise(
+        model,
+        guide,
+        patches,
+        2,
+        plan,
+        checkpoint,
+        description="test",
+        log=lambda step, figures: logged.append((step, dict(figures))),
+        validate=lambda: {"validation_dice": 0.5},
+        at_step=at_step,
+    )
+    state = {f"network.{k}": v for k, v in model.network.state_dict().items()}
+    if guide is not None:
+        state |= {f"guide.{k}": v for k, v in guide.state_dict().items()}
+    return state, logged
+
+
+@pytest.mark.parametrize("bayesian", [True, False])
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_a_stopped_run_goes_on_to_the_same_bits(patches, tmp_path, bayesian, stop_at):
+    whole, _ = run(patches, tmp_path / "whole.safetensors", bayesian)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted) as caught:
+        run(patches, checkpoint, bayesian, stop_at=stop_at)
+    assert caught.value.signum == signal.SIGTERM
+    assert steps_done(checkpoint) == stop_at
+    resumed, _ = run(patches, checkpoint, bayesian)
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_every_parameter_moves(patches, tmp_path):
+    model, guide = programme(True)
+    before = {f"network.{k}": v.clone() for k, v in model.network.state_dict().items()}
+    before |= {f"guide.{k}": v.clone() for k, v in guide.state_dict().items()}
+    after, _ = run(patches, tmp_path / "c.safetensors")
+    assert not [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+
+
+def test_figures_are_logged_with_their_parts(patches, tmp_path):
+    _, logged = run(patches, tmp_path / "c.safetensors")
+    assert [step for step, _ in logged] == [2, 4, 6]
+    last = logged[-1][1]
+    assert last["beta"] == 1
+    assert last["validation_dice"] == 0.5
+    assert last["loss"] == pytest.approx(last["divergence"] - last["log_likelihood"], rel=1e-5)
+
+
+def test_the_local_estimator_is_another_way(patches, tmp_path):
+    shared, _ = run(patches, tmp_path / "a.safetensors")
+    local, _ = run(patches, tmp_path / "b.safetensors", estimator="local")
+    assert not torch.equal(shared["guide.locs.input/weight"], local["guide.locs.input/weight"])
+    assert all(torch.isfinite(tensor).all() for tensor in local.values())
+
+
+def test_the_deterministic_arm_learns(patches, tmp_path):
+    model, _ = programme(False)
+    image, label, brain, voxels = (torch.stack(parts) for parts in zip(*(patches[i] for i in range(4)), strict=True))
+
+    def loss(network: torch.nn.Module) -> float:
+        with torch.no_grad(), pyro.poutine.block():
+            return -float(
+                pyro.poutine.trace(SegmentationModel(network, "dice-ce", 4))
+                .get_trace(image, label, brain, voxels)
+                .log_prob_sum()
+            )
+
+    trained = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
+    state, _ = run(patches, tmp_path / "c.safetensors", bayesian=False)
+    trained.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
+    assert loss(trained) < loss(model.network)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint(patches, tmp_path):
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.raises(RunError, match="the loss became nan at step"):
+        run(patches, checkpoint, learning_rate=math.nan)
+    assert not checkpoint.exists()
+
+
+def test_the_checkpoint_of_another_network_is_refused(patches, tmp_path):
+    checkpoint = tmp_path / "c.safetensors"
+    run(patches, checkpoint, bayesian=False)
+    with pytest.raises(RunError, match="another network"):
+        run(patches, checkpoint, bayesian=True)
+
+
+def test_the_parameter_store_is_left_as_it_was(patches, tmp_path):
+    pyro.param("mine", torch.tensor(3.0))
+    run(patches, tmp_path / "c.safetensors")
+    assert list(pyro.get_param_store().keys()) == ["mine"]

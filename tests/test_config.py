@@ -1,0 +1,63 @@
+"""Settings are checked at birth and survive YAML."""
+
+import pytest
+import yaml
+
+from dwp_pyro.config import FinetuneConfig, FitPriorConfig, PredictConfig, SviConfig, data_root
+from dwp_pyro.errors import ConfigError
+
+
+@pytest.mark.parametrize("config", [FitPriorConfig, SviConfig, FinetuneConfig, PredictConfig])
+def test_defaults_survive_yaml(config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config().to_mapping()))
+    assert config.from_yaml(path) == config()
+
+
+def test_changes_win_over_the_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("steps: 7\nbatch-size: 3\nlearning_rate: 1\n")
+    config = SviConfig.from_yaml(path, steps=9)
+    assert (config.steps, config.batch_size, config.learning_rate) == (9, 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"stepz": 3}, "'stepz' is no setting"),
+        ({"steps": 0}, "steps: must be at least 1"),
+        ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
+        ({"steps": True}, "steps: expected a whole number"),
+        ({"learning_rate": float("nan")}, "learning-rate: must be at least 0"),
+        ({"prior": "cauchy"}, "'cauchy' is not one of dwp, normal, log-uniform"),
+        ({"modality": "flair"}, "modality: expected a list"),
+        ({"modality": ["flair", "flair"]}, "named twice"),
+        ({"widths": [8, 16]}, "four numbers"),
+        ({"spacing": 0.0}, "spacing: must be a positive"),
+        ({"anneal": 1.5}, "from 0 to 1"),
+    ],
+)
+def test_bad_settings_are_named(values, says):
+    with pytest.raises(ConfigError, match=says):
+        SviConfig.from_mapping(values)
+
+
+def test_a_bad_file_is_named(tmp_path):
+    for content in ("- 1", "a: [", "!!python/object/apply:os.system ['true']"):
+        path = tmp_path / "config.yaml"
+        path.write_text(content)
+        with pytest.raises(ConfigError, match="config.yaml"):
+            SviConfig.from_yaml(path)
+
+
+def test_ends_need_a_source():
+    with pytest.raises(ConfigError, match="needs --init source"):
+        FinetuneConfig(train="ends")
+
+
+def test_where_data_lies(monkeypatch):
+    monkeypatch.delenv("DWP_PYRO_DATA", raising=False)
+    assert str(data_root("ms", None)) == "data/ms"
+    monkeypatch.setenv("DWP_PYRO_DATA", "/scans")
+    assert str(data_root("ms", None)) == "/scans/ms"
+    assert str(data_root("ms", "here")) == "here"

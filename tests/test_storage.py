@@ -1,0 +1,109 @@
+"""Files are written whole or not at all; a run folder holds one run, of one process."""
+
+import json
+
+import pytest
+import torch
+
+from dwp_pyro.errors import RunError
+from dwp_pyro.storage import RunFolder, atomic_path, load_tensors, read_json, save_tensors, write_json
+
+CONFIG = {"seed": 0, "widths": [1, 2]}
+
+
+def start(path, command="svi", config=CONFIG, resume=False, overwrite=False):
+    return RunFolder.start(path, command, config, resume=resume, overwrite=overwrite)
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="stop"), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise ValueError("stop")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    tensors = {"a.b": torch.randn(2, 3), "step": torch.tensor(7)}
+    save_tensors(tmp_path / "t.safetensors", tensors, {"n": [1, 2]})
+    loaded, metadata = load_tensors(tmp_path / "t.safetensors")
+    assert metadata == {"n": [1, 2]}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "nan", "pickle"])
+def test_damaged_tensors_are_named(tmp_path, damage):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"a": torch.full((100,), float("nan") if damage == "nan" else 1.0)})
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-50])
+    elif damage == "pickle":
+        torch.save({"a": torch.ones(3)}, path)
+    with pytest.raises(RunError, match="t.safetensors") as caught:
+        load_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_without_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")]})
+    assert read_json(tmp_path / "a.json") == {"a": None, "b": [1.5, None]}
+
+
+def test_a_finished_run_is_refused_and_overwritten_on_demand(tmp_path):
+    with start(tmp_path / "r") as run:
+        (run.path / "result").write_text("first")
+    with pytest.raises(RunError, match="finished run"), start(tmp_path / "r"):
+        pass
+    assert (tmp_path / "r" / "result").exists()
+    with start(tmp_path / "r", overwrite=True) as run:
+        assert not (run.path / "result").exists()
+
+
+def test_an_unfinished_run_asks_for_resume_with_the_same_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt), start(tmp_path / "r"):
+        raise KeyboardInterrupt
+    with pytest.raises(RunError, match="give --resume"), start(tmp_path / "r"):
+        pass
+    with (
+        pytest.raises(RunError, match=r"\(seed changed\)"),
+        start(tmp_path / "r", config=CONFIG | {"seed": 1}, resume=True),
+    ):
+        pass
+    with start(tmp_path / "r", resume=True):
+        pass
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["finished"]
+
+
+def test_a_run_is_held_by_one_process(tmp_path):
+    with start(tmp_path / "r"), pytest.raises(RunError, match="another process"), start(tmp_path / "r", resume=True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "says"),
+    [
+        (lambda path: path.write_text("x"), {}, "is a file"),
+        (lambda path: (path.mkdir(), (path / "thesis.tex").touch()), {}, "choose another --out"),
+        (lambda path: (path.mkdir(), (path / "thesis.tex").touch()), {"overwrite": True}, "choose another --out"),
+        (lambda path: None, {"resume": True}, "no run to resume"),
+        (lambda path: None, {"resume": True, "overwrite": True}, "contradict"),
+    ],
+)
+def test_what_is_not_a_run_is_refused_and_untouched(tmp_path, prepare, options, says):
+    path = tmp_path / "r"
+    prepare(path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=says), start(path, **options):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_run_of_another_command_is_refused(tmp_path):
+    with start(tmp_path / "r", command="fit-prior"):
+        pass
+    with pytest.raises(RunError, match="a run of 'fit-prior'"), start(tmp_path / "r", overwrite=True):
+        pass
