@@ -10,6 +10,7 @@ __all__ = ["fit_gaussian"]
 
 _SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 _FOLDS = 5
+_SMALLEST_VARIANCE = 1e-12  # of a weight; kernels are of the order of 0.01 to 1
 
 
 def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
@@ -27,7 +28,7 @@ def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
         A distribution over [D], in the kernels' dtype.
     """
     flat = kernels.flatten(1).double()
-    folds = identities % _FOLDS
+    folds = identities.unique(return_inverse=True)[1] % _FOLDS
 
     def score(shrinkage: float) -> float:
         total = 0.0
@@ -44,7 +45,7 @@ def _gaussian(flat: Tensor, shrinkage: float) -> MultivariateNormal:
     loc = flat.mean(0)
     size = flat.shape[1]
     covariance = (flat - loc).T @ (flat - loc) / len(flat)
-    # The floor serves kernels that are all alike, whose covariance is 0.
-    mean_variance = covariance.trace() / size + 1e-12
-    isotropic = mean_variance * torch.eye(size, dtype=flat.dtype)
-    return MultivariateNormal(loc, covariance_matrix=(1 - shrinkage) * covariance + shrinkage * isotropic)
+    identity = torch.eye(size, dtype=flat.dtype)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / size * identity
+    # The floor serves kernels that are all alike: their covariance is 0.
+    return MultivariateNormal(loc, covariance_matrix=shrunk + _SMALLEST_VARIANCE * identity)

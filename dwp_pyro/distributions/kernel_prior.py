@@ -53,6 +53,8 @@ class KernelPrior(nn.Module):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if blocks.keys() != cards.keys():
+            raise ValueError(f"blocks {sorted(blocks)} and cards {sorted(cards)} must have the same names")
         self.blocks = nn.ModuleDict(blocks)
         self.cards = dict(cards)
         self.provenance = dict(provenance or {})
@@ -143,7 +145,7 @@ class KernelPrior(nn.Module):
                 for name, item in description["blocks"].items()
             }
             prior = cls(blocks, cards, description.get("provenance"))
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise PriorError(
                 f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"
             ) from problem

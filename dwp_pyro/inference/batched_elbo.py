@@ -69,7 +69,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 continue
             guide_site = guide_trace.nodes[name]
             prior = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
-            if isinstance(prior, DeepWeightPrior):
+            if isinstance(prior, DeepWeightPrior) and guide_site["mask"] is None:
                 key = (id(prior.kernel_vae), prior.particles, float(guide_site["scale"]))
                 batches[key].append((prior, guide_site))
             else:

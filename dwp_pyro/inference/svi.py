@@ -118,15 +118,15 @@ def optimise(
         Interrupted: after a signal, with the checkpoint saved.
         RunError: if the checkpoint does not fit, or the loss is NaN or infinite.
     """
-    parameters = {f"network.{name}": p for name, p in model.network.named_parameters() if p.requires_grad}
-    decayed = list(parameters.values())
-    kept: list[nn.Parameter] = []
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if guide is not None:
         parameters |= {f"guide.{name}": p for name, p in guide.named_parameters()}
-        kept = list(guide.parameters())
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": plan.weight_decay}], lr=0.0, fused=True)
-    if kept:
-        optimizer.add_param_group({"params": kept, "weight_decay": 0.0})
+    decay = {True: plan.weight_decay, False: 0.0}
+    groups = [
+        {"params": [p for name, p in parameters.items() if name.startswith("network.") is ours], "weight_decay": rate}
+        for ours, rate in decay.items()
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
     start = _restore(checkpoint, parameters, optimizer)
     device = next(iter(parameters.values())).device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,10 +29,27 @@ class BayesianConv(PyroModule):
         )
         return output
 
+    def __reduce__(self) -> Any:
+        # Pyro's own would rebuild a copy without this class, and its handlers would fall silent.
+        return copyreg.__newobj__, (type(self),), self.__dict__.copy()  # type: ignore[attr-defined]
+
+
+class BayesianConv1d(BayesianConv, PyroModule[nn.Conv1d]):  # type: ignore[type-arg]
+    """A one-dimensional convolution with a kernel site."""
+
+
+class BayesianConv2d(BayesianConv, PyroModule[nn.Conv2d]):  # type: ignore[type-arg]
+    """A two-dimensional convolution with a kernel site."""
+
+
+class BayesianConv3d(BayesianConv, PyroModule[nn.Conv3d]):  # type: ignore[type-arg]
+    """A three-dimensional convolution with a kernel site."""
+
 
 _BAYESIAN: dict[type[nn.Module], type[nn.Module]] = {
-    kind: type(f"Bayesian{kind.__name__}", (BayesianConv, PyroModule[kind]), {})
-    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    nn.Conv1d: BayesianConv1d,
+    nn.Conv2d: BayesianConv2d,
+    nn.Conv3d: BayesianConv3d,
 }
 
 
@@ -39,8 +57,9 @@ def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> 
     """Make sample sites of a network's kernels, in place.
 
     The network becomes a `PyroModule`; each named weight is no longer a parameter but is sampled
-    from its prior at a site that has the parameter's own name ("down1.conv1.weight"), whatever
-    module later holds the network. All else stays as it was: deterministic parameters.
+    from its prior at a site that has the parameter's own name ("down1.conv1.weight"), also when a plain
+    module holds the network (a `PyroModule` that holds it puts its own name before, as everywhere in
+    Pyro). All else stays as it was: deterministic parameters.
 
     Args:
         network: any module with convolutions; it is the root of the sites' names.

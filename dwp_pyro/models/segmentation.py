@@ -68,10 +68,15 @@ class SegmentationModel(nn.Module):
         network: images [B, channels, X, Y, Z] → logits [B, C, X, Y, Z]; see `bayesianize`.
         likelihood: a name among `LIKELIHOODS`.
         num_cases: N.
+        kernel_prior: the learned prior of the network's sites, where they have one: it moves and saves with
+            the model, and what of it is not frozen (the reverse model r(z|w), say) is trained with the guide.
     """
 
-    def __init__(self, network: nn.Module, likelihood: str, num_cases: int) -> None:
+    def __init__(
+        self, network: nn.Module, likelihood: str, num_cases: int, kernel_prior: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.kernel_prior = kernel_prior
         self.network = network
         self.likelihood = likelihood
         self.num_cases = num_cases
@@ -79,9 +84,11 @@ class SegmentationModel(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
         """Returns logits; shapes as for `categorical`, image [B, channels, X, Y, Z]."""
-        # A root module that is no PyroModule is registered by name; PyroModules register themselves.
-        if not isinstance(self.network, pyro.nn.PyroModule):
-            pyro.module("network", self.network)
+        # A PyroModule registers its parameters itself.
+        for name, parameter in self.named_parameters():
+            ours = not (name.startswith("network.") and isinstance(self.network, pyro.nn.PyroModule))
+            if ours and parameter.requires_grad:
+                pyro.param(name, parameter)
         with poutine.scale(scale=self.beta):
             logits: Tensor = self.network(image)
         log_likelihood = LIKELIHOODS[self.likelihood](logits, label, brain, brain_voxels)
