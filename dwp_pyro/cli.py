@@ -25,7 +25,7 @@ from dwp_pyro.config import (
     SviConfig,
     data_root,
 )
-from dwp_pyro.errors import UserError
+from dwp_pyro.errors import Interrupted, UserError
 
 __all__ = ["main"]
 
@@ -52,12 +52,10 @@ class _Group(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}", 2)
         except KeyboardInterrupt:
-            _fail("stopped; the same command with --resume goes on", 130)
-        except Exception as error:
-            # By name, not by class: importing the class would import torch for every --help.
-            if type(error).__name__ != "Interrupted":
-                raise
-            _fail(f"{error}, checkpoint saved; the same command with --resume goes on", 128 + error.signum)  # type: ignore[attr-defined]
+            _fail("stopped", 130)
+        except Interrupted as stop:
+            again = "the same command goes on" if ctx.invoked_subcommand == "demo" else "go on by --resume"
+            _fail(f"{stop}; {again}", 128 + stop.signum)
 
 
 def _fail(message: str, code: int) -> typing.NoReturn:

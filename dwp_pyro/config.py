@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from dwp_pyro.distributions.priors import PRIORS
 from dwp_pyro.errors import ConfigError
+from dwp_pyro.storage import read_yaml
 
 __all__ = [
     "FinetuneConfig",
@@ -35,10 +34,19 @@ DATASETS = ("brats", "openms", "ms")
 
 DATA_VARIABLE = "DWP_PYRO_DATA"
 
+_MAX_SEED = 2**32 - 1
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
     """A field with what the command line needs to make an option of it."""
-    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class Settings:
             name = item.name.replace("_", "-")
             if not _matches(value, hints[item.name]):
                 raise ConfigError(f"{name}: expected {_describe(hints[item.name])}, got {value!r}")
-            choices, minimum = item.metadata.get("choices"), item.metadata.get("minimum")
+            choices, minimum, maximum = (item.metadata.get(key) for key in ("choices", "minimum", "maximum"))
             for part in value if isinstance(value, tuple) else (value,):
                 if part is None:
                     continue
@@ -64,6 +72,8 @@ class Settings:
                     raise ConfigError(f"{name}: '{part}' is not one of {', '.join(choices)}")
                 if minimum is not None and not part >= minimum:
                     raise ConfigError(f"{name}: must be at least {minimum:g}, got {part:g}")
+                if maximum is not None and not part <= maximum:
+                    raise ConfigError(f"{name}: must be at most {maximum:.12g}, got {part:.12g}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -93,15 +103,7 @@ class Settings:
         Raises:
             ConfigError: naming the file, if it cannot be read or does not fit.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-            reason = " ".join(str(problem).split())
-            raise ConfigError(f"{path}: cannot be read as YAML ({reason})") from problem
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: should hold 'name: value' lines")
+        values = {name.replace("-", "_"): value for name, value in read_yaml(path, ConfigError).items()}
         try:
             return cls.from_mapping({**values, **changes})
         except ConfigError as problem:
@@ -162,12 +164,16 @@ class DataSettings(Settings):
     )
     spacing: float | None = setting(None, "Resample to cubic voxels of this side, in mm.  [default: as scanned]")
     patch: int = setting(64, "Side of a training patch, in voxels; smaller scans are taken whole.", minimum=16)
-    seed: int = setting(0, "Seed of the split, the initialisation, the patches and every sample.", minimum=0)
+    seed: int = setting(
+        0, "Seed of the split, the initialisation, the patches and every sample.", minimum=0, maximum=_MAX_SEED
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.spacing is not None and not 0 < self.spacing < 1000:
             raise ConfigError(f"spacing: must be a positive number of mm, got {self.spacing:g}")
+        if not all(self.modality):
+            raise ConfigError("modality: an empty name; give for example flair or t1,flair")
         if len(set(self.modality)) != len(self.modality):
             raise ConfigError(f"modality: named twice in {','.join(self.modality)}")
 
@@ -204,6 +210,11 @@ class FitPriorConfig(TrainingSettings):
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
     hidden: tuple[int, ...] = setting((64, 64), "Hidden widths of the kernel VAEs, by commas.", minimum=1)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE.", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.snapshots > self.steps:
+            raise ConfigError(f"snapshots: {self.snapshots} cycles need as many steps, got {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +268,7 @@ class PredictConfig(Settings):
 
     samples: int = setting(20, "Weight samples S; a deterministic network needs one.", minimum=1)
     overlap: float = setting(0.25, "Overlap of neighbouring windows, as a part of a window.", minimum=0)
-    seed: int = setting(0, "Seed of the weight samples.", minimum=0)
+    seed: int = setting(0, "Seed of the weight samples.", minimum=0, maximum=_MAX_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

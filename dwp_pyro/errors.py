@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "PriorError", "RunError", "UserError"]
+import signal
+
+__all__ = ["ConfigError", "DataError", "Interrupted", "PriorError", "RunError", "UserError"]
 
 
 class UserError(Exception):
@@ -23,3 +25,15 @@ class PriorError(UserError):
 
 class RunError(UserError):
     """A run folder that is taken, unfinished, damaged, or made by another command."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its checkpoint is saved: nobody's mistake.
+
+    Args:
+        signum: number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}, checkpoint saved")
+        self.signum = signum

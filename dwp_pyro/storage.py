@@ -1,11 +1,12 @@
 """Files on disk: written whole or not at all, read without running code, and the folder of a run.
 
-Tensors are stored as safetensors, everything else as JSON or YAML; nothing is ever unpickled.
+Small things are JSON or YAML, read without running code; tensors are in `tensors`.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -14,23 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 import yaml
-from torch import Tensor
 
 from dwp_pyro.errors import RunError, UserError
 
-__all__ = [
-    "RunFolder",
-    "atomic_path",
-    "load_tensors",
-    "read_json",
-    "save_tensors",
-    "write_bytes",
-    "write_json",
-]
+__all__ = ["RunFolder", "atomic_path", "file_digest", "read_json", "read_yaml", "write_bytes", "write_json"]
 
 FORMAT_VERSION = 1
 
@@ -96,30 +85,29 @@ def read_json(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
     return value
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write named tensors, and a JSON object with them, as one safetensors file, whole or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(plain, {"json": json.dumps(metadata or {})}))
-
-
-def load_tensors(path: Path, error: type[UserError] = RunError) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: the tensors by name, and the JSON object.
+def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
+    """Read a YAML mapping; empty files are empty mappings.
 
     Raises:
-        UserError: of the class `error`, if the file is missing, damaged, or holds NaN or infinity.
+        UserError: of the class `error`, if the file is missing or is not a mapping of names.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror or 'no such file'})") from problem
-    except (safetensors.SafetensorError, ValueError) as problem:
-        raise error(f"{path}: is damaged or is not a safetensors file ({problem})") from problem
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise error(f"{path}: tensor '{name}' holds NaN or infinity; the file is damaged")
-    return tensors, metadata
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+    except (ValueError, yaml.YAMLError) as problem:
+        raise error(f"{path}: is not valid YAML ({' '.join(str(problem).split())})") from problem
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise error(f"{path}: should hold 'name: value' lines")
+    return {str(key): item for key, item in value.items()}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class RunFolder:
@@ -161,6 +149,8 @@ class RunFolder:
             run = cls(path)
             if overwrite:
                 run._clear()
+            for litter in path.rglob(".tmp-*"):  # of a write that was killed
+                litter.unlink()
             run._write_state(command, finished=False)
             write_bytes(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
             yield run
@@ -188,7 +178,9 @@ class RunFolder:
             raise RunError(f"{path}: holds a finished run; choose another --out, or give --overwrite to replace it")
         if not resume:
             raise RunError(f"{path}: holds an unfinished run; give --resume to go on, or --overwrite to start again")
-        saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if not (path / "config.yaml").exists():  # killed between the two first files
+            return
+        saved = read_yaml(path / "config.yaml")
         current = yaml.safe_load(yaml.safe_dump(dict(config)))
         changed = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
         if changed:
@@ -196,12 +188,28 @@ class RunFolder:
                 f"{path}: cannot resume with other settings ({', '.join(changed)} changed); give the same ones"
             )
 
+    def pin(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file that says what the run depends on; a resumed run must depend on the same.
+
+        Raises:
+            RunError: if the file is there and says something else.
+        """
+        path = self.path / name
+        if path.exists() and read_json(path) != json.loads(json.dumps(value)):
+            raise RunError(
+                f"{path}: cannot resume, what the run depends on has changed since it was begun (scans added or "
+                "removed, another split file, another prior); restore it, or give --overwrite to start again"
+            )
+        write_json(path, value)
+
     def _clear(self) -> None:
+        state = self.path / "run.json"
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
-            elif path != self.path / ".lock":
+            elif path not in (self.path / ".lock", state):
                 path.unlink()
+        state.unlink(missing_ok=True)  # last: what a kill leaves is still known for a run
 
     def _write_state(self, command: str, finished: bool) -> None:
         write_json(self.path / "run.json", {"format": FORMAT_VERSION, "command": command, "finished": finished})

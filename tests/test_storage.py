@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dwp_pyro.errors import RunError
-from dwp_pyro.storage import RunFolder, atomic_path, load_tensors, read_json, save_tensors, write_json
+from dwp_pyro.storage import RunFolder, atomic_path, read_json, write_json
+from dwp_pyro.tensors import load_tensors, save_tensors
 
 CONFIG = {"seed": 0, "widths": [1, 2]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,29 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from dwp_pyro.errors import DataError
 
 __all__ = ["Case", "Layout", "Scan", "Volume", "read_case", "read_volume"]
 
-# Tools that write the same grid differ by rounding, in mm; a real shift is larger.
-_AFFINE_TOLERANCE = 0.01
+# Tools that write the same grid differ by rounding; a real shift is larger.
+_TOLERANCE_MM = 0.1
+
+# What nibabel raises on damaged headers and contents.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    MemoryError,
+    OverflowError,
+    zlib.error,
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    nibabel.spatialimages.HeaderTypeError,
+)
 
 
 @dataclass(frozen=True)
@@ -117,12 +133,14 @@ def read_volume(path: Path) -> Volume:
         raise DataError(f"{path}: no such file")
     try:
         image: Any = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
+            raise DataError(f"{path}: is not a NIfTI image of plain numbers; convert it to .nii.gz first")
         shape = image.shape
         if len(shape) != 3 or min(shape) < 2:
             found = "×".join(map(str, shape))
             raise DataError(f"{path}: expected a three-dimensional volume, found {found}; split or convert it first")
         data = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as problem:
+    except _UNREADABLE as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file whole?") from problem
     if not np.isfinite(data).all():
@@ -188,5 +206,10 @@ def _check_same_grid(volume: Volume, path: Path, first: Volume, reference: Path)
     if volume.data.shape != first.data.shape:
         found, expected = "×".join(map(str, volume.data.shape)), "×".join(map(str, first.data.shape))
         raise DataError(f"{path}: has {found} voxels, but {reference.name} has {expected}; resample one to the other")
-    if not np.allclose(volume.affine, first.affine, atol=_AFFINE_TOLERANCE):
-        raise DataError(f"{path}: its affine differs from that of {reference.name}; resample or repair one")
+    corners = np.array([*itertools.product(*((0, side - 1) for side in first.data.shape))])
+    apart = np.linalg.norm(apply_affine(volume.affine, corners) - apply_affine(first.affine, corners), axis=1)
+    if apart.max() > _TOLERANCE_MM:
+        raise DataError(
+            f"{path}: its affine differs from that of {reference.name}, by up to {apart.max():.1f} mm; "
+            "resample or repair one"
+        )

@@ -83,7 +83,10 @@ def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, s
     if "validation" not in content and validation:
         lists["validation"] = order[-validation:]
         order = order[:-validation]
-    return Split(_first(order, n), tuple(lists["validation"]), tuple(lists["test"]))
+    try:
+        return Split(_first(order, n), tuple(lists["validation"]), tuple(lists["test"]))
+    except DataError as problem:
+        raise DataError(f"{path}: {problem}") from problem
 
 
 def _permutation(ids: Sequence[str], seed: int) -> list[str]:

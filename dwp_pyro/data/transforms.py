@@ -93,12 +93,14 @@ class Preprocessing:
         if scan.label is not None:
             region = np.isin(scan.label, sorted(region_values))
             volumes["label"] = MetaTensor(region[None].astype(np.float32), affine=affine)
-        done = self._transform(volumes)
+        # Cropped views keep the whole scan in memory; copies do not. Masks take a byte a voxel.
+        cropped = self._transform(volumes)
+        done = {name: (cropped[name] if name == "image" else cropped[name].to(torch.uint8)).clone() for name in volumes}
         if scan.label is None:
             nowhere = torch.empty(0, dtype=torch.long)
             return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)
         indices = self._indices(done)
-        fg, bg = (torch.as_tensor(indices[f"label_{kind}_indices"]) for kind in ("fg", "bg"))
+        fg, bg = (torch.as_tensor(indices[f"label_{kind}_indices"]).int() for kind in ("fg", "bg"))
         return Example(scan.id, done["image"], done["brain"], done["label"], fg, bg)
 
     def invert(self, maps: Tensor, example: Example, scan: Scan) -> NDArray[np.float32]:
@@ -115,9 +117,9 @@ class Preprocessing:
 
 
 def patch_shape(examples: Sequence[Example], side: int) -> tuple[int, int, int]:
-    """Shape of a training patch: `side` voxels, but no larger than the examples, rounded up to a multiple of 8."""
+    """Shape of a training patch: `side` voxels, but no larger than the examples; multiples of 8, at least 16."""
     largest = [max(example.image.shape[1 + axis] for example in examples) for axis in range(3)]
-    x, y, z = (min(math.ceil(side / _STRIDE), math.ceil(n / _STRIDE)) * _STRIDE for n in largest)
+    x, y, z = (max(2, min(math.ceil(side / _STRIDE), math.ceil(n / _STRIDE))) * _STRIDE for n in largest)
     return x, y, z
 
 
@@ -181,4 +183,4 @@ class Patches(Dataset[Batch]):
             }
         )
         image, label, brain = (patch[key].as_tensor() for key in ("image", "label", "brain"))
-        return image, label.long(), brain, example.brain.as_tensor().sum()
+        return image, label.long(), brain.float(), example.brain.as_tensor().sum().float()

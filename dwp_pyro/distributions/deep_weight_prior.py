@@ -14,7 +14,9 @@ from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
 
-__all__ = ["DeepWeightPrior", "at_site"]
+__all__ = ["LEARNED", "DeepWeightPrior", "at_site"]
+
+LEARNED = True
 
 
 class DeepWeightPrior(TorchDistribution):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
-from dwp_pyro.storage import load_tensors, read_json, save_tensors, write_json
+from dwp_pyro.storage import read_json, write_json
+from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["ANY_SITE", "BlockCard", "KernelPrior"]
 
@@ -141,9 +142,18 @@ class KernelPrior(nn.Module):
                 for name, item in description["blocks"].items()
             }
             cards = {
-                str(name): BlockCard(tuple(item["sites"]), int(item["kernels"]), dict(item["nats_per_kernel"]))
+                str(name): BlockCard(
+                    tuple(item["sites"]),
+                    int(item["kernels"]),
+                    {str(key): float(nats) for key, nats in item["nats_per_kernel"].items()},
+                )
                 for name, item in description["blocks"].items()
             }
+            if not cards or not all(
+                isinstance(item["sites"], list) and all(isinstance(site, str) for site in item["sites"])
+                for item in description["blocks"].values()
+            ):
+                raise ValueError("each block needs a list of sites")
             prior = cls(blocks, cards, description.get("provenance"))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise PriorError(

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 
-__all__ = ["LogUniform", "at_site"]
+__all__ = ["LEARNED", "LogUniform", "at_site"]
+
+LEARNED = False
 
 
 class LogUniform(TorchDistribution):

@@ -1,6 +1,7 @@
 """The one switch from a prior's name to a distribution at a site.
 
-A further prior is a file with a function `at_site(site, weight, kernel_prior)`, and a line here.
+A further prior is a file with a function `at_site(site, weight, kernel_prior)` and a constant `LEARNED`,
+whether it needs trained blocks, and a line here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from dwp_pyro.distributions.kernel_prior import KernelPrior
 
-__all__ = ["PRIORS", "prior_at"]
+__all__ = ["PRIORS", "is_learned", "prior_at"]
 
 #: Name → module. By name, so that the command line can list them without loading torch.
 PRIORS = {
@@ -22,6 +23,11 @@ PRIORS = {
     "normal": "dwp_pyro.distributions.standard_normal",
     "log-uniform": "dwp_pyro.distributions.log_uniform",
 }
+
+
+def is_learned(name: str) -> bool:
+    """Whether the prior `name`, one of `PRIORS`, needs a trained `KernelPrior`."""
+    return bool(import_module(PRIORS[name]).LEARNED)
 
 
 def prior_at(name: str, site: str, weight: Tensor, kernel_prior: KernelPrior | None = None) -> TorchDistribution:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 
-__all__ = ["at_site"]
+__all__ = ["LEARNED", "at_site"]
+
+LEARNED = False
 
 
 def at_site(site: str, weight: Tensor, kernel_prior: KernelPrior | None) -> TorchDistribution:

@@ -69,6 +69,11 @@ class MeanFieldNormal(PyroModule):
         return {site: self.posterior(site)[0].clone() for site in self._keys}
 
     @torch.no_grad()
-    def draw(self) -> dict[str, Tensor]:
-        """Site → one sample of the posterior, outside any effect."""
-        return {site: torch.normal(*self.posterior(site)) for site in self._keys}
+    def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Site → one sample of the posterior, outside any effect; noise from the CPU, so alike on every device."""
+        weights = {}
+        for site in self._keys:
+            loc, scale = self.posterior(site)
+            noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype)
+            weights[site] = loc + scale * noise.to(loc.device)
+        return weights

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, Normal
 from dwp_pyro.distributions.gaussian_fit import fit_gaussian
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 
-__all__ = ["fit_kernel_vae", "score_kernels"]
+__all__ = ["fit_kernel_vae", "score_batches", "score_kernels"]
 
 _BATCH = 512
 _LEARNING_RATE = 2e-3
@@ -97,21 +97,25 @@ def _fit_twice(
 
 
 @torch.no_grad()
-def score_kernels(vae: KernelVAE, kernels: Tensor, samples: int = 500) -> dict[str, float]:
+def score_kernels(
+    vae: KernelVAE, kernels: Tensor, samples: int = 500, advance: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Mean log-density of kernels, in nats a kernel in the kernels' raw units.
 
     Args:
         vae: a fitted density.
         kernels: [n, k₁, …, k_d].
         samples: K of the importance-weighted bound, on each kernel.
+        advance: called after each kernel batch; see `score_batches`.
 
     Returns:
         "prior": the VAE's bound; "standard_normal": N(0, 1) on each weight; "full_gaussian": the
         full-covariance Gaussian of the kernels that the VAE was fitted to.
     """
     total = 0.0
-    for chunk in kernels.split(max(1, _CHUNK // samples)):
+    for chunk in kernels.split(_chunk(samples)):
         total += float(vae.log_prob_estimate(chunk, samples).double().sum())
+        advance()
     flat = kernels.flatten(1)
     gaussian = MultivariateNormal(vae.loc, scale_tril=vae.scale_tril)
     return {
@@ -119,6 +123,15 @@ def score_kernels(vae: KernelVAE, kernels: Tensor, samples: int = 500) -> dict[s
         "standard_normal": float(Normal(0.0, 1.0).log_prob(flat).double().sum(1).mean()),
         "full_gaussian": float(gaussian.log_prob(flat).double().mean()),
     }
+
+
+def score_batches(kernels: int, samples: int) -> int:
+    """The batches in which `score_kernels` takes so many kernels."""
+    return math.ceil(kernels / _chunk(samples))
+
+
+def _chunk(samples: int) -> int:
+    return max(1, _CHUNK // samples)
 
 
 def _fit(

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from dwp_pyro.data.layouts import LAYOUTS
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.models.unet import ResidualUNet3d, kernel_sites
-from dwp_pyro.storage import load_tensors, save_tensors
+from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["NetworkCard", "Posterior"]
 
@@ -67,8 +67,7 @@ class Posterior:
         """One sample of the kernels, the same for the same seed; empty for a deterministic network."""
         if self.guide is None:
             return {}
-        torch.manual_seed(seed)
-        return self.guide.draw()
+        return self.guide.draw(torch.Generator().manual_seed(seed))
 
     def means(self) -> dict[str, Tensor]:
         """The kernels' posterior means; empty for a deterministic network."""
@@ -88,8 +87,9 @@ class Posterior:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file: the tensors, and the card in its header."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         sites = list(self.guide.sites) if self.guide is not None else []
+        deterministic = {name: value for name, value in self.network.state_dict().items() if name not in sites}
+        tensors = {f"network.{name}": value for name, value in deterministic.items()}
         for site in sites:
             assert self.guide is not None
             loc, scale = self.guide.posterior(site)
@@ -116,16 +116,13 @@ class Posterior:
             if card.layout not in LAYOUTS:
                 raise ValueError(f"layout {card.layout!r}")
             network = card.network()
-            network.load_state_dict(
-                {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-            )
+            means = {site: tensors[f"loc.{site}"] for site in metadata["sites"]}
+            plain = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+            network.load_state_dict(plain | means)
             guide = None
             if metadata["sites"]:
-                guide = MeanFieldNormal({site: tensors[f"loc.{site}"] for site in metadata["sites"]})
-                known = kernel_sites(network)
-                for site in metadata["sites"]:
-                    if tensors[f"loc.{site}"].shape != known[site].shape:
-                        raise ValueError(f"'{site}' has another shape")
+                guide = MeanFieldNormal(means)
+                for site in means:
                     guide.set_scale(site, tensors[f"scale.{site}"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]

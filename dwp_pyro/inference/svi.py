@@ -21,30 +21,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from dwp_pyro.data.transforms import Patches
-from dwp_pyro.errors import RunError
+from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.progress import progress
-from dwp_pyro.storage import load_tensors, save_tensors
+from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["Interrupted", "Plan", "optimise", "step_seed", "steps_done"]
+__all__ = ["Plan", "optimise", "step_seed", "steps_done"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its checkpoint is saved.
-
-    Args:
-        signum: number of the signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ def optimise(
     """Maximise the ELBO of a model under a guide; of a model without sites (guide None), the likelihood.
 
     The parameters are trained in place. If `checkpoint` exists the loop goes on from there, to the same
-    result, bit by bit on the same machine with as many threads.
+    result, bit by bit on the same CPU with as many threads.
 
     Args:
         model: the generative program, on its device.
@@ -136,10 +124,14 @@ def optimise(
 
     elbo = BatchedMeanFieldELBO()
     local = plan.estimator == "local" and guide is not None
-    # On a CPU the transforms take a hundredth of a step; beside a GPU they are hidden behind it.
-    workers = 0 if device.type == "cpu" else 2
     rest = Subset(patches, range(start * batch_size, plan.steps * batch_size))
-    batches = iter(DataLoader(rest, batch_size, num_workers=workers, pin_memory=device.type == "cuda"))
+    loader = DataLoader(
+        rest,
+        batch_size,
+        num_workers=_workers(device),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
     model.train()
     saved = time.monotonic()
     with (
@@ -149,14 +141,20 @@ def optimise(
         progress(description, plan.steps, start) as advance,
     ):
         svi = SVI(model, scaled_guide, _OneOptimizer(optimizer), elbo)
+        batches = iter(loader)
         for step in range(start, plan.steps):
             image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
             model.beta = plan.beta(step)
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate(step)
             torch.manual_seed(step_seed(plan.seed, step))
-            with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
-                loss = svi.step(image, label, brain, brain_voxels)
+            try:
+                with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
+                    loss = svi.step(image, label, brain, brain_voxels)
+            except torch.OutOfMemoryError as problem:
+                raise RunError(
+                    f"{checkpoint.parent}: the device ran out of memory; try a smaller --patch or --batch-size"
+                ) from problem
             if not math.isfinite(loss):
                 raise RunError(
                     f"{checkpoint.parent}: the loss became {loss} at step {step + 1}; the checkpoint before it is "
@@ -186,8 +184,30 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def steps_done(checkpoint: Path) -> int:
-    """The steps behind a checkpoint; 0 if there is none."""
-    return int(load_tensors(checkpoint)[1]["step"]) if checkpoint.exists() else 0
+    """The steps behind a checkpoint; 0 if there is none.
+
+    Raises:
+        RunError: if the file is no checkpoint.
+    """
+    return _steps(checkpoint, load_tensors(checkpoint)[1]) if checkpoint.exists() else 0
+
+
+def _steps(checkpoint: Path, metadata: Mapping[str, Any]) -> int:
+    step = metadata.get("step")
+    if not isinstance(step, int):
+        raise RunError(f"{checkpoint}: is not a checkpoint; give --overwrite to start again")
+    return step
+
+
+def _workers(device: torch.device) -> int:
+    # On a CPU the transforms take a hundredth of a step; beside a GPU they are hidden behind it.
+    return 0 if device.type == "cpu" else 2
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # A terminal or a scheduler signals the whole process group; a worker that died would take the checkpoint along.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _save(path: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -216,7 +236,7 @@ def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torc
                 for key, value in tensors.items()
                 if key.endswith(f"/{name}") and not key.startswith("value/")
             }
-    return int(metadata["step"])
+    return _steps(path, metadata)
 
 
 @contextmanager

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from dwp_pyro.errors import PriorError
-from dwp_pyro.storage import load_tensors, read_json, save_tensors, write_json
+from dwp_pyro.storage import read_json, write_json
+from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["KernelBank", "KernelSource", "collect_kernels", "read_kernels"]
 
 FORMAT_VERSION = 1
+
+_MAX_WEIGHTS = 2048  # in a kernel: its covariance has the square of that
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,13 @@ def read_kernels(path: Path) -> KernelBank:
         raise PriorError(f"{path}: kernels are read from .safetensors and .npy files; convert it first")
     for site, kernels in bank.kernels.items():
         where = path if site == "*" else f"{path}, '{site}'"
-        if kernels.dim() not in (3, 4) or len(kernels) < 2 or kernels[0].numel() < 2:
+        if kernels.dim() not in (3, 4) or len(kernels) < 2 or not 2 <= kernels[0].numel() <= _MAX_WEIGHTS:
             raise PriorError(
-                f"{where}: expected at least two kernels, [n, k, k] or [n, k, k, k], found {list(kernels.shape)}"
+                f"{where}: expected at least two kernels, [n, k, k] or [n, k, k, k], of 2 to {_MAX_WEIGHTS} weights "
+                f"each, found {list(kernels.shape)}"
             )
+        if len(bank.identities(site).unique()) < 2:
+            raise PriorError(f"{where}: holds snapshots of one kernel alone; give at least two kernels")
         if not torch.isfinite(kernels).all():
             raise PriorError(f"{where}: holds NaN or infinity; remove those kernels")
         if not kernels.any():
@@ -111,7 +117,7 @@ def read_kernels(path: Path) -> KernelBank:
 def _read_array(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
+    except (OSError, ValueError, EOFError, MemoryError) as problem:
         reason = " ".join(str(problem).split())
         raise PriorError(f"{path}: cannot be read as a numpy array ({reason})") from problem
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
@@ -131,8 +137,12 @@ def _read_bank(path: Path) -> KernelBank:
         return KernelBank(kernels)
     description = read_json(card, PriorError)
     try:
+        if description["format"] != FORMAT_VERSION:
+            raise ValueError(f"format {description['format']!r}, expected {FORMAT_VERSION}")
         sources = tuple(KernelSource(**source) for source in description["sources"])
-    except (KeyError, TypeError) as problem:
+        if not all(isinstance(source.bootstrap, int) and isinstance(source.snapshot, int) for source in sources):
+            raise ValueError("bootstrap and snapshot should be whole numbers")
+    except (KeyError, TypeError, ValueError) as problem:
         raise PriorError(f"{card}: is not the description of a kernel bank ({problem})") from problem
     for site, tensor in kernels.items():
         if sources and len(tensor) % len(sources):

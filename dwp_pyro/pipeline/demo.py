@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from dwp_pyro.pipeline.finetune import finetune
 from dwp_pyro.pipeline.fit_prior import fit_prior
 from dwp_pyro.pipeline.svi import svi
 from dwp_pyro.progress import progress
-from dwp_pyro.storage import read_json
+from dwp_pyro.storage import read_json, write_json
 
 __all__ = ["DemoResult", "demo"]
 
@@ -54,14 +55,21 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
     Raises:
         UserError: if the folder holds something else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
-        raise RunError(f"{out}: holds other files; choose another --out for the demo")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / "demo.json").exists():
+            raise RunError(f"{out}: holds other files; choose another --out for the demo")
+        if read_json(out / "demo.json") != {"seed": seed}:
+            raise RunError(f"{out}: holds a demo of another --seed; give that one, or choose another --out")
+    write_json(out / "demo.json", {"seed": seed})
     data = out / "data"
     say(f"1. Generated scans: {_MS_CASES} of multiple sclerosis, {_BRATS_CASES} of tumours, in {data}")
     for dataset, cases in (("ms", _MS_CASES), ("brats", _BRATS_CASES)):
         if not (data / dataset).exists():
+            unfinished = data / f"{dataset}-unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
             with progress(f"{dataset} scans", cases) as advance:
-                write_phantoms(dataset, data / dataset, cases, seed, progress=partial(advance, ""))  # type: ignore[arg-type]
+                write_phantoms(dataset, unfinished, cases, seed, progress=partial(advance, ""))  # type: ignore[arg-type]
+            unfinished.rename(data / dataset)
 
     common = {"widths": _WIDTHS, "validation": 2, "seed": seed}
     prior = out / "runs" / "prior-ms"

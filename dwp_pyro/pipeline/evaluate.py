@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from dwp_pyro.config import PredictConfig, data_root
 from dwp_pyro.data.case import read_case, read_volume
@@ -18,7 +17,7 @@ from dwp_pyro.inference.device import torch_device
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
 from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_cases
 from dwp_pyro.progress import progress
-from dwp_pyro.storage import read_json, write_bytes, write_json
+from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
 __all__ = ["evaluate"]
 
@@ -27,8 +26,8 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     """Measure a run on the test cases of its split, on each scan's own grid.
 
     Test cases that have no prediction with these settings in `run/predictions` are predicted first.
-    Writes `evaluation.csv`, a line a case, and `evaluation.json`: cases, summary, and the policy on
-    empty masks.
+    Writes `evaluation.csv`, a line a case, and `evaluation.json`: cases, summary, the run's settings
+    (prior, likelihood, β, n), and the policy on empty masks.
 
     Args:
         run: folder of a finished `svi` or `finetune` run.
@@ -42,15 +41,16 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     Raises:
         UserError: if the run, its split or a scan is unfit.
     """
-    posterior = load_run(run)
-    split = read_json(run / "split.json")
-    try:
-        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        dataset, saved_root = saved["dataset"], saved["root"]
-        layout = LAYOUTS[dataset]
-        test = list(split["test"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as problem:
-        raise RunError(f"{run}: its config.yaml or split.json is damaged ({problem}); train it again") from problem
+    trained = load_run(run)
+    card = trained.posterior.card
+    settings = read_yaml(run / "config.yaml")
+    test = read_json(run / "split.json").get("test")
+    dataset, saved_root = settings.get("dataset"), settings.get("root")
+    if dataset not in LAYOUTS or not isinstance(saved_root, str):
+        raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
+    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
+        raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
+    layout = LAYOUTS[dataset]
     folder = data_root(dataset, root or saved_root)
     cases = {case.id: case for case in find_cases(folder, layout)}
     for name in test:
@@ -61,13 +61,13 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     if not test:
         raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
     out = run / "predictions"
-    missing = [cases[name] for name in test if not is_predicted(out, name, posterior, config)]
-    predict_cases(posterior, missing, layout, config, out, torch_device(device))
-    _, values = layout.region_values(posterior.card.region)
+    missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
+    predict_cases(trained, missing, layout, config, out, torch_device(device))
+    _, values = layout.region_values(card.region)
     rows: dict[str, dict[str, float]] = {}
     with progress("evaluating", len(test)) as advance:
         for name in test:
-            scan = read_case(cases[name], posterior.card.modalities, layout.labels)
+            scan = read_case(cases[name], card.modalities, layout.labels)
             assert scan.label is not None
             probability = read_volume(out / f"{name}_prob.nii.gz")
             rows[name] = case_metrics(
@@ -83,8 +83,9 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     write_json(
         run / "evaluation.json",
         {
-            "region": posterior.card.region,
-            "settings": config.to_mapping(),
+            "region": card.region,
+            "run": settings,
+            "prediction": config.to_mapping(),
             "empty_masks": EMPTY_MASK_POLICY,
             "summary": {name: asdict(value) for name, value in summary.items()},
             "cases": rows,

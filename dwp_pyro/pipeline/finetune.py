@@ -8,8 +8,8 @@ import torch
 
 from dwp_pyro.config import FinetuneConfig, RunOptions
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
-from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
+from dwp_pyro.pipeline.train_network import Program
 
 __all__ = ["finetune"]
 
@@ -31,13 +31,14 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
         UserError: if the scans, the source network or the folder are unfit; nothing is then written.
     """
 
-    def prepare(card: NetworkCard, device: torch.device) -> tuple[ResidualUNet3d, None]:
+    def prepare(card: NetworkCard, device: torch.device) -> Program:
         network = card.network()
         if config.init == "source":
             network = load_source_network(Path(config.prior_from), card)
         if config.train == "ends":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name.startswith(_ENDS))
-        return network.to(device), None
+        return Program(network.to(device))
 
-    return fit_target("finetune", config, options, prepare)
+    files = [Path(config.prior_from) / "source.safetensors"] * (config.init == "source")
+    return fit_target("finetune", config, options, prepare, learned_from=files)

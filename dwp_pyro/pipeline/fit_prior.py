@@ -19,12 +19,15 @@ from dwp_pyro.inference.fit_kernel_vae import fit_kernel_vae
 from dwp_pyro.models.unet import PRIOR_BLOCKS, in_block
 from dwp_pyro.pipeline.collect_kernels import KernelBank, collect_kernels, read_kernels
 from dwp_pyro.pipeline.train_source import train_source
-from dwp_pyro.pipeline.training_data import load_training_data
+from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.progress import progress
 from dwp_pyro.report.figures import save_kernel_figure
-from dwp_pyro.storage import RunFolder, load_tensors, save_tensors, write_json
+from dwp_pyro.storage import RunFolder, file_digest
+from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["fit_prior"]
+__all__ = ["blocks_of", "fit_prior"]
+
+_FOREIGN = "all"  # the block of kernels that came from another network
 
 
 def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
@@ -45,16 +48,19 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         UserError: if the scans, the kernels or the folder are unfit; nothing is then written.
     """
     device = torch_device(options.device)
+    if config.kernels is None:
+        config = with_defaults(config)
     folder = (options.out, "fit-prior", config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     if config.kernels is not None:
         bank = read_kernels(Path(config.kernels))
         blocks = blocks_of(bank)
         with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+            run.pin("learned_from.json", {config.kernels: file_digest(Path(config.kernels))})
             return _fit_blocks(config, bank, blocks, run.path)
     data = load_training_data(config, None)
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
-        write_json(run.path / "split.json", data.split.to_mapping())
+        run.pin("split.json", data.split.to_mapping())
         snapshots, best = train_source(config, data, run.path, device)
         best.save(run.path / "source.safetensors")
         bank = collect_kernels(snapshots)
@@ -74,7 +80,7 @@ def blocks_of(bank: KernelBank) -> dict[str, tuple[str, ...]]:
     if len(shapes) > 1:
         listed = ", ".join("×".join(map(str, shape)) for shape in sorted(shapes))
         raise PriorError(f"kernels: one prior cannot hold kernels of several shapes ({listed}); give one shape a file")
-    return {"all": tuple(bank.kernels)}
+    return {_FOREIGN: tuple(bank.kernels)}
 
 
 def _fit_blocks(
@@ -104,7 +110,7 @@ def _fit_blocks(
         vae.load_state_dict(tensors)
         densities[name] = vae
         # One block of a foreign network stands for every site of the target.
-        names = sites if len(blocks) > 1 else (ANY_SITE,)
+        names = (ANY_SITE,) if name == _FOREIGN else sites
         cards[name] = BlockCard(names, len(kernels[name]), nats)
     provenance = {
         "dataset": config.dataset if config.kernels is None else None,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from dwp_pyro.config import RunOptions, TargetSettings
 from dwp_pyro.errors import RunError
-from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.unet import ResidualUNet3d
-from dwp_pyro.pipeline.train_network import network_card, train_network
-from dwp_pyro.pipeline.training_data import load_training_data
-from dwp_pyro.storage import RunFolder, write_json
+from dwp_pyro.pipeline.train_network import Program, network_card, train_network
+from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
+from dwp_pyro.storage import RunFolder, file_digest
 
 __all__ = ["fit_target", "load_source_network"]
 
@@ -28,8 +27,9 @@ def fit_target(
     command: str,
     config: TargetSettings,
     options: RunOptions,
-    prepare: Callable[[NetworkCard, torch.device], tuple[ResidualUNet3d, MeanFieldNormal | None]],
+    prepare: Callable[[NetworkCard, torch.device], Program],
     *,
+    learned_from: Sequence[Path] = (),
     beta: Callable[[int], float] = lambda step: 1.0,
     estimator: str = "shared",
 ) -> Posterior:
@@ -41,7 +41,9 @@ def fit_target(
         command: "svi" or "finetune".
         config: settings.
         options: where and how.
-        prepare: card and device → network at its start, on that device, and its guide.
+        prepare: card and device → the program at its start, on that device.
+        learned_from: files of the prior and of the source network that `prepare` reads; a resumed run must
+            find the same ones.
         beta: step → weight of the KL term.
         estimator: "shared" or "local".
 
@@ -49,12 +51,14 @@ def fit_target(
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
     """
     device = torch_device(options.device)
+    config = with_defaults(config)
     folder = (options.out, command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
     card = network_card(config, data)
     torch.manual_seed(config.seed)
-    network, guide = prepare(card, device)
+    program = prepare(card, device)
+    digests = {str(path): file_digest(path) for path in learned_from}
     plan = Plan(
         steps=config.steps,
         learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / config.steps)),
@@ -65,11 +69,21 @@ def fit_target(
         validate_every=max(1, config.steps // _VALIDATIONS),
     )
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
-        write_json(run.path / "split.json", data.split.to_mapping())
-        checkpoint = run.path / "checkpoint.safetensors"
-        posterior = train_network(network, guide, card, data, config, plan, run.path, checkpoint, device, command)
+        run.pin("split.json", data.split.to_mapping())
+        run.pin("learned_from.json", digests)
+        posterior = train_network(
+            program,
+            card=card,
+            data=data,
+            settings=config,
+            plan=plan,
+            run=run.path,
+            checkpoint=run.path / "checkpoint.safetensors",
+            device=device,
+            stage=command,
+        )
         posterior.save(run.path / "posterior.safetensors")
-        checkpoint.unlink()
+    (options.out / "checkpoint.safetensors").unlink()
     return posterior
 
 

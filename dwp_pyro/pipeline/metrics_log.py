@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -14,7 +15,7 @@ __all__ = ["MetricsLog"]
 
 
 class MetricsLog:
-    """Appends figures; call it with a step and its figures.
+    """Appends figures; a context, to be called with a step and its figures.
 
     Args:
         folder: of the run.
@@ -29,13 +30,20 @@ class MetricsLog:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if not self._is_later(line, start)]
         write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        # A folder a stage: purging drops every later event of a folder, of whatever stage.
+        self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=start + 1 if start else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
 
     def __call__(self, step: int, figures: Mapping[str, float]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **figures}) + "\n")
         for name, value in figures.items():
-            self._writer.add_scalar(f"{self.stage}/{name}", value, step)
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def _is_later(self, line: str, start: int) -> bool:
@@ -43,4 +51,6 @@ class MetricsLog:
             record = json.loads(line)
         except ValueError:  # the line that a kill cut short
             return True
-        return bool(record["stage"] == self.stage and record["step"] > start)
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            return False  # not ours to drop
+        return record.get("stage") == self.stage and record["step"] > start

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -23,9 +23,9 @@ from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
 from dwp_pyro.progress import progress
 from dwp_pyro.report.figures import save_case_figure
-from dwp_pyro.storage import atomic_path, read_json, write_json
+from dwp_pyro.storage import atomic_path, file_digest, read_json, write_json
 
-__all__ = ["cases_to_predict", "is_predicted", "predict", "predict_cases"]
+__all__ = ["TrainedRun", "cases_to_predict", "is_predicted", "load_run", "predict", "predict_cases"]
 
 _MAPS = ("seg", "prob", "entropy", "mi")
 
@@ -60,8 +60,8 @@ def predict(
     Raises:
         UserError: if the run or a scan is unfit, or a prediction exists; what is there is not touched.
     """
-    posterior = load_run(run)
-    cases, layout = cases_to_predict(scans, posterior)
+    trained = load_run(run)
+    cases, layout = cases_to_predict(scans, trained.posterior)
     out = out or run / "predictions"
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; --out names a folder")
@@ -72,11 +72,22 @@ def predict(
             "--resume to keep it, or another --out"
         )
     if resume:
-        cases = [case for case in cases if not is_predicted(out, case.id, posterior, config)]
-    return predict_cases(posterior, cases, layout, config, out, torch_device(device))
+        cases = [case for case in cases if not is_predicted(out, case, trained, config)]
+    with progress("checking scans", len(cases)) as advance:
+        for case in cases:  # all of them, before anything is written
+            read_case(case, trained.posterior.card.modalities, layout.labels)
+            advance("")
+    return predict_cases(trained, cases, layout, config, out, torch_device(device))
 
 
-def load_run(run: Path) -> Posterior:
+class TrainedRun(NamedTuple):
+    """A finished run: its posterior, and the digest of the posterior's file."""
+
+    posterior: Posterior
+    digest: str
+
+
+def load_run(run: Path) -> TrainedRun:
     """The posterior of a finished run.
 
     Raises:
@@ -89,7 +100,7 @@ def load_run(run: Path) -> Posterior:
         raise RunError(
             f"{run}: holds no finished 'svi' or 'finetune' run (posterior.safetensors); finish it by --resume"
         )
-    return Posterior.load(path)
+    return TrainedRun(Posterior.load(path), file_digest(path))
 
 
 def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> tuple[list[Case], Layout]:
@@ -114,14 +125,14 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> tuple[list[
     return [Case(name, dict(zip(modalities, scans, strict=True)))], LAYOUTS[posterior.card.layout]
 
 
-def is_predicted(out: Path, name: str, posterior: Posterior, config: PredictConfig) -> bool:
-    """Whether a case has been predicted whole with these settings."""
-    path = out / f"{name}.json"
-    return path.exists() and read_json(path).get("settings") == _settings(posterior, config)
+def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConfig) -> bool:
+    """Whether a case has been predicted whole: the same scans by the same posterior, with the same settings."""
+    path = out / f"{case.id}.json"
+    return path.exists() and read_json(path).get("settings") == _settings(trained, case, config)
 
 
 def predict_cases(
-    posterior: Posterior,
+    trained: TrainedRun,
     cases: Sequence[Case],
     layout: Layout,
     config: PredictConfig,
@@ -132,12 +143,12 @@ def predict_cases(
 
     Raises:
         DataError: if a scan is unfit; earlier cases are kept.
+        RunError: if the device's memory is too small.
     """
-    posterior.to(device)
+    posterior = trained.posterior.to(device)
     card = posterior.card
     preprocess = Preprocessing(card.spacing)
-    settings = _settings(posterior, config)
-    seeds = [step_seed(config.seed, sample) for sample in range(int(settings["samples"]))]
+    seeds = [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))]
     # The label is drawn in the picture where its values mean the same structures as in training.
     values = layout.regions.get(card.region, frozenset())
     pictures = []
@@ -145,17 +156,24 @@ def predict_cases(
         for case in cases:
             scan = read_case(case, card.modalities, layout.labels)
             example = preprocess(scan, values)
-            moments = posterior_predictive(
-                posterior,
-                example.image.as_tensor().to(device),
-                seeds,
-                config.overlap,
-                advance=partial(advance, case.id),
-            )
+            try:
+                moments = posterior_predictive(
+                    posterior,
+                    example.image.as_tensor().to(device),
+                    seeds,
+                    config.overlap,
+                    advance=partial(advance, case.id),
+                )
+            except torch.OutOfMemoryError as problem:
+                raise RunError(
+                    f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu"
+                ) from problem
             maps = torch.stack([moments.probability, moments.entropy, moments.mutual_information])
             probability, entropy, mutual_information = preprocess.invert(maps, example, scan)
             probability = np.clip(probability, 0, 1)
             segmentation = (probability > 0.5).astype(np.uint8)
+            marker = out / f"{case.id}.json"
+            marker.unlink(missing_ok=True)  # until all maps of this prediction are there
             volumes = dict(zip(_MAPS, (segmentation, probability, entropy, mutual_information), strict=True))
             for name, volume in volumes.items():
                 _save_like(scan.reference, volume, out / f"{case.id}_{name}.nii.gz")
@@ -173,9 +191,9 @@ def predict_cases(
             )
             voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
             write_json(
-                out / f"{case.id}.json",
+                marker,
                 {
-                    "settings": settings,
+                    "settings": _settings(trained, case, config),
                     "region": card.region,
                     "volume_ml": float(segmentation.sum()) * voxel_ml,
                     "mean_entropy_of_brain": float(entropy[scan.brain].mean()),
@@ -186,9 +204,21 @@ def predict_cases(
     return pictures
 
 
-def _settings(posterior: Posterior, config: PredictConfig) -> dict[str, int | float]:
-    samples = config.samples if posterior.guide is not None else 1
-    return {"samples": samples, "overlap": config.overlap, "seed": config.seed}
+def _samples(posterior: Posterior, config: PredictConfig) -> int:
+    return config.samples if posterior.guide is not None else 1
+
+
+def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:
+    """All that a prediction depends on."""
+    files = [case.images[name] for name in trained.posterior.card.modalities if name in case.images]
+    files += [case.brain] if case.brain is not None else []
+    return {
+        "samples": _samples(trained.posterior, config),
+        "overlap": config.overlap,
+        "seed": config.seed,
+        "posterior": trained.digest,
+        "scans": [file_digest(path) for path in files],
+    }
 
 
 def _save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:

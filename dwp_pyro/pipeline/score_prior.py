@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, KernelPrior
 from dwp_pyro.errors import PriorError
-from dwp_pyro.inference.fit_kernel_vae import score_kernels
+from dwp_pyro.inference.fit_kernel_vae import score_batches, score_kernels
 from dwp_pyro.pipeline.collect_kernels import read_kernels
+from dwp_pyro.progress import progress
 
 __all__ = ["score_prior"]
 
@@ -32,22 +34,20 @@ def score_prior(prior: Path, kernels: Path, *, samples: int = 500, seed: int = 0
     """
     kernel_prior = KernelPrior.load(prior)
     bank = read_kernels(kernels)
+    if ANY_SITE in bank.kernels and len(kernel_prior.cards) > 1:
+        raise PriorError(
+            f"{kernels}: names no sites, and {prior} has {len(kernel_prior.cards)} blocks; give a .safetensors bank"
+        )
+    try:
+        blocks = {site: kernel_prior.block_at(site, (0, 0, *values.shape[1:])) for site, values in bank.kernels.items()}
+    except PriorError as problem:
+        raise PriorError(f"{kernels}: does not fit {prior}; {problem}") from problem
     torch.manual_seed(seed)
     totals: dict[str, float] = {}
-    count = 0
-    for site, values in bank.kernels.items():
-        if site == ANY_SITE and len(kernel_prior.cards) > 1:
-            raise PriorError(
-                f"{kernels}: names no sites, and {prior} has {len(kernel_prior.cards)} blocks; give a .safetensors bank"
-            )
-        name = next(iter(kernel_prior.cards)) if site == ANY_SITE else site
-        block = kernel_prior.block(name) if site == ANY_SITE else kernel_prior.block_at(site, (0, 0, *values.shape[1:]))
-        if tuple(block.kernel_shape) != tuple(values.shape[1:]):
-            raise PriorError(
-                f"{kernels}: holds {'×'.join(map(str, values.shape[1:]))} kernels, {prior} is for "
-                f"{'×'.join(map(str, block.kernel_shape))} kernels"
-            )
-        for key, nats in score_kernels(block, values, samples).items():
-            totals[key] = totals.get(key, 0.0) + nats * len(values)
-        count += len(values)
+    batches = sum(score_batches(len(values), samples) for values in bank.kernels.values())
+    with progress("scoring kernels", batches) as advance:
+        for site, values in bank.kernels.items():
+            for key, nats in score_kernels(blocks[site], values, samples, partial(advance, "")).items():
+                totals[key] = totals.get(key, 0.0) + nats * len(values)
+    count = sum(map(len, bank.kernels.values()))
     return {"nats_per_kernel": {key: total / count for key, total in totals.items()}, "kernels": count}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from dwp_pyro.config import TrainingSettings
 from dwp_pyro.data.transforms import Patches
+from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
@@ -18,7 +20,7 @@ from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block
 from dwp_pyro.pipeline.metrics_log import MetricsLog
 from dwp_pyro.pipeline.training_data import TrainingData
 
-__all__ = ["network_card", "train_network", "validation_dice"]
+__all__ = ["Program", "network_card", "train_network", "validation_dice"]
 
 
 def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
@@ -35,9 +37,17 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
     )
 
 
+class Program(NamedTuple):
+    """What is trained: a network, bare or made a program by `bayesianize`; the guide and learned prior of its sites."""
+
+    network: ResidualUNet3d
+    guide: MeanFieldNormal | None = None
+    kernel_prior: KernelPrior | None = None
+
+
 def train_network(
-    network: ResidualUNet3d,
-    guide: MeanFieldNormal | None,
+    program: Program,
+    *,
     card: NetworkCard,
     data: TrainingData,
     settings: TrainingSettings,
@@ -51,8 +61,7 @@ def train_network(
     """Train in place on `data.train`, logging to `run`; resumes from `checkpoint` if it exists.
 
     Args:
-        network: a bare network, or one that `bayesianize` made a program of.
-        guide: over its sites; None for a bare network.
+        program: at its start.
         card: the network's form.
         data: to train and validate on.
         settings: of the command.
@@ -66,10 +75,10 @@ def train_network(
     Returns:
         The posterior, on `device`.
     """
-    network.to(device)
+    network, guide, kernel_prior = program
+    model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior).to(device)
     if guide is not None:
         guide.to(device)
-    model = SegmentationModel(network, settings.likelihood, len(data.train))
     patches = Patches(data.train, data.patch, plan.seed, plan.steps * settings.batch_size)
 
     def posterior() -> Posterior:
@@ -84,18 +93,19 @@ def train_network(
             figures["validation_dice"] = validation_dice(posterior(), data, device)
         return figures
 
-    optimise(
-        model,
-        guide,
-        patches,
-        settings.batch_size,
-        plan,
-        checkpoint,
-        description=stage,
-        log=MetricsLog(run, stage, steps_done(checkpoint)),
-        validate=validate,
-        at_step=lambda step: at_step(step, posterior),
-    )
+    with MetricsLog(run, stage, steps_done(checkpoint)) as log:
+        optimise(
+            model,
+            guide,
+            patches,
+            settings.batch_size,
+            plan,
+            checkpoint,
+            description=stage,
+            log=log,
+            validate=validate,
+            at_step=lambda step: at_step(step, posterior),
+        )
     return posterior()
 
 

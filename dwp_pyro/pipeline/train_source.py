@@ -16,7 +16,7 @@ from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.unet import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
-from dwp_pyro.pipeline.train_network import network_card, train_network, validation_dice
+from dwp_pyro.pipeline.train_network import Program, network_card, train_network, validation_dice
 from dwp_pyro.pipeline.training_data import TrainingData
 from dwp_pyro.storage import read_json, write_json
 
@@ -50,6 +50,7 @@ def train_source(
         folder = run / "source" / f"bootstrap{bootstrap}"
         if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
             _train_bootstrap(config, data, run, folder, bootstrap, device)
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
             dice = read_json(folder / f"snapshot{number}.json")["dice"]
@@ -68,38 +69,41 @@ def _train_bootstrap(
     bag = TrainingData(
         data.layout, data.region, data.split, tuple(data.train[i] for i in drawn), data.validation, data.patch
     )
-    cycle = math.ceil(config.steps / config.snapshots)
+    ends = [round(number * config.steps / config.snapshots) for number in range(config.snapshots + 1)]
     seed = config.seed * 1009 + bootstrap  # as far apart as bootstraps are
 
     def snapshot(step: int, current: Callable[[], Posterior]) -> None:
-        if step % cycle and step != config.steps:
+        if step not in ends:
             return
         posterior = current()
-        number = math.ceil(step / cycle) - 1
+        number = ends.index(step) - 1
         dice = validation_dice(posterior, data, device) if data.validation else None
         posterior.save(folder / f"snapshot{number}.safetensors")
         write_json(folder / f"snapshot{number}.json", {"step": step, "dice": dice})
+
+    def learning_rate(step: int) -> float:
+        cycle = next(number for number, end in enumerate(ends[1:]) if step < end)
+        part = (step - ends[cycle]) / (ends[cycle + 1] - ends[cycle])
+        return 0.5 * config.learning_rate * (1 + math.cos(math.pi * part))
 
     torch.manual_seed(seed)
     card = network_card(config, data)
     plan = Plan(
         steps=config.steps,
-        learning_rate=lambda step: 0.5 * config.learning_rate * (1 + math.cos(math.pi * (step % cycle) / cycle)),
+        learning_rate=learning_rate,
         seed=seed,
         weight_decay=config.weight_decay,
-        validate_every=cycle,
+        validate_every=max(1, config.steps // config.snapshots),
     )
     train_network(
-        card.network(),
-        None,
-        card,
-        bag,
-        config,
-        plan,
-        run,
-        folder / "checkpoint.safetensors",
-        device,
-        f"bootstrap{bootstrap}",
-        snapshot,
+        Program(card.network()),
+        card=card,
+        data=bag,
+        settings=config,
+        plan=plan,
+        run=run,
+        checkpoint=folder / "checkpoint.safetensors",
+        device=device,
+        stage=f"bootstrap{bootstrap}",
+        at_step=snapshot,
     )
-    (folder / "checkpoint.safetensors").unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dwp_pyro.config import DataSettings, data_root
 from dwp_pyro.data.case import Layout, read_case
@@ -13,7 +15,7 @@ from dwp_pyro.data.transforms import Example, Preprocessing, patch_shape
 from dwp_pyro.errors import DataError
 from dwp_pyro.progress import progress
 
-__all__ = ["TrainingData", "load_training_data"]
+__all__ = ["TrainingData", "load_training_data", "with_defaults"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,19 @@ class TrainingData:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     patch: tuple[int, int, int]
+
+
+_SettingsT = TypeVar("_SettingsT", bound=DataSettings)
+
+
+def with_defaults(settings: _SettingsT) -> _SettingsT:
+    """The settings with root and region as they are found when none are given: what a run's config should say.
+
+    Raises:
+        DataError: if the layout has no such region.
+    """
+    region, _ = LAYOUTS[settings.dataset].region_values(settings.region)
+    return dataclasses.replace(settings, root=str(data_root(settings.dataset, settings.root)), region=region)
 
 
 def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:

@@ -173,7 +173,7 @@ def test_a_prior_for_another_kernel_shape(command, copy_of_world):
     np.save("other.npy", np.random.default_rng(0).normal(size=(50, 5, 5)))
     before = snapshot(copy_of_world)
     result = command("score-prior", "runs/prior-k", "--kernels", "other.npy")
-    check(result, before, copy_of_world, "other.npy: holds 5×5 kernels")
+    check(result, before, copy_of_world, "other.npy: does not fit runs/prior-k")
     result = command("score-prior", "runs/prior-ms", "--kernels", "k.npy")
     check(result, before, copy_of_world, "k.npy: names no sites")
 
@@ -215,6 +215,43 @@ def test_a_prediction_is_not_overwritten_unasked(command, copy_of_world):
     assert kept.exit_code == 0 and snapshot(copy_of_world) == before
     assert command("predict", SVI_RUN, scan, "--samples", 1, "--overwrite").exit_code == 0
     assert snapshot(copy_of_world) != before
+
+
+def test_one_bad_case_among_good_ones_leaves_no_prediction(command, copy_of_world):
+    path = Path(CASE.format(9, 9, "flair"))
+    path.write_bytes(path.read_bytes()[:2000])
+    before = snapshot(copy_of_world)
+    check(command("predict", SVI_RUN, "data/brats", "--out", "new"), before, copy_of_world, str(path))
+    assert not Path("new").exists()
+
+
+def test_scans_of_another_root_are_predicted_anew(command, copy_of_world):
+    """Maps of other scans under the same names must not pass for those of these."""
+    assert command("evaluate", SVI_RUN, "--samples", 1).exit_code == 0
+    marker = next(Path(SVI_RUN, "predictions").glob("*.json"))
+    before = json.loads(marker.read_text())["settings"]
+    Path("data/brats").rename("data/old")
+    assert command("phantom", "brats", "data/brats", "--cases", 9, "--seed", 5).exit_code == 0
+    result = command("evaluate", SVI_RUN, "--samples", 1)
+    assert result.exit_code == 0, result.output
+    after = json.loads(marker.read_text())["settings"]
+    assert after["posterior"] == before["posterior"] and after["scans"] != before["scans"]
+
+
+def test_a_run_is_not_resumed_on_other_cases(command, copy_of_world):
+    run = Path("runs/finetune-brats-source-all-n2-seed0")
+    (run / "run.json").write_text(json.dumps({"format": 1, "command": "finetune", "finished": False}))
+    for path in Path("data/brats/HGG").glob("*_009_1"):
+        path.rename(path.with_name(path.name.replace("Brats18", "gone")))
+    result = command("finetune", "--n", 2, "--init", "source", *TINY, "--resume")
+    assert result.exit_code == 2 and "split.json: cannot resume" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["", "- 1", "5", "a: [", "root: 5\ndataset: brats\n"])
+def test_a_damaged_run_configuration(command, copy_of_world, content):
+    (copy_of_world / SVI_RUN / "config.yaml").write_text(content)
+    before = snapshot(copy_of_world)
+    check(command("evaluate", SVI_RUN), before, copy_of_world, "config.yaml")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "nan", "pickle"])

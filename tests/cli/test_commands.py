@@ -161,7 +161,7 @@ def test_priors_starts_estimators_and_likelihoods_by_option(command, in_world, t
 
 
 def test_the_arms(command, in_world, tmp_path):
-    from dwp_pyro.storage import load_tensors
+    from dwp_pyro.tensors import load_tensors
 
     source, _ = load_tensors(in_world / "runs/prior-ms/source.safetensors")
     for options, frozen in ((("source", "all"), 0), (("source", "ends"), None), (("random", "all"), 0)):

@@ -1,5 +1,6 @@
 """Reading a case, and the one line that each kind of bad file gets."""
 
+import gzip
 from pathlib import Path
 
 import nibabel
@@ -87,6 +88,25 @@ def another_affine(path: Path) -> None:
     write(path, np.ones((8, 9, 10), np.uint8), shifted)
 
 
+def rgb(path: Path) -> None:
+    colours = np.zeros((8, 9, 10), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, AFFINE), path)
+
+
+def another_datatype(path: Path) -> None:
+    """A header whose code for the type of voxels means nothing."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[70:72] = (999).to_bytes(2, "little")
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def rotated(path: Path) -> None:
+    """By five degrees, about one corner of the grid."""
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.09), -np.sin(0.09)], [np.sin(0.09), np.cos(0.09)]]
+    write(path, np.ones((8, 9, 10), np.uint8), turn @ AFFINE)
+
+
 def no_affine(path: Path) -> None:
     image = nibabel.Nifti1Image(np.ones((8, 9, 10), np.uint8), None)
     image.header.set_sform(np.zeros((4, 4)), code=1)
@@ -105,6 +125,9 @@ def no_affine(path: Path) -> None:
         (another_shape, "8×9×11"),
         (another_affine, "affine differs"),
         (no_affine, "singular"),
+        (rgb, "plain numbers"),
+        (another_datatype, "cannot be read"),
+        (rotated, "affine differs"),
     ],
 )
 @pytest.mark.parametrize("which", ["image", "label"])

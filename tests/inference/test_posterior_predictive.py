@@ -101,7 +101,7 @@ def test_a_posterior_survives_its_file(image, tmp_path, scale):
 
 
 def test_a_file_that_is_no_posterior_is_named(tmp_path):
-    from dwp_pyro.storage import save_tensors
+    from dwp_pyro.tensors import save_tensors
 
     path = tmp_path / "p.safetensors"
     save_tensors(path, {"a": torch.ones(2)})

@@ -12,10 +12,12 @@ import torch
 
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.transforms import Patches, Preprocessing
+from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import prior_at
-from dwp_pyro.errors import RunError
+from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.svi import Interrupted, Plan, optimise, steps_done
+from dwp_pyro.inference.svi import Plan, optimise, steps_done
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d, kernel_sites
@@ -92,6 +94,50 @@ def test_a_stopped_run_goes_on_to_the_same_bits(patches, tmp_path, bayesian, sto
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, tmp_path, monkeypatch):
+    alone, _ = run(patches, tmp_path / "a.safetensors")
+    monkeypatch.setattr("dwp_pyro.inference.svi._workers", lambda device: 2)
+    helped, _ = run(patches, tmp_path / "b.safetensors")
+    assert all(torch.equal(tensor, helped[name]) for name, tensor in alone.items())
+    checkpoint = tmp_path / "c.safetensors"
+    # As a scheduler does: the signal goes to every process of the group.
+    monkeypatch.setattr("os.kill", lambda pid, signum: [os_kill(p, signum) for p in (pid, *_children(pid))])
+    with pytest.raises(Interrupted):
+        run(patches, checkpoint, stop_at=2)
+    assert steps_done(checkpoint) == 2
+
+
+os_kill = os.kill
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_reverse_model_that_is_not_frozen_is_trained(patches, tmp_path):
+    vae = KernelVAE((3, 3, 3), 2, (4,))
+    torch.nn.init.normal_(vae.encoder[-1].weight, std=0.1)
+    prior = KernelPrior({"all": vae}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
+    vae.encoder.requires_grad_(True)
+    network = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
+    sites = {site: prior_at("dwp", site, weight, prior) for site, weight in kernel_sites(network).items()}
+    guide = MeanFieldNormal(bayesianize(network, sites), 0.01)
+    before = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    plan = Plan(steps=2, learning_rate=lambda step: 1e-2, seed=0)
+    optimise(
+        SegmentationModel(network, "dice-ce", 1, prior),
+        guide,
+        patches,
+        1,
+        plan,
+        tmp_path / "c.safetensors",
+        description="test",
+        log=lambda step, figures: None,
+    )
+    moved = {name for name, tensor in prior.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(".encoder." in name for name in moved)
 
 
 def test_every_parameter_moves(patches, tmp_path):

@@ -82,8 +82,15 @@ class Wrapper(nn.Module):
         return self.network(x)
 
 
-class PyroWrapper(PyroModule, Wrapper):
+class PyroWrapper(PyroModule):
     """The same as a `PyroModule`, which names its children's sites after itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
 @pytest.mark.parametrize(

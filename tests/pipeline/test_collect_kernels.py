@@ -1,5 +1,7 @@
 """Kernel banks: order, provenance, files."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,7 @@ def test_arrays_that_would_run_code_are_refused(tmp_path):
         (np.ones((1, 3, 3)), "expected at least two kernels"),
         (np.full((5, 3, 3), np.nan), "NaN"),
         (np.zeros((5, 3, 3)), "every weight is 0"),
+        (np.ones((3, 20, 20, 20)), "of 2 to 2048 weights"),
         (np.array(["a", "b"]), "one array of numbers"),
     ],
 )
@@ -89,3 +92,16 @@ def test_blocks_are_those_of_the_network_or_one_for_another(bank):
     mixed = KernelBank({"a": torch.ones(4, 3, 3), "b": torch.ones(4, 5, 5)})
     with pytest.raises(PriorError, match="3×3, 5×5"):
         blocks_of(mixed)
+
+
+def test_a_bank_of_one_kernel_or_with_a_bad_card_is_refused(bank, tmp_path):
+    one = KernelBank({"input.weight": torch.randn(3, 3, 3, 3)}, tuple(source(0, s) for s in range(3)))
+    one.save(tmp_path)
+    with pytest.raises(PriorError, match="snapshots of one kernel"):
+        read_kernels(tmp_path / "kernels.safetensors")
+    for change in ({"format": 99}, {"sources": [{"bootstrap": "x"}]}, {"sources": 3}):
+        bank.save(tmp_path)
+        card = json.loads((tmp_path / "kernels.json").read_text())
+        (tmp_path / "kernels.json").write_text(json.dumps(card | change))
+        with pytest.raises(PriorError, match="kernels.json"):
+            read_kernels(tmp_path / "kernels.safetensors")
