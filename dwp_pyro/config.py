@@ -185,7 +185,7 @@ class TrainingSettings(DataSettings):
     )
     short: bool = setting(False, "Six down blocks instead of nine.")
     likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
-    steps: int = setting(400, "Optimisation steps (of a bootstrap, for fit-prior).", minimum=1)
+    steps: int = setting(300, "Optimisation steps.", minimum=1)
     batch_size: int = setting(1, "Patches a step.", minimum=1)
     learning_rate: float = setting(1e-3, "Highest learning rate of AdamW.", minimum=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW, on deterministic weights.", minimum=0)
@@ -204,9 +204,11 @@ class FitPriorConfig(TrainingSettings):
     kernels: str | None = setting(
         None, "Fit to these kernels instead of training source networks: a .safetensors bank or an .npy array."
     )
+    steps: int = setting(200, "Optimisation steps of each source network.", minimum=1)
+    learning_rate: float = setting(2e-3, "Highest learning rate of AdamW, where a cycle begins.", minimum=0)
     bootstraps: int = setting(3, "Source networks, each trained on a bootstrap of the cases.", minimum=1)
     snapshots: int = setting(2, "Learning-rate cycles of a source network; a snapshot is taken after each.", minimum=1)
-    weight_decay: float = setting(0.01, "Weight decay of AdamW; it lets kernels forget their start.", minimum=0)
+    weight_decay: float = setting(0.1, "Weight decay of AdamW; it lets kernels forget their start.", minimum=0)
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
     hidden: tuple[int, ...] = setting((64, 64), "Hidden widths of the kernel VAEs, by commas.", minimum=1)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE.", minimum=1)

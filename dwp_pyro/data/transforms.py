@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,9 @@ class Preprocessing:
             volumes["label"] = MetaTensor(region[None].astype(np.float32), affine=affine)
         # Cropped views keep the whole scan in memory; copies do not. Masks take a byte a voxel.
         cropped = self._transform(volumes)
-        done = {name: (cropped[name] if name == "image" else cropped[name].to(torch.uint8)).clone() for name in volumes}
+        done: Any = {
+            name: (cropped[name] if name == "image" else cropped[name].to(torch.uint8)).clone() for name in volumes
+        }
         if scan.label is None:
             nowhere = torch.empty(0, dtype=torch.long)
             return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)

@@ -24,6 +24,18 @@ _HELD_OUT = 10_000  # kernels that are enough to measure on
 _CHUNK = 25_000  # kernels × samples evaluated at once: what a processor's cache holds
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers this small are faster on one core than split over several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def fit_kernel_vae(
     kernels: Tensor,
     bootstraps: Tensor,
@@ -55,31 +67,7 @@ def fit_kernel_vae(
         controls; see `score_kernels`. The step having been chosen on the same kernels, the VAE's figure
         is a little too good; measure on kernels of another source to be strict.
     """
-    with _one_thread():
-        torch.manual_seed(seed)
-        return _fit_twice(kernels, bootstraps, identities, latent_size, hidden, steps, advance)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Layers this small are faster on one core than split over several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fit_twice(
-    kernels: Tensor,
-    bootstraps: Tensor,
-    identities: Tensor,
-    latent_size: int,
-    hidden: Sequence[int],
-    steps: int,
-    advance: Callable[[], None],
-) -> tuple[KernelVAE, dict[str, float]]:
+    torch.manual_seed(seed)
     if len(bootstraps.unique()) > 1:
         held_out = bootstraps == bootstraps.max()
     else:

@@ -112,6 +112,9 @@ class ResidualUNet3d(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        # The residual stream is not normalised, and large. At He's scale its logits saturate, and Dice, whose
+        # gradient a saturated softmax kills, can stay at an empty prediction for ever. Small logits start at 1/2.
+        nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, X, Y, Z], sides of at least 16 voxels → logits [B, out_channels, X, Y, Z]."""
