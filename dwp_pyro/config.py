@@ -187,7 +187,7 @@ class TrainingSettings(DataSettings):
     likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
     steps: int = setting(300, "Optimisation steps.", minimum=1)
     batch_size: int = setting(1, "Patches a step.", minimum=1)
-    learning_rate: float = setting(1e-3, "Highest learning rate of AdamW.", minimum=0)
+    learning_rate: float = setting(2e-3, "Highest learning rate of AdamW.", minimum=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW, on deterministic weights.", minimum=0)
 
     def __post_init__(self) -> None:
@@ -205,7 +205,6 @@ class FitPriorConfig(TrainingSettings):
         None, "Fit to these kernels instead of training source networks: a .safetensors bank or an .npy array."
     )
     steps: int = setting(200, "Optimisation steps of each source network.", minimum=1)
-    learning_rate: float = setting(2e-3, "Highest learning rate of AdamW, where a cycle begins.", minimum=0)
     bootstraps: int = setting(3, "Source networks, each trained on a bootstrap of the cases.", minimum=1)
     snapshots: int = setting(2, "Learning-rate cycles of a source network; a snapshot is taken after each.", minimum=1)
     weight_decay: float = setting(0.1, "Weight decay of AdamW; it lets kernels forget their start.", minimum=0)
