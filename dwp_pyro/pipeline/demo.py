@@ -71,7 +71,7 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
                 write_phantoms(dataset, unfinished, cases, seed, progress=partial(advance, ""))  # type: ignore[arg-type]
             unfinished.rename(data / dataset)
 
-    common = {"widths": _WIDTHS, "patch": 32, "validation": 2, "seed": seed}
+    common = {"widths": _WIDTHS, "patch": 32, "learning_rate": 6e-3, "validation": 2, "seed": seed}
     prior = out / "runs" / "prior-ms"
     source = FitPriorConfig.from_mapping(
         common | {"root": str(data / "ms"), "bootstraps": 2, "snapshots": 2, "steps": 240, "vae_steps": 500}
