@@ -54,7 +54,8 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             _fail("stopped", 130)
         except Interrupted as stop:
-            again = "the same command goes on" if ctx.invoked_subcommand == "demo" else "go on by --resume"
+            same = ctx.invoked_subcommand in ("demo", "experiment")
+            again = "the same command goes on" if same else "go on by --resume"
             _fail(f"{stop}; {again}", 128 + stop.signum)
 
 
@@ -338,6 +339,31 @@ def evaluate(run: Path, config_file: Path | None, root: str | None, device: str,
     click.echo(f"Each case: {run / 'evaluation.csv'}")
 
 
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings side by side.")
+@_device
+def experiment(study: Path, out: Path | None, workers: int, device: str) -> None:
+    """Train, measure and compare the arms of a STUDY.
+
+    STUDY is a YAML file: arms, each a command and its settings; and cells, which arm with which n and
+    seeds. Every case of every cell goes into results.csv; table.md and learning_curve.png compare the arms.
+    Called again on the same folder it goes on where it stopped.
+    """
+    from dwp_pyro.pipeline.experiment import experiment as run
+    from dwp_pyro.pipeline.study import Study
+
+    folder = out or Path("runs") / study.stem
+    tables = run(Study.read(study), folder, workers=workers, device=device, say=click.echo)
+    for table in tables:
+        click.echo()
+        _print_rows(table.header, table.rows)
+        click.echo(table.note)
+    click.echo(f"\nTables: {folder / 'table.md'}\nFigure: {folder / 'learning_curve.png'}")
+    click.echo(f"Each case: {folder / 'results.csv'}")
+
+
 @main.command("score-prior")
 @click.argument("prior", type=click.Path(path_type=Path))
 @click.option("--kernels", type=click.Path(path_type=Path), required=True, help="A .safetensors bank or an .npy array.")
@@ -369,16 +395,10 @@ def _print_trained(folder: Path) -> None:
 
 
 def _print_table(table: dict[str, dict[str, Summary]]) -> None:
-    titles = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (mm)", "nll": "NLL", "ece": "ECE"}
-    digits = {"hd95": 1}
-    rows = []
-    for arm, summary in table.items():
-        cells = [
-            f"{s.mean:.{digits.get(name, 3)}f} ± {s.standard_error:.{digits.get(name, 3)}f}"
-            for name, s in summary.items()
-        ]
-        rows.append([arm, *cells])
-    _print_rows(["", *(titles[name] for name in next(iter(table.values())))], rows)
+    from dwp_pyro.metrics import MEASURES, show
+
+    rows = [[arm, *(show(name, s) for name, s in summary.items())] for arm, summary in table.items()]
+    _print_rows(["", *(title for title, _ in MEASURES.values())], rows)
 
 
 def _print_cases(report: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from dwp_pyro.distributions.priors import PRIORS
+from dwp_pyro.distributions.priors import FAMILIES, PRIORS
 from dwp_pyro.errors import ConfigError
 from dwp_pyro.storage import read_yaml
 
@@ -208,9 +208,15 @@ class FitPriorConfig(TrainingSettings):
     bootstraps: int = setting(3, "Source networks, each trained on a bootstrap of the cases.", minimum=1)
     snapshots: int = setting(2, "Learning-rate cycles of a source network; a snapshot is taken after each.", minimum=1)
     weight_decay: float = setting(0.1, "Weight decay of AdamW; it lets kernels forget their start.", minimum=0)
+    family: str = setting(
+        "dwp",
+        "Density of a block's kernels: a VAE (dwp), a full-covariance Gaussian or a mixture of them, a flow; auto "
+        "fits all and keeps the best on held-out kernels.",
+        choices=(*FAMILIES, "auto"),
+    )
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
-    hidden: tuple[int, ...] = setting((64, 64), "Hidden widths of the kernel VAEs, by commas.", minimum=1)
-    vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE.", minimum=1)
+    hidden: tuple[int, ...] = setting((64, 64), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
+    vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE or flow.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,14 +234,30 @@ class TargetSettings(TrainingSettings):
 class SviConfig(TargetSettings):
     """Settings of `svi`."""
 
-    prior: str = setting("dwp", "Prior of the kernels.", choices=tuple(PRIORS))
+    prior: str = setting("dwp", "Prior of the kernels.", choices=PRIORS)
+    centre: str = setting(
+        "none",
+        "Put the prior around the kernels of the source network, instead of where it was learned.",
+        choices=("none", "source"),
+    )
+    prior_scale: float = setting(1.0, "Factor of the prior's spread around its centre.", minimum=1e-6)
+    particles: int = setting(
+        1, "Samples K of the bound on the density of a VAE (dwp): more are tighter, and cost more.", minimum=1
+    )
+    train_reverse_model: bool = setting(
+        False, "Train the reverse model r(z|w) of the VAE (dwp) along with the posterior, which tightens the bound."
+    )
     init: str | None = setting(
         None,
         "First posterior means: draws of the kernel prior, the source network, or He initialisation.  "
-        "[default: prior for dwp, else he]",
+        "[default: source for a centred prior, prior for a learned one, else he]",
         choices=("prior", "source", "he"),
     )
-    init_scale: float = setting(0.01, "First posterior standard deviation of every weight.", minimum=1e-6)
+    init_scale: float = setting(
+        0.1,
+        "First posterior standard deviation of a weight, as a part of the root mean square of its site's first means.",
+        minimum=1e-6,
+    )
     estimator: str = setting(
         "shared", "One weight sample a step, or local reparameterisation.", choices=("shared", "local")
     )
@@ -246,6 +268,10 @@ class SviConfig(TargetSettings):
         super().__post_init__()
         if self.anneal > 1:
             raise ConfigError(f"anneal: is a part of the steps, from 0 to 1, got {self.anneal:g}")
+        if self.prior != "dwp" and (self.particles > 1 or self.train_reverse_model):
+            raise ConfigError(f"prior: '{self.prior}' is no VAE; leave --particles and --train-reverse-model out")
+        if self.prior == "log-uniform" and (self.centre != "none" or self.prior_scale != 1):
+            raise ConfigError("prior: log-uniform has no centre and no scale; leave --centre and --prior-scale out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,14 +279,21 @@ class FinetuneConfig(TargetSettings):
     """Settings of `finetune`: the deterministic arms."""
 
     init: str = setting(
-        "random", "First weights: He initialisation, or the source network's.", choices=("random", "source")
+        "random",
+        "First weights: He initialisation, the source network's, or kernels drawn from the kernel prior.",
+        choices=("random", "source", "prior"),
     )
     train: str = setting("all", "Train every block, or the first and last alone.", choices=("all", "ends"))
+    l2_sp: float = setting(
+        0.0, "L2-SP: weight α of the penalty α/2 · Σ (w − source w)², in nats, on every weight.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train == "ends" and self.init == "random":
+        if self.train == "ends" and self.init != "source":
             raise ConfigError("train: 'ends' keeps the other blocks as they start, which needs --init source")
+        if self.l2_sp and self.init != "source":
+            raise ConfigError("l2-sp: pulls towards the source network, which needs --init source")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,10 @@ import torch
 from monai.metrics import calibration_binning, compute_dice, compute_hausdorff_distance, compute_iou
 from numpy.typing import NDArray
 
-__all__ = ["EMPTY_MASK_POLICY", "Summary", "case_metrics", "summarise"]
+__all__ = ["EMPTY_MASK_POLICY", "MEASURES", "Summary", "case_metrics", "show", "summarise"]
+
+#: What `case_metrics` measures → its title in tables, and the decimals it is shown with.
+MEASURES = {"dice": ("Dice", 3), "iou": ("IoU", 3), "hd95": ("HD95 (mm)", 1), "nll": ("NLL", 4), "ece": ("ECE", 4)}
 
 #: What is done about empty masks; written beside every figure.
 EMPTY_MASK_POLICY = (
@@ -86,3 +89,10 @@ def summarise(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
         summaries[name] = Summary(float(values.mean()), error, len(values))
     return summaries
+
+
+def show(measure: str, summary: Summary) -> str:
+    """Mean ± standard error, of one case the mean alone; a measure that is none of `MEASURES` without decimals."""
+    _, digits = MEASURES.get(measure, ("", 0))
+    error = f" ± {summary.standard_error:.{digits}f}" if summary.cases > 1 else ""
+    return f"{summary.mean:.{digits}f}{error}"

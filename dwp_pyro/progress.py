@@ -10,9 +10,17 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress"]
+__all__ = ["progress", "silence"]
 
 _LOG_INTERVAL = 10.0  # seconds between two lines in a log
+
+_silent = False
+
+
+def silence() -> None:
+    """Show no progress of this process any more: of a worker, whose parent shows its own."""
+    global _silent
+    _silent = True
 
 
 @contextmanager
@@ -27,6 +35,9 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[
     Yields:
         A function to call after each piece, with a short note such as "loss 1.2e4" (or "").
     """
+    if _silent:
+        yield lambda note: None
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (

@@ -19,7 +19,7 @@ import yaml
 
 from dwp_pyro.errors import RunError, UserError
 
-__all__ = ["RunFolder", "atomic_path", "file_digest", "read_json", "read_yaml", "write_bytes", "write_json"]
+__all__ = ["RunFolder", "atomic_path", "file_digest", "locked", "read_json", "read_yaml", "write_bytes", "write_json"]
 
 FORMAT_VERSION = 1
 
@@ -110,6 +110,24 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if absent: one process at a time writes there.
+
+    Raises:
+        RunError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise RunError(
+                f"{folder}: another process is writing this run; wait for it, or choose another --out"
+            ) from problem
+        yield
+
+
 class RunFolder:
     """The folder of one run: `run.json` (command, state), `config.yaml`, `metrics.jsonl` and results.
 
@@ -138,14 +156,7 @@ class RunFolder:
                 command's run, foreign files, or is in use by another process.
         """
         cls.check(path, command, config, resume=resume, overwrite=overwrite)
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as problem:
-                raise RunError(
-                    f"{path}: another process is writing this run; wait for it, or choose another --out"
-                ) from problem
+        with locked(path):
             run = cls(path)
             if overwrite:
                 run._clear()

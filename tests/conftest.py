@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_density import KernelDensity
+from dwp_pyro.distributions.kernel_flow import KernelFlow
+from dwp_pyro.distributions.kernel_mixture import KernelMixture
+from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
-from dwp_pyro.distributions.priors import prior_at
+from dwp_pyro.distributions.priors import FAMILIES, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -68,6 +71,28 @@ def linear_gaussian() -> LinearGaussian:
     return make
 
 
+@torch.no_grad()
+def random_density(family: str, kernel_shape: tuple[int, ...] = (3, 3, 3)) -> KernelDensity:
+    """An exact density in double precision, everything in it at random: no mean is 0, no weights are alike."""
+    forms = {"gaussian": {}, "mixture": {"components": 3}, "flow": {"hidden": (8,)}}
+    density = DENSITIES[family](kernel_shape, **forms[family]).double()
+    size = density.kernel_shape.numel()
+
+    def root(*batch: int) -> Tensor:
+        below = 0.5 * torch.randn(*batch, size, size, dtype=torch.double).tril(-1) / size**0.5
+        return below + (0.6 + 0.5 * torch.rand(*batch, size, dtype=torch.double)).diag_embed()
+
+    density.standardise_by(torch.randn(size, dtype=torch.double), root())
+    if isinstance(density, KernelMixture):
+        density.log_weights.copy_(torch.randn(3, dtype=torch.double).log_softmax(0))
+        density.means.copy_(torch.randn(3, size))
+        density.whitenings.copy_(root(3))
+    if isinstance(density, KernelFlow):
+        for parameter in density.parameters():
+            parameter.normal_(std=0.5 / size**0.5)
+    return density
+
+
 @dataclass(frozen=True)
 class Scene:
     """Two Bayesian convolutions with an instance norm between them, and three cases of 4×4×4 voxels."""
@@ -79,15 +104,20 @@ class Scene:
 
 @pytest.fixture
 def scene(linear_gaussian: LinearGaussian) -> Callable[..., Scene]:
-    """Makes a `Scene` in double precision, from the name of a prior."""
+    """Makes a `Scene` in double precision, from the name of a prior; `moved` to the first kernels, half as wide."""
 
-    def make(prior: str, likelihood: str = "categorical", scale: float = 0.1) -> Scene:
+    def make(prior: str, likelihood: str = "categorical", scale: float = 0.1, moved: bool = False) -> Scene:
         layers = [nn.Conv3d(1, 2, 3, padding=1, bias=False), nn.InstanceNorm3d(2), nn.ReLU()]
         network = nn.Sequential(*layers, nn.Conv3d(2, 2, 3, padding=1, bias=False)).double()
-        vae, _ = linear_gaussian((3, 3, 3), latent_size=2, standardised=True)
-        kernel_prior = KernelPrior({"all": vae}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
+        family = prior if prior in FAMILIES else "dwp"
+        density = random_density(family) if family != "dwp" else linear_gaussian((3, 3, 3), 2, standardised=True)[0]
+        kernel_prior = KernelPrior(family, {"all": density}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
+        if prior == "isotropic":
+            kernel_prior = kernel_prior.of_family(prior)
         sites = kernel_sites(network)
-        locs = bayesianize(network, {site: prior_at(prior, site, w, kernel_prior) for site, w in sites.items()})
+        around = {site: {"centre": w.detach().clone(), "scale": 0.5} if moved else {} for site, w in sites.items()}
+        priors = {site: prior_at(prior, site, w, kernel_prior, **around[site]) for site, w in sites.items()}
+        locs = bayesianize(network, priors)
         image = torch.randn(3, 1, 4, 4, 4, dtype=torch.double)
         brain = (torch.rand_like(image) < 0.8).double()
         data = (image, (image > 0.5).long(), brain, brain.flatten(1).sum(1))

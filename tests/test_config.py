@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from dwp_pyro.config import FinetuneConfig, FitPriorConfig, PredictConfig, SviConfig, data_root
+from dwp_pyro.distributions.priors import FAMILIES
 from dwp_pyro.errors import ConfigError
 
 
@@ -29,12 +30,18 @@ def test_changes_win_over_the_file(tmp_path):
         ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
         ({"steps": True}, "steps: expected a whole number"),
         ({"learning_rate": float("nan")}, "learning-rate: must be at least 0"),
-        ({"prior": "cauchy"}, "'cauchy' is not one of dwp, normal, log-uniform"),
+        ({"prior": "cauchy"}, "'cauchy' is not one of dwp, gaussian, mixture, flow, isotropic, normal, log-uniform"),
         ({"modality": "flair"}, "modality: expected a list"),
         ({"modality": ["flair", "flair"]}, "named twice"),
         ({"widths": [8, 16]}, "four numbers"),
         ({"spacing": 0.0}, "spacing: must be a positive"),
         ({"anneal": 1.5}, "from 0 to 1"),
+        ({"prior": "flow", "particles": 2}, "'flow' is no VAE"),
+        ({"prior": "normal", "train_reverse_model": True}, "'normal' is no VAE"),
+        ({"centre": "target"}, "'target' is not one of none, source"),
+        ({"prior_scale": 0.0}, "prior-scale: must be at least"),
+        ({"prior": "log-uniform", "centre": "source"}, "log-uniform has neither a centre nor a scale"),
+        ({"prior": "log-uniform", "prior_scale": 2.0}, "log-uniform has neither a centre nor a scale"),
     ],
 )
 def test_bad_settings_are_named(values, says):
@@ -50,9 +57,19 @@ def test_a_bad_file_is_named(tmp_path):
             SviConfig.from_yaml(path)
 
 
-def test_ends_need_a_source():
+@pytest.mark.parametrize("init", ["random", "prior"])
+@pytest.mark.parametrize("setting", [{"train": "ends"}, {"l2_sp": 1.0}], ids=str)
+def test_ends_and_pull_need_a_source(init, setting):
     with pytest.raises(ConfigError, match="needs --init source"):
-        FinetuneConfig(train="ends")
+        FinetuneConfig(init=init, **setting)
+    FinetuneConfig(init="source", **setting)
+
+
+def test_families_that_can_be_fitted():
+    for family in (*FAMILIES, "auto"):
+        assert FitPriorConfig.from_mapping({"family": family}).family == family
+    with pytest.raises(ConfigError, match="family: 'isotropic' is not one of"):
+        FitPriorConfig.from_mapping({"family": "isotropic"})
 
 
 def test_where_data_lies(monkeypatch):

@@ -99,7 +99,7 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Side of a voxel along each axis, in mm."""
-        return tuple(float(side) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return _spacing(self.affine)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,15 @@ class Scan:
     label: NDArray[np.int16] | None
     affine: NDArray[np.float64]
     reference: Path = field(compare=False)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Side of a voxel along each axis, in mm."""
+        return _spacing(self.affine)
+
+
+def _spacing(affine: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(side) for side in np.linalg.norm(affine[:3, :3], axis=0))
 
 
 def read_volume(path: Path) -> Volume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,33 +11,34 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, constraints, register_kl
 
-from dwp_pyro.distributions.kernel_prior import KernelPrior
-from dwp_pyro.distributions.kernel_vae import KernelVAE
-from dwp_pyro.errors import PriorError
+from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
 
-__all__ = ["LEARNED", "DeepWeightPrior", "at_site"]
-
-LEARNED = True
+__all__ = ["DeepWeightPrior"]
 
 
 class DeepWeightPrior(TorchDistribution):
-    """An implicit prior over convolution kernels, with the density of a `KernelVAE`.
+    """A learned prior over convolution kernels, with the density of a `KernelVAE` or another `KernelDensity`.
 
-    Batch: independent kernels. Event: one kernel, `kernel_vae.kernel_shape`. At the site of a
+    Batch: independent kernels. Event: one kernel, `density.kernel_shape`. At the site of a
     convolution: `DeepWeightPrior(vae).expand([out, in]).to_event(2)` (Atanov et al. 2018, section 3).
 
-    `log_prob` is a *stochastic lower bound* on the log-density: one draw of
+    The prior may be moved and scaled: w = a + c·(v − b), where v has the density, b is its mean, and a
+    the `centre`. With a = the kernels of a source network it is a prior on the change from them.
+
+    `log_prob` is exact for an exact density. For a `KernelVAE` it is a *stochastic lower bound*: one draw of
     log (1/K) Σ_k p(w|z_k) p(z_k) / r(z_k|w) a kernel, differentiable through w, with K = `particles`
-    (see `KernelVAE.bound`). With a Normal guide the Kullback–Leibler divergence is registered, as an
-    upper bound with the entropy in closed form; its draw of w is its own.
+    (see `KernelVAE.bound`). With a Normal guide the Kullback–Leibler divergence is registered: in closed
+    form for a Gaussian, else as an upper bound with the entropy in closed form; its draw of w is its own.
 
     Args:
-        kernel_vae: the trained density. A distribution is in no state dict: register the module
+        density: the trained density. A distribution is in no state dict: register the module
             where its parameters must be found.
         particles: K ≥ 1.
+        centre: a, [*batch_shape, *kernel_shape]; None for b.
+        scale: c > 0.
 
     Raises:
-        ValueError: if `particles` is below 1, or a value's last axes are not a kernel's.
+        ValueError: if `particles` is below 1, `scale` is not positive, or a value's last axes are not a kernel's.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - torch's own contract
@@ -44,16 +46,24 @@ class DeepWeightPrior(TorchDistribution):
 
     def __init__(
         self,
-        kernel_vae: KernelVAE,
+        density: KernelDensity,
         particles: int = 1,
-        batch_shape: Sequence[int] = (),
+        *,
+        centre: Tensor | None = None,
+        scale: float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be at least 1, got {particles}")
-        self.kernel_vae = kernel_vae
+        if not scale > 0:
+            raise ValueError(f"the scale must be positive, got {scale}")
+        self.density = density
         self.particles = particles
-        super().__init__(torch.Size(batch_shape), kernel_vae.kernel_shape, validate_args=validate_args)
+        self.centre = centre
+        self.scale = scale
+        event_shape = density.kernel_shape
+        batch_shape = torch.Size() if centre is None else centre.shape[: centre.dim() - len(event_shape)]
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
@@ -61,36 +71,51 @@ class DeepWeightPrior(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DeepWeightPrior:
         new = self._get_checked_instance(DeepWeightPrior, _instance)
-        new.kernel_vae = self.kernel_vae
+        batch_shape = torch.Size(batch_shape)
+        new.density = self.density
         new.particles = self.particles
-        super(DeepWeightPrior, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new.centre = None if self.centre is None else self.centre.expand(batch_shape + self.event_shape)
+        new.scale = self.scale
+        super(DeepWeightPrior, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.kernel_vae.rsample([*sample_shape, *self.batch_shape])
+        kernels = self.density.rsample([*sample_shape, *self.batch_shape])
+        if self.centre is None and self.scale == 1:
+            return kernels
+        return self._centre() + self.scale * (kernels - self._mean())
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
-        return self.kernel_vae.log_prob_estimate(value.expand(shape), self.particles)
+        kernels = self.to_density(value.expand(shape))
+        return self.density.log_prob_estimate(kernels, self.particles) - self.log_scale()
+
+    def to_density(self, value: Tensor) -> Tensor:
+        """The kernels v of the density that stand for kernels w: b + (w − a)/c."""
+        if self.centre is None and self.scale == 1:
+            return value
+        return self._mean() + (value - self._centre()) / self.scale
+
+    def log_scale(self) -> float:
+        """D log c: log p(w) = log p(v) − D log c."""
+        return self.event_shape.numel() * math.log(self.scale)
+
+    def _mean(self) -> Tensor:
+        return self.density.loc.reshape(self.event_shape)
+
+    def _centre(self) -> Tensor:
+        return self._mean() if self.centre is None else self.centre
 
 
 @register_kl(Independent, DeepWeightPrior)
 def _kl_independent_deep_weight_prior(q: Independent, p: DeepWeightPrior) -> Tensor:
-    """One draw of −H[q] − E_q L_K(w) ≥ KL(q‖p), a kernel."""
+    """−H[q] − E_q log p(w), a kernel; for a bound, one draw of it, whose mean is at least KL(q‖p)."""
     if not isinstance(q.base_dist, Normal) or q.event_shape != p.event_shape:
         raise NotImplementedError
+    if isinstance(p.density, KernelGaussian):
+        loc, scale = p.to_density(q.base_dist.loc), q.base_dist.scale / p.scale
+        return p.log_scale() - q.entropy() - p.density.expected_log_prob(loc, scale)
     return -q.entropy() - p.log_prob(q.rsample())
-
-
-def at_site(site: str, weight: Tensor, kernel_prior: KernelPrior | None) -> TorchDistribution:
-    """The deep weight prior of the kernels of one convolution, of shape [out, in, k₁, …, k_d].
-
-    Raises:
-        PriorError: without a kernel prior, or with one that has no block for this site and kernel shape.
-    """
-    if kernel_prior is None:
-        raise PriorError("the deep weight prior needs a trained kernel prior: make one with 'dwp-pyro fit-prior'")
-    return DeepWeightPrior(kernel_prior.block_at(site, weight.shape)).expand(weight.shape[:2]).to_event(2)

@@ -10,14 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
+from dwp_pyro.distributions.kernel_flow import KernelFlow
+from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
 from dwp_pyro.storage import read_json, write_json
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["ANY_SITE", "BlockCard", "KernelPrior"]
+__all__ = ["ANY_SITE", "DENSITIES", "BlockCard", "KernelPrior"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+#: Family → its density, made from a kernel's shape and `KernelDensity.form`.
+DENSITIES: dict[str, type[KernelDensity]] = {
+    "gaussian": KernelGaussian,
+    "mixture": KernelMixture,
+    "flow": KernelFlow,
+    "dwp": KernelVAE,
+}
 
 #: Stands for every site, in the one block of a prior whose kernels came without names.
 ANY_SITE = "*"
@@ -39,9 +50,10 @@ class BlockCard:
 
 
 class KernelPrior(nn.Module):
-    """One `KernelVAE` a block. As a module it moves, freezes and saves like any other.
+    """One density a block, all of one family. As a module it moves, freezes and saves like any other.
 
     Args:
+        family: one of `DENSITIES`.
         blocks: block name → density.
         cards: block name → card; the same names.
         provenance: where the kernels came from; free JSON, holds no image.
@@ -49,18 +61,51 @@ class KernelPrior(nn.Module):
 
     def __init__(
         self,
-        blocks: Mapping[str, KernelVAE],
+        family: str,
+        blocks: Mapping[str, KernelDensity],
         cards: Mapping[str, BlockCard],
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if blocks.keys() != cards.keys():
             raise ValueError(f"blocks {sorted(blocks)} and cards {sorted(cards)} must have the same names")
+        if any(type(block) is not DENSITIES[family] for block in blocks.values()):
+            raise ValueError(f"every block of a '{family}' prior must be a {DENSITIES[family].__name__}")
+        self.family = family
         self.blocks = nn.ModuleDict(blocks)
         self.cards = dict(cards)
         self.provenance = dict(provenance or {})
 
-    def block_at(self, site: str, shape: Sequence[int]) -> KernelVAE:
+    def of_family(self, name: str) -> KernelPrior:
+        """This prior, or the simpler one that it holds.
+
+        Args:
+            name: its own family; "gaussian" for the full-covariance Gaussian of each block; "isotropic" for
+                independent weights around 0, as spread as the block's are.
+
+        Raises:
+            PriorError: for another family.
+        """
+        if name == self.family:
+            return self
+        if name not in ("gaussian", "isotropic"):
+            raise PriorError(
+                f"kernel prior: holds densities of the family '{self.family}', not '{name}'; "
+                f"fit them with 'dwp-pyro fit-prior --family {name}'"
+            )
+        blocks = {}
+        for block in self.cards:
+            density = self.block(block)
+            gaussian = KernelGaussian(density.kernel_shape).to(density.loc)
+            if name == "isotropic":
+                spread = density.root_mean_square().expand_as(density.loc).diag()
+                gaussian.standardise_by(torch.zeros_like(density.loc), spread)
+            else:
+                gaussian.standardise_by(density.loc, density.scale_tril)
+            blocks[block] = gaussian
+        return KernelPrior("gaussian", blocks, self.cards, self.provenance).requires_grad_(False)
+
+    def block_at(self, site: str, shape: Sequence[int]) -> KernelDensity:
         """The density of the kernels at a site of shape [out, in, k₁, …, k_d].
 
         Raises:
@@ -82,10 +127,10 @@ class KernelPrior(nn.Module):
             "fit a prior with a network of the same form"
         )
 
-    def block(self, name: str) -> KernelVAE:
+    def block(self, name: str) -> KernelDensity:
         """The density of a block by its name."""
         module = self.blocks[name]
-        assert isinstance(module, KernelVAE)
+        assert isinstance(module, KernelDensity)
         return module
 
     @torch.no_grad()
@@ -100,14 +145,14 @@ class KernelPrior(nn.Module):
             folder / "prior.json",
             {
                 "format": FORMAT_VERSION,
+                "family": self.family,
                 "blocks": {
                     name: {
                         "kernel_shape": list(self.block(name).kernel_shape),
-                        "latent_size": self.block(name).latent_size,
-                        "hidden": list(self.block(name).hidden),
+                        "form": self.block(name).form(),
                         "sites": list(card.sites),
                         "kernels": card.kernels,
-                        "kernel_scale": _root_mean_square(self.block(name)),
+                        "kernel_scale": float(self.block(name).root_mean_square()),
                         "nats_per_kernel": dict(card.nats_per_kernel),
                     }
                     for name, card in self.cards.items()
@@ -133,12 +178,9 @@ class KernelPrior(nn.Module):
                 "fit the prior again, or install the version that made it"
             )
         try:
+            family = description["family"]
             blocks = {
-                str(name): KernelVAE(
-                    [int(side) for side in item["kernel_shape"]],
-                    int(item["latent_size"]),
-                    [int(width) for width in item["hidden"]],
-                )
+                str(name): DENSITIES[family]([int(side) for side in item["kernel_shape"]], **item["form"])
                 for name, item in description["blocks"].items()
             }
             cards = {
@@ -154,7 +196,7 @@ class KernelPrior(nn.Module):
                 for item in description["blocks"].values()
             ):
                 raise ValueError("each block needs a list of sites")
-            prior = cls(blocks, cards, description.get("provenance"))
+            prior = cls(family, blocks, cards, description.get("provenance"))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise PriorError(
                 f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"
@@ -167,8 +209,3 @@ class KernelPrior(nn.Module):
                 f"{folder / 'prior.safetensors'}: does not match {path.name}; fit the prior again"
             ) from problem
         return prior.requires_grad_(False)
-
-
-def _root_mean_square(block: KernelVAE) -> float:
-    """Of a kernel's weight under the block's Gaussian."""
-    return float((block.loc.square() + block.scale_tril.square().sum(-1)).mean().sqrt())

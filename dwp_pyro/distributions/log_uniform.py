@@ -11,11 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.nn import functional as F
 
-from dwp_pyro.distributions.kernel_prior import KernelPrior
-
-__all__ = ["LEARNED", "LogUniform", "at_site"]
-
-LEARNED = False
+__all__ = ["LogUniform"]
 
 
 class LogUniform(TorchDistribution):
@@ -57,8 +53,3 @@ def _kl_normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
     """KL but for a constant, by Molchanov et al. 2017, eq. 14; it falls to 0 as α = σ²/μ² grows."""
     log_alpha = 2 * (q.scale.log() - q.loc.abs().clamp_min(torch.finfo(q.loc.dtype).tiny).log())
     return 0.63576 * torch.sigmoid(-(1.87320 + 1.48695 * log_alpha)) + 0.5 * F.softplus(-log_alpha)
-
-
-def at_site(site: str, weight: Tensor, kernel_prior: KernelPrior | None) -> TorchDistribution:
-    """Log-uniform weights for one convolution, of shape [out, in, k₁, …, k_d]."""
-    return LogUniform().expand(weight.shape).to_event(weight.dim())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_density import KernelGaussian
 
 __all__ = ["BatchedMeanFieldELBO"]
 
@@ -70,7 +72,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
             guide_site = guide_trace.nodes[name]
             prior = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
             if isinstance(prior, DeepWeightPrior) and guide_site["mask"] is None:
-                key = (id(prior.kernel_vae), prior.particles, float(guide_site["scale"]))
+                key = (id(prior.density), prior.particles, float(guide_site["scale"]))
                 batches[key].append((prior, guide_site))
             else:
                 kl = kl_divergence(guide_site["fn"], site["fn"])
@@ -83,8 +85,19 @@ class BatchedMeanFieldELBO(Trace_ELBO):
 
 
 def _divergence(members: list[tuple[DeepWeightPrior, Any]]) -> Tensor:
-    """One draw of Σ [−H[q] − L_K(w)] over the kernels of all sites that share a prior."""
+    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density: in closed form, or one draw."""
     prior = members[0][0]
-    kernels = torch.cat([site["value"].reshape(-1, *prior.event_shape) for _, site in members])
+    density, shape = prior.density, prior.event_shape
+
+    def batch(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat([tensor.reshape(-1, *shape) for tensor in tensors])
+
+    constant = sum(member.log_scale() * member.batch_shape.numel() for member, _ in members)
     entropy = torch.stack([site["fn"].entropy().sum() for _, site in members]).sum()
-    return -entropy - prior.kernel_vae.log_prob_estimate(kernels, prior.particles).sum()
+    if isinstance(density, KernelGaussian):
+        normals = [(member, site["fn"].base_dist) for member, site in members]
+        loc = batch(member.to_density(normal.loc) for member, normal in normals)
+        scale = batch(normal.scale / member.scale for member, normal in normals)
+        return constant - entropy - density.expected_log_prob(loc, scale).sum()
+    kernels = batch(member.to_density(site["value"]) for member, site in members)
+    return constant - entropy - density.log_prob_estimate(kernels, prior.particles).sum()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pyro
@@ -27,6 +26,7 @@ from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.progress import progress
+from dwp_pyro.signals import stop_signals
 from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["Plan", "optimise", "step_seed", "steps_done"]
@@ -137,7 +137,7 @@ def optimise(
     with (
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
-        _stop_signals() as stopped,
+        stop_signals() as stopped,
         progress(description, plan.steps, start) as advance,
     ):
         svi = SVI(model, scaled_guide, _OneOptimizer(optimizer), elbo)
@@ -237,20 +237,3 @@ def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torc
                 if key.endswith(f"/{name}") and not key.startswith("value/")
             }
     return _steps(path, metadata)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], int]]:
-    """Hold SIGINT and SIGTERM back; yields a function that says which came (0: none)."""
-    received = 0
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = signum
-
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

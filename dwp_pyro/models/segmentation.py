@@ -70,13 +70,26 @@ class SegmentationModel(nn.Module):
         num_cases: N.
         kernel_prior: the learned prior of the network's sites, where they have one: it moves and saves with
             the model, and what of it is not frozen (the reverse model r(z|w), say) is trained with the guide.
+        pull: α of the factor exp(−α/2 Σ (θ − θ₀)²) over the network's parameters θ, θ₀ their values now
+            (L2-SP; Li et al. 2018, eq. 3); 0 for none.
     """
 
     def __init__(
-        self, network: nn.Module, likelihood: str, num_cases: int, kernel_prior: nn.Module | None = None
+        self,
+        network: nn.Module,
+        likelihood: str,
+        num_cases: int,
+        kernel_prior: nn.Module | None = None,
+        pull: float = 0.0,
     ) -> None:
         super().__init__()
         self.kernel_prior = kernel_prior
+        self.pull = pull
+        # A ParameterList makes trainable what is no parameter yet.
+        self.start = nn.ParameterList(
+            nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            for parameter in (network.parameters() if pull else ())
+        )
         self.network = network
         self.likelihood = likelihood
         self.num_cases = num_cases
@@ -94,4 +107,8 @@ class SegmentationModel(nn.Module):
         log_likelihood = LIKELIHOODS[self.likelihood](logits, label, brain, brain_voxels)
         with pyro.plate("cases", self.num_cases, subsample=torch.arange(len(image), device=image.device)):
             pyro.factor("label", log_likelihood)
+        if self.pull:
+            pairs = zip(self.network.parameters(), self.start, strict=True)
+            distance = torch.stack([(now - then).square().sum() for now, then in pairs]).sum()
+            pyro.factor("pull", -0.5 * self.pull * distance)
         return logits

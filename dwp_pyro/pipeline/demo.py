@@ -16,6 +16,7 @@ from dwp_pyro.pipeline.evaluate import evaluate
 from dwp_pyro.pipeline.finetune import finetune
 from dwp_pyro.pipeline.fit_prior import fit_prior
 from dwp_pyro.pipeline.svi import svi
+from dwp_pyro.pipeline.train_once import train_once
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import read_json, write_json
 
@@ -77,7 +78,7 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
         common | {"root": str(data / "ms"), "bootstraps": 2, "snapshots": 2, "steps": 240, "vae_steps": 500}
     )
     say("2. Source networks on the MS scans; a prior over their kernels, block by block")
-    _once(partial(fit_prior, source), prior, device)
+    train_once(partial(fit_prior, source), prior, device)
     target = common | {"root": str(data / "brats"), "n": 5, "steps": 300, "prior_from": str(prior)}
     arms: dict[str, tuple[str, Callable[[RunOptions], object]]] = {
         "DWP": ("svi-dwp", partial(svi, SviConfig.from_mapping(target | {"prior": "dwp"}))),
@@ -89,13 +90,6 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
     for number, (arm, (name, train)) in enumerate(arms.items(), start=3):
         runs[arm] = out / "runs" / name
         say(f"{number}. {arm}: 5 tumour scans to learn from, then the test scans")
-        _once(train, runs[arm], device)
+        train_once(train, runs[arm], device)
         table[arm] = evaluate(runs[arm], PredictConfig(samples=10, seed=seed), device=device)
     return DemoResult(table, prior, runs)
-
-
-def _once(train: Callable[[RunOptions], object], run: Path, device: str) -> None:
-    """Train unless the run is finished; resume it if it was begun."""
-    state = read_json(run / "run.json") if (run / "run.json").exists() else None
-    if state is None or not state.get("finished"):
-        train(RunOptions(run, device, resume=state is not None))

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from dwp_pyro.config import PredictConfig, data_root
-from dwp_pyro.data.case import read_case, read_volume
+from dwp_pyro.data.case import Case, Layout, Scan, read_case, read_volume
 from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
+from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
-from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_cases
+from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_case, predict_cases
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "measure"]
 
 
 def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto") -> dict[str, Summary]:
@@ -63,16 +67,11 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     out = run / "predictions"
     missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
     predict_cases(trained, missing, layout, config, out, torch_device(device))
-    _, values = layout.region_values(card.region)
     rows: dict[str, dict[str, float]] = {}
     with progress("evaluating", len(test)) as advance:
         for name in test:
             scan = read_case(cases[name], card.modalities, layout.labels)
-            assert scan.label is not None
-            probability = read_volume(out / f"{name}_prob.nii.gz")
-            rows[name] = case_metrics(
-                probability.data, np.isin(scan.label, sorted(values)), scan.brain, probability.spacing
-            )
+            rows[name] = _figures(read_volume(out / f"{name}_prob.nii.gz").data, scan, layout, card.region)
             advance(f"Dice {rows[name]['dice']:.3f}")
     summary = summarise(rows.values())
     table = io.StringIO()
@@ -92,3 +91,35 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
         },
     )
     return summary
+
+
+def measure(
+    posterior: Posterior, cases: Sequence[Case], layout: Layout, config: PredictConfig, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """The figures that `evaluate` gives, of cases predicted in memory; nothing is written.
+
+    Args:
+        posterior: on the device.
+        cases: with labels.
+        layout: of their files.
+        config: settings of the predictions.
+        device: to compute on.
+
+    Returns:
+        Case → measure → value.
+
+    Raises:
+        DataError: if a scan is unfit.
+        RunError: if the device's memory is too small.
+    """
+    rows = {}
+    for case in cases:
+        prediction = predict_case(posterior, case, layout, config, device)
+        rows[case.id] = _figures(prediction.probability, prediction.scan, layout, posterior.card.region)
+    return rows
+
+
+def _figures(probability: NDArray[np.float32], scan: Scan, layout: Layout, region: str) -> dict[str, float]:
+    assert scan.label is not None
+    _, values = layout.region_values(region)
+    return case_metrics(probability, np.isin(scan.label, sorted(values)), scan.brain, scan.spacing)

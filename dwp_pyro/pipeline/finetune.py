@@ -1,4 +1,4 @@
-"""`finetune`: the deterministic arms UNet-RI, UNet-PR and UNet-PRf."""
+"""`finetune`: the deterministic arms UNet-RI, UNet-PR, UNet-PRf and L2-SP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from dwp_pyro.config import FinetuneConfig, RunOptions
+from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.models.unet import kernel_sites
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
 
@@ -20,8 +22,9 @@ _ENDS = ("input.", "down1.", "up3.", "output.")
 def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
     """Train a deterministic network on n target cases: same network, loss, data and budget as `svi`.
 
-    From a random start (UNet-RI), or from the source network, the whole of it (UNet-PR) or its first
-    and last block alone (UNet-PRf); Kuzina et al. 2019, section 4.
+    From a random start (UNet-RI) or from draws of the kernel prior; or from the source network, the whole of it
+    (UNet-PR), its first and last block alone (UNet-PRf; Kuzina et al. 2019, section 4), or the whole under
+    a pull back to the source weights (L2-SP; Li et al. 2018, eq. 3, on the output layer too).
 
     Args:
         config: settings.
@@ -31,14 +34,20 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
         UserError: if the scans, the source network or the folder are unfit; nothing is then written.
     """
 
+    folder = Path(config.prior_from)
+
     def prepare(card: NetworkCard, device: torch.device) -> Program:
-        network = card.network()
-        if config.init == "source":
-            network = load_source_network(Path(config.prior_from), card)
+        network = load_source_network(folder, card) if config.init == "source" else card.network()
+        if config.init == "prior":
+            kernel_prior = KernelPrior.load(folder)
+            with torch.no_grad():
+                for site, weight in kernel_sites(network).items():
+                    weight.copy_(kernel_prior.sample_at(site, weight.shape))
         if config.train == "ends":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name.startswith(_ENDS))
-        return Program(network.to(device))
+        return Program(network.to(device), pull=config.l2_sp)
 
-    files = [Path(config.prior_from) / "source.safetensors"] * (config.init == "source")
+    learned_from = {"random": (), "source": ("source.safetensors",), "prior": ("prior.safetensors",)}
+    files = [folder / name for name in learned_from[config.init]]
     return fit_target("finetune", config, options, prepare, learned_from=files)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from dwp_pyro.config import FitPriorConfig, RunOptions
-from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
-from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.distributions.kernel_density import KernelDensity
+from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
+from dwp_pyro.distributions.priors import FAMILIES
 from dwp_pyro.errors import PriorError
 from dwp_pyro.inference.device import torch_device
-from dwp_pyro.inference.fit_kernel_vae import fit_kernel_vae
+from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density
+from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.models.unet import PRIOR_BLOCKS, in_block
 from dwp_pyro.pipeline.collect_kernels import KernelBank, collect_kernels, read_kernels
 from dwp_pyro.pipeline.train_source import train_source
@@ -25,7 +27,9 @@ from dwp_pyro.report.figures import save_kernel_figure
 from dwp_pyro.storage import RunFolder, file_digest
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["blocks_of", "fit_prior"]
+__all__ = ["SOURCE", "blocks_of", "fit_prior"]
+
+SOURCE = "source.safetensors"  # the best source network, in the folder of a prior
 
 _FOREIGN = "all"  # the block of kernels that came from another network
 
@@ -35,7 +39,8 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
 
     Writes into `options.out`: `prior.safetensors` and `prior.json`, `kernels.safetensors` and
     `kernels.json`, `kernels.png`, and, where networks were trained, `source.safetensors` (the best of
-    them), `source/` (all of them) and the metrics.
+    them), `source/` (all of them) and the metrics. Kernels of a file that has a source network beside it
+    bring that network along: a second prior from the same bank is as complete as the first.
 
     Args:
         config: settings.
@@ -57,12 +62,15 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         blocks = blocks_of(bank)
         with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
             run.pin("learned_from.json", {config.kernels: file_digest(Path(config.kernels))})
+            source = Path(config.kernels).parent / SOURCE
+            if source.exists():
+                Posterior.load(source).save(run.path / SOURCE)
             return _fit_blocks(config, bank, blocks, run.path)
     data = load_training_data(config, None)
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
         run.pin("split.json", data.split.to_mapping())
         snapshots, best = train_source(config, data, run.path, device)
-        best.save(run.path / "source.safetensors")
+        best.save(run.path / SOURCE)
         bank = collect_kernels(snapshots)
         return _fit_blocks(config, bank, blocks_of(bank), run.path)
 
@@ -87,31 +95,29 @@ def _fit_blocks(
     config: FitPriorConfig, bank: KernelBank, blocks: Mapping[str, tuple[str, ...]], run: Path
 ) -> KernelPrior:
     bank.save(run)
-    densities: dict[str, KernelVAE] = {}
-    cards: dict[str, BlockCard] = {}
-    kernels = {name: torch.cat([bank.kernels[site] for site in sites]) for name, sites in blocks.items()}
-    for number, (name, sites) in enumerate(blocks.items()):
-        path = run / "blocks" / f"{name}.safetensors"
-        if not path.exists():
-            with progress(f"prior of block '{name}'", 2 * config.vae_steps) as advance:
-                vae, nats = fit_kernel_vae(
-                    kernels[name],
-                    torch.cat([bank.bootstraps(site) for site in sites]),
-                    _distinct([bank.identities(site) for site in sites]),
-                    latent_size=config.latent_size,
-                    hidden=config.hidden,
-                    steps=config.vae_steps,
-                    seed=config.seed * 1009 + number,
-                    advance=partial(advance, ""),
-                )
-            save_tensors(path, vae.state_dict(), nats)
-        tensors, nats = load_tensors(path)
-        vae = KernelVAE(kernels[name].shape[1:], config.latent_size, config.hidden)
-        vae.load_state_dict(tensors)
-        densities[name] = vae
+    kernels = {
+        name: BlockKernels(
+            torch.cat([bank.kernels[site] for site in sites]),
+            torch.cat([bank.bootstraps(site) for site in sites]),
+            _distinct([bank.identities(site) for site in sites]),
+        )
+        for name, sites in blocks.items()
+    }
+    fits = {
+        family: {
+            name: _fit(config, family, name, number, block, run) for number, (name, block) in enumerate(kernels.items())
+        }
+        for family in (FAMILIES if config.family == "auto" else (config.family,))
+    }
+    # Of the families, the one that gives all kernels together the highest held-out density.
+    best = max(fits, key=lambda family: sum(len(kernels[name]) * fits[family][name][1]["prior"] for name in kernels))
+    cards = {}
+    for name, sites in blocks.items():
+        nats = dict(fits[best][name][1])
+        if len(fits) > 1:
+            nats |= {family: fit[name][1]["prior"] for family, fit in fits.items()}
         # One block of a foreign network stands for every site of the target.
-        names = (ANY_SITE,) if name == _FOREIGN else sites
-        cards[name] = BlockCard(names, len(kernels[name]), nats)
+        cards[name] = BlockCard((ANY_SITE,) if name == _FOREIGN else sites, len(kernels[name]), nats)
     provenance = {
         "dataset": config.dataset if config.kernels is None else None,
         "kernels": None if config.kernels is None else Path(config.kernels).name,
@@ -120,10 +126,27 @@ def _fit_blocks(
         "snapshots": len(bank.sources),
         "dice": [source.dice for source in bank.sources],
     }
-    prior = KernelPrior(densities, cards, provenance).requires_grad_(False)
-    save_kernel_figure(run / "kernels.png", kernels, prior)
+    densities = {name: density for name, (density, _) in fits[best].items()}
+    prior = KernelPrior(best, densities, cards, provenance).requires_grad_(False)
+    save_kernel_figure(run / "kernels.png", {name: block.kernels for name, block in kernels.items()}, prior)
     prior.save(run)
     return prior
+
+
+def _fit(
+    config: FitPriorConfig, family: str, name: str, number: int, block: BlockKernels, run: Path
+) -> tuple[KernelDensity, dict[str, float]]:
+    """The density of one block and its held-out nats, from `run/blocks` if it has been fitted before."""
+    path = run / "blocks" / f"{name}-{family}.safetensors"
+    if not path.exists():
+        settings = FitSettings(config.latent_size, config.hidden, config.vae_steps, config.seed * 1009 + number)
+        with progress(f"{family} prior of block '{name}'", 2 * config.vae_steps) as advance:
+            density, nats = fit_density(family, block, settings, partial(advance, ""))
+        save_tensors(path, density.state_dict(), {"form": density.form(), "nats": nats})
+    tensors, metadata = load_tensors(path)
+    density = DENSITIES[family](block.kernels.shape[1:], **metadata["form"])
+    density.load_state_dict(tensors)
+    return density, metadata["nats"]
 
 
 def _distinct(identities: list[Tensor]) -> Tensor:

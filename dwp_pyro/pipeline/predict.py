@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import Case, Layout, read_case
+from dwp_pyro.data.case import Case, Layout, Scan, read_case
 from dwp_pyro.data.layouts import LAYOUTS, detect_layout, find_cases
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
@@ -25,7 +25,16 @@ from dwp_pyro.progress import progress
 from dwp_pyro.report.figures import save_case_figure
 from dwp_pyro.storage import atomic_path, file_digest, read_json, write_json
 
-__all__ = ["TrainedRun", "cases_to_predict", "is_predicted", "load_run", "predict", "predict_cases"]
+__all__ = [
+    "Prediction",
+    "TrainedRun",
+    "cases_to_predict",
+    "is_predicted",
+    "load_run",
+    "predict",
+    "predict_case",
+    "predict_cases",
+]
 
 _MAPS = ("seg", "prob", "entropy", "mi")
 
@@ -131,6 +140,53 @@ def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConf
     return path.exists() and read_json(path).get("settings") == _settings(trained, case, config)
 
 
+class Prediction(NamedTuple):
+    """Of one case, on the scan's own grid: each map [X, Y, Z], entropies in nats."""
+
+    scan: Scan
+    probability: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    mutual_information: NDArray[np.float32]
+
+
+def predict_case(
+    posterior: Posterior,
+    case: Case,
+    layout: Layout,
+    config: PredictConfig,
+    device: torch.device,
+    advance: Callable[[], None] = lambda: None,
+) -> Prediction:
+    """Predict one case; nothing is written.
+
+    Args:
+        posterior: on the device.
+        case: to predict.
+        layout: of its files.
+        config: settings.
+        device: to compute on.
+        advance: called after each weight sample.
+
+    Raises:
+        DataError: if the scan is unfit.
+        RunError: if the device's memory is too small.
+    """
+    card = posterior.card
+    scan = read_case(case, card.modalities, layout.labels)
+    preprocess = Preprocessing(card.spacing)
+    example = preprocess(scan, layout.regions.get(card.region, frozenset()))
+    seeds = [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))]
+    try:
+        moments = posterior_predictive(
+            posterior, example.image.as_tensor().to(device), seeds, config.overlap, advance=advance
+        )
+    except torch.OutOfMemoryError as problem:
+        raise RunError(f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu") from problem
+    maps = torch.stack([moments.probability, moments.entropy, moments.mutual_information])
+    probability, entropy, mutual_information = preprocess.invert(maps, example, scan)
+    return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information)
+
+
 def predict_cases(
     trained: TrainedRun,
     cases: Sequence[Case],
@@ -147,34 +203,19 @@ def predict_cases(
     """
     posterior = trained.posterior.to(device)
     card = posterior.card
-    preprocess = Preprocessing(card.spacing)
-    seeds = [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))]
     # The label is drawn in the picture where its values mean the same structures as in training.
     values = layout.regions.get(card.region, frozenset())
     pictures = []
-    with progress("predicting", len(cases) * len(seeds)) as advance:
+    with progress("predicting", len(cases) * _samples(posterior, config)) as advance:
         for case in cases:
-            scan = read_case(case, card.modalities, layout.labels)
-            example = preprocess(scan, values)
-            try:
-                moments = posterior_predictive(
-                    posterior,
-                    example.image.as_tensor().to(device),
-                    seeds,
-                    config.overlap,
-                    advance=partial(advance, case.id),
-                )
-            except torch.OutOfMemoryError as problem:
-                raise RunError(
-                    f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu"
-                ) from problem
-            maps = torch.stack([moments.probability, moments.entropy, moments.mutual_information])
-            probability, entropy, mutual_information = preprocess.invert(maps, example, scan)
-            probability = np.clip(probability, 0, 1)
+            scan, probability, entropy, mutual_information = predict_case(
+                posterior, case, layout, config, device, partial(advance, case.id)
+            )
             segmentation = (probability > 0.5).astype(np.uint8)
             marker = out / f"{case.id}.json"
             marker.unlink(missing_ok=True)  # until all maps of this prediction are there
-            volumes = dict(zip(_MAPS, (segmentation, probability, entropy, mutual_information), strict=True))
+            maps: tuple[NDArray[Any], ...] = (segmentation, probability, entropy, mutual_information)
+            volumes = dict(zip(_MAPS, maps, strict=True))
             for name, volume in volumes.items():
                 _save_like(scan.reference, volume, out / f"{case.id}_{name}.nii.gz")
             truth = np.isin(scan.label, sorted(values)) if scan.label is not None and values else None

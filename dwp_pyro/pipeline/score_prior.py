@@ -10,7 +10,7 @@ import torch
 
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, KernelPrior
 from dwp_pyro.errors import PriorError
-from dwp_pyro.inference.fit_kernel_vae import score_batches, score_kernels
+from dwp_pyro.inference.fit_density import score_batches, score_kernels
 from dwp_pyro.pipeline.collect_kernels import read_kernels
 from dwp_pyro.progress import progress
 

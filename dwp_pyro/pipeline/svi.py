@@ -9,7 +9,8 @@ import torch
 
 from dwp_pyro.config import RunOptions, SviConfig
 from dwp_pyro.distributions.kernel_prior import KernelPrior
-from dwp_pyro.distributions.priors import is_learned, prior_at
+from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.distributions.priors import LEARNED, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.bayesian import bayesianize
@@ -33,22 +34,46 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
     """
     folder = Path(config.prior_from)
-    learned = is_learned(config.prior)
-    config = dataclasses.replace(config, init=config.init or ("prior" if learned else "he"))
-    needs_prior = learned or config.init == "prior"
-    files = [folder / "prior.safetensors"] * needs_prior + [folder / "source.safetensors"] * (config.init == "source")
+    learned, centred = config.prior in LEARNED, config.centre == "source"
+    init = config.init or ("source" if centred else "prior" if learned else "he")
+    config = dataclasses.replace(config, init=init)
+    needs_prior = learned or init == "prior"
+    needs_source = centred or init == "source"
+    files = [folder / "prior.safetensors"] * needs_prior + [folder / "source.safetensors"] * needs_source
 
     def prepare(card: NetworkCard, device: torch.device) -> Program:
         kernel_prior = KernelPrior.load(folder).to(device) if needs_prior else None
-        network = load_source_network(folder, card) if config.init == "source" else card.network()
-        sites = kernel_sites(network.to(device))
-        if config.init == "prior":
-            assert kernel_prior is not None
+        source = load_source_network(folder, card).to(device) if needs_source else None
+        network = source if source is not None and init == "source" else card.network().to(device)
+        sites = kernel_sites(network)
+        # Copies: bayesianize takes the parameters out of the network.
+        centres = {site: w.detach().clone() for site, w in kernel_sites(source).items()} if source and centred else {}
+        if kernel_prior is not None and init == "prior":
             with torch.no_grad():
                 for site, weight in sites.items():
                     weight.copy_(kernel_prior.sample_at(site, weight.shape))
-        priors = {site: prior_at(config.prior, site, weight, kernel_prior) for site, weight in sites.items()}
-        guide = MeanFieldNormal(bayesianize(network, priors), config.init_scale)
+        if kernel_prior is not None and learned:
+            kernel_prior = kernel_prior.of_family(config.prior)
+            for density in kernel_prior.blocks.values() if config.train_reverse_model else ():
+                assert isinstance(density, KernelVAE)
+                density.encoder.requires_grad_(True)
+        priors = {
+            site: prior_at(
+                config.prior,
+                site,
+                weight,
+                kernel_prior,
+                centre=centres.get(site),
+                scale=config.prior_scale,
+                particles=config.particles,
+            )
+            for site, weight in sites.items()
+        }
+        means = bayesianize(network, priors)
+        guide = MeanFieldNormal(means)
+        for site, mean in means.items():
+            # Relative: kernels of the deepest blocks, and of trained networks, are many times smaller than others.
+            guide.set_scale(site, (config.init_scale * mean.square().mean().sqrt()).expand_as(mean))
         return Program(network, guide, kernel_prior if learned else None)
 
     def beta(step: int) -> float:

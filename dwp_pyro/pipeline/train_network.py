@@ -38,11 +38,15 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
 
 
 class Program(NamedTuple):
-    """What is trained: a network, bare or made a program by `bayesianize`; the guide and learned prior of its sites."""
+    """What is trained: a network, bare or made a program by `bayesianize`; the guide and learned prior of its sites.
+
+    `pull` is the weight of L2-SP, towards the weights that the network has at its start.
+    """
 
     network: ResidualUNet3d
     guide: MeanFieldNormal | None = None
     kernel_prior: KernelPrior | None = None
+    pull: float = 0.0
 
 
 def train_network(
@@ -75,8 +79,8 @@ def train_network(
     Returns:
         The posterior, on `device`.
     """
-    network, guide, kernel_prior = program
-    model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior).to(device)
+    network, guide, kernel_prior, pull = program
+    model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull).to(device)
     if guide is not None:
         guide.to(device)
     patches = Patches(data.train, data.patch, plan.seed, plan.steps * settings.batch_size)

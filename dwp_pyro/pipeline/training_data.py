@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from dwp_pyro.config import DataSettings, data_root
-from dwp_pyro.data.case import Layout, read_case
+from dwp_pyro.data.case import Case, Layout, read_case
 from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.data.split import Split, read_split, seeded_split
 from dwp_pyro.data.transforms import Example, Preprocessing, patch_shape
 from dwp_pyro.errors import DataError
 from dwp_pyro.progress import progress
 
-__all__ = ["TrainingData", "load_training_data", "with_defaults"]
+__all__ = ["TrainingData", "find_split", "load_training_data", "with_defaults"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ def with_defaults(settings: _SettingsT) -> _SettingsT:
     return dataclasses.replace(settings, root=str(data_root(settings.dataset, settings.root)), region=region)
 
 
+def find_split(settings: DataSettings, n: int | None) -> tuple[dict[str, Case], Split]:
+    """All cases by id, and the role of each; no scan is read.
+
+    Args:
+        settings: of the command.
+        n: training cases; None takes all.
+
+    Raises:
+        DataError: if there are too few cases, or the split file does not fit.
+    """
+    root = data_root(settings.dataset, settings.root)
+    cases = {case.id: case for case in find_cases(root, LAYOUTS[settings.dataset])}
+    chosen = (tuple(cases), n, settings.validation, settings.seed)
+    return cases, seeded_split(*chosen) if settings.split is None else read_split(Path(settings.split), *chosen)
+
+
 def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
     """Find, split, read, check and preprocess the cases; nothing is written.
 
@@ -64,10 +80,7 @@ def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
     """
     layout = LAYOUTS[settings.dataset]
     region, values = layout.region_values(settings.region)
-    root = data_root(settings.dataset, settings.root)
-    cases = {case.id: case for case in find_cases(root, layout)}
-    chosen = (tuple(cases), n, settings.validation, settings.seed)
-    split = seeded_split(*chosen) if settings.split is None else read_split(Path(settings.split), *chosen)
+    cases, split = find_split(settings, n)
     preprocess = Preprocessing(settings.spacing)
     examples = {}
     ids = (*split.train, *split.validation)
@@ -80,6 +93,7 @@ def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
             advance("")
     train = tuple(examples[name] for name in split.train)
     if not any(len(example.fg_indices) for example in train):
+        root = data_root(settings.dataset, settings.root)
         raise DataError(f"{root}: no training case holds any '{region}' voxel; there is nothing to learn")
     validation = tuple(examples[name] for name in split.validation)
     return TrainingData(layout, region, split, train, validation, patch_shape(train, settings.patch))

@@ -1,4 +1,4 @@
-"""Pictures: a case in three planes, and real kernels beside samples of the prior."""
+"""Pictures: a case in three planes, real kernels beside samples of the prior, and learning curves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
+from dwp_pyro.metrics import MEASURES, Summary
 from dwp_pyro.storage import atomic_path
 
-__all__ = ["save_case_figure", "save_kernel_figure"]
+__all__ = ["save_case_figure", "save_kernel_figure", "save_learning_curves"]
 
 _PLANES = ("sagittal", "coronal", "axial")
 _KERNELS_SHOWN = 12
+# Told apart by the colour-blind too: Okabe and Ito 2008, yellow left out.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX*"
 
 
 def save_case_figure(
@@ -110,6 +114,38 @@ def save_kernel_figure(path: Path, kernels: Mapping[str, Tensor], prior: KernelP
     figure.suptitle("Kernels of the source networks, and samples of the prior")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
+
+
+def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mapping[str, Summary]]]) -> None:
+    """Draw Dice and IoU against n, a line an arm, with the standard error over seeds.
+
+    Args:
+        path: of the picture.
+        summaries: n → arm → measure → summary over seeds.
+    """
+    arms = sorted({arm for at_n in summaries.values() for arm in at_n})
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, name in zip(figure.subplots(1, 2), ("dice", "iou"), strict=True):
+        for index, arm in enumerate(arms):
+            points = {n: at_n[arm][name] for n, at_n in summaries.items() if arm in at_n}
+            ax.errorbar(
+                list(points),
+                [summary.mean for summary in points.values()],
+                [summary.standard_error if summary.cases > 1 else 0.0 for summary in points.values()],
+                label=arm,
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                capsize=3,
+            )
+        ax.set_xticks(list(summaries))
+        ax.set_xlabel("training cases n")
+        ax.set_ylabel(MEASURES[name][0])
+        ax.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.suptitle("Mean and standard error over seeds")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _to_ras(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:

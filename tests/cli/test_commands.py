@@ -22,7 +22,19 @@ def test_help_answers_without_torch():
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "phantom", "check-data", "fit-prior", "svi", "finetune", "predict", "evaluate", "score-prior"]
+    "name",
+    [
+        "demo",
+        "phantom",
+        "check-data",
+        "fit-prior",
+        "svi",
+        "finetune",
+        "predict",
+        "evaluate",
+        "experiment",
+        "score-prior",
+    ],
 )
 def test_every_option_is_documented_with_its_default(command, name):
     from dwp_pyro.cli import main
@@ -46,7 +58,7 @@ def test_the_second_command_picks_up_what_the_first_left(in_world, world):
     # Two bootstraps, two snapshots, 2 + 2·3 kernels.
     assert prior["blocks"]["input"]["kernels"] == 2 * 2 * (2 + 2 * 3)
     for figures in (block["nats_per_kernel"] for block in prior["blocks"].values()):
-        assert set(figures) == {"prior", "standard_normal", "full_gaussian"}
+        assert set(figures) == {"prior", "standard_normal", "isotropic", "full_gaussian"}
     bank = json.loads((in_world / "runs/prior-ms/kernels.json").read_text())
     assert [(s["bootstrap"], s["snapshot"]) for s in bank["sources"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert (in_world / "runs/prior-ms/kernels.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The log-uniform and the standard normal prior against quadrature and formulas."""
+"""The log-uniform and the normal prior against quadrature and formulas."""
 
 from __future__ import annotations
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.optim import Adam
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import AffineTransform, TransformedDistribution, constraints, kl_divergence
 from torch.testing import assert_close
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
-from dwp_pyro.distributions.priors import prior_at
+from dwp_pyro.distributions.priors import LEARNED, PRIORS, prior_at
 from dwp_pyro.errors import PriorError
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from tests.conftest import random_density
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_log_prob_broadcasts_a_value_against_the_batch(prior):
 def test_expand_shares_the_density_and_keeps_the_particles(prior):
     """Nothing but the batch changes, also under a second expansion."""
     expanded = prior.expand([3]).expand([2, 3])
-    assert expanded.kernel_vae is prior.kernel_vae
+    assert expanded.density is prior.density
     assert expanded.particles == 3
     assert type(expanded) is DeepWeightPrior
 
@@ -60,19 +64,90 @@ def test_expand_shares_the_density_and_keeps_the_particles(prior):
 def test_validation_rejects_what_is_no_kernel(prior):
     """NaN, and axes that are not a kernel's; an expanded prior keeps its setting."""
     wrong = torch.full((3, 2), float("nan"))
-    for strict in (DeepWeightPrior(prior.kernel_vae, validate_args=True), prior.expand([2]), prior):
+    for strict in (DeepWeightPrior(prior.density, validate_args=True), prior.expand([2]), prior):
         with pytest.raises(ValueError):
             strict.log_prob(wrong)
         with pytest.raises(ValueError):
             strict.log_prob(torch.zeros(2, 3))
-    lax = DeepWeightPrior(prior.kernel_vae, validate_args=False)
+    lax = DeepWeightPrior(prior.density, validate_args=False)
     assert lax.expand([2]).log_prob(wrong).isnan().all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scale_that_is_not_positive_raises(prior, scale):
+    with pytest.raises(ValueError, match="scale must be positive"):
+        DeepWeightPrior(prior.density, scale=scale)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "mixture", "flow"])
+@pytest.mark.parametrize(("centred", "scale"), [(True, 1.0), (False, 0.3), (True, 2.5)])
+def test_a_moved_prior_is_a_change_of_variables(family, centred, scale):
+    """w = a + c·(v − b), by torch's own affine transform of the exact density; a is b where none is given."""
+    density = random_density(family, (2, 2))
+    centre = torch.randn(3, 2, 2, dtype=torch.double) if centred else None
+    prior = DeepWeightPrior(density, centre=centre, scale=scale).expand([3])
+    mean = density.loc.reshape(2, 2)
+    around = mean if centre is None else centre
+    by_hand = TransformedDistribution(DeepWeightPrior(density), AffineTransform(around - scale * mean, scale, 2))
+    w = torch.randn(5, 3, 2, 2, dtype=torch.double)
+    assert_close(prior.log_prob(w), by_hand.log_prob(w))
+    torch.manual_seed(1)
+    drawn = prior.sample((5,))
+    torch.manual_seed(1)
+    assert_close(drawn, around + scale * (density.rsample((5, 3)) - mean))
+
+
+def test_at_scale_one_about_its_own_mean_it_has_not_moved():
+    density = random_density("mixture", (2, 2))
+    w = torch.randn(3, 2, 2, dtype=torch.double)
+    moved = DeepWeightPrior(density, centre=density.loc.reshape(2, 2), scale=1.0)
+    assert moved.batch_shape == ()
+    assert_close(moved.log_prob(w), DeepWeightPrior(density).log_prob(w))
+
+
+def test_expand_keeps_the_centre_and_the_scale():
+    """The batch of the centre is the prior's, and each kernel keeps its own under an expansion."""
+    centre = torch.randn(2, 1, 2, 2, dtype=torch.double)
+    prior = DeepWeightPrior(random_density("gaussian", (2, 2)), centre=centre, scale=0.5)
+    assert prior.batch_shape == (2, 1)
+    expanded = prior.expand([2, 3]).expand([4, 2, 3])
+    assert expanded.batch_shape == (4, 2, 3)
+    assert expanded.scale == 0.5
+    assert_close(expanded.centre, centre.expand(4, 2, 3, 2, 2))
+    w = torch.randn(2, 1, 2, 2, dtype=torch.double)
+    assert_close(expanded.log_prob(w), prior.log_prob(w).expand(4, 2, 3))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_by_name_takes_its_centre_and_scale(name):
+    """log p(w) = log p₀(b + (w − a)/c) − D log c for the whole weight, p₀ the prior by itself; not log-uniform."""
+    weight = torch.zeros(4, 2, 2, 2, dtype=torch.double)
+    family = name if name in ("mixture", "flow") else "gaussian"
+    cards = {"all": BlockCard((ANY_SITE,), 1)}
+    trained = KernelPrior(family, {"all": random_density(family, (2, 2))}, cards)
+    if name == "isotropic":
+        trained = trained.of_family(name)
+    if name == "dwp":
+        trained = KernelPrior(name, {"all": KernelVAE((2, 2)).double()}, cards)
+    centre, w = torch.randn_like(weight), torch.randn_like(weight)
+    if name == "log-uniform":
+        for setting in ({"centre": centre}, {"scale": 0.5}):
+            with pytest.raises(ValueError, match="no centre and no scale"):
+                prior_at(name, "any.weight", weight, **setting)
+        return
+    mean = torch.zeros(()) if name == "normal" else trained.block("all").loc.reshape(2, 2)
+    alone, moved = (
+        prior_at(name, "any.weight", weight, trained, **setting) for setting in ({}, {"centre": centre, "scale": 0.5})
+    )
+    assert moved.event_shape == weight.shape
+    expected = alone.log_prob(mean + (w - centre) / 0.5) - weight.numel() * math.log(0.5)
+    assert_close(moved.log_prob(w), expected)
 
 
 @pytest.mark.parametrize("particles", [0, -1])
 def test_fewer_than_one_particle_raises(prior, particles):
     with pytest.raises(ValueError, match="particles must be at least 1"):
-        DeepWeightPrior(prior.kernel_vae, particles)
+        DeepWeightPrior(prior.density, particles)
 
 
 def test_support_is_the_reals_over_one_kernel(prior):
@@ -83,9 +158,9 @@ def test_support_is_the_reals_over_one_kernel(prior):
 
 def test_rsample_is_differentiable_and_sample_is_not(prior):
     """Through z and the decoder, to its every parameter."""
-    torch.nn.init.normal_(prior.kernel_vae.decoder[-1].weight)
+    torch.nn.init.normal_(prior.density.decoder[-1].weight)
     prior.rsample((4,)).square().sum().backward()
-    assert all((p.grad != 0).any() for p in prior.kernel_vae.decoder.parameters())
+    assert all((p.grad != 0).any() for p in prior.density.decoder.parameters())
     assert not prior.sample((4,)).requires_grad
 
 
@@ -120,10 +195,11 @@ def test_divergence_without_a_closed_entropy_is_not_implemented(prior):
         kl_divergence(pyro.distributions.Laplace(torch.zeros(3, 2), 1.0).to_event(2), prior)
 
 
+@pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("elbo", [TraceMeanField_ELBO, BatchedMeanFieldELBO])
-def test_a_step_of_svi_moves_the_guide_and_leaves_the_prior(scene, elbo):
+def test_a_step_of_svi_moves_the_guide_and_leaves_the_prior(scene, elbo, name):
     """Through pyro.infer.SVI: finite loss, every mean and scale moved, the frozen φ untouched."""
-    tiny = scene("dwp")
+    tiny = scene(name)
     before = {name: p.detach().clone() for name, p in tiny.guide.named_parameters()}
     loss = SVI(tiny.model, tiny.guide, Adam({"lr": 0.01}), elbo()).step(*tiny.data)
     assert torch.tensor(loss).isfinite()
@@ -133,6 +209,7 @@ def test_a_step_of_svi_moves_the_guide_and_leaves_the_prior(scene, elbo):
     assert all(name.startswith("guide.") for name in names)
 
 
-def test_at_site_needs_a_prior():
-    with pytest.raises(PriorError, match="fit-prior"):
-        prior_at("dwp", "input.weight", torch.zeros(2, 1, 3, 3, 3))
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_prior_needs_a_kernel_prior(name):
+    with pytest.raises(PriorError, match=f"'{name}' .* fit-prior"):
+        prior_at(name, "input.weight", torch.zeros(2, 1, 3, 3, 3))

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
-from dwp_pyro.distributions.kernel_prior import ANY_SITE, BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_density import KernelGaussian
+from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
+from tests.conftest import random_density
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def prior() -> KernelPrior:
         "first": BlockCard(("input.weight", "down1.conv1.weight"), 10, {"prior": 1.5, "full_gaussian": 1.25}),
         "second": BlockCard(("down2.weight",), 20),
     }
-    return KernelPrior(blocks, cards, {"dataset": "ms", "bootstraps": [0, 1]})
+    return KernelPrior("dwp", blocks, cards, {"dataset": "ms", "bootstraps": [0, 1]})
 
 
 @pytest.fixture
@@ -50,6 +53,58 @@ def test_round_trip(prior, folder):
     )
 
 
+@pytest.mark.parametrize("family", ["gaussian", "mixture", "flow"])
+def test_round_trip_of_every_family(tmp_path, family):
+    """Two blocks of other forms: the same densities to the last bit, and the same draws."""
+    blocks = {"first": random_density(family).float(), "second": DENSITIES[family]((3, 3))}
+    prior = KernelPrior(family, blocks, {name: BlockCard((f"{name}.weight",), 4) for name in blocks})
+    prior.save(tmp_path)
+    loaded = KernelPrior.load(tmp_path)
+    assert loaded.family == family
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    for name in blocks:
+        assert loaded.block(name).form() == prior.block(name).form()
+        kernels = torch.randn(6, *prior.block(name).kernel_shape)
+        densities = [p.block(name).log_prob_estimate(kernels) for p in (loaded, prior)]
+        assert_close(*densities, rtol=0, atol=0)
+        drawn = []
+        for p in (loaded, prior):
+            torch.manual_seed(1)
+            drawn.append(p.sample_at(f"{name}.weight", (2, 3, *kernels.shape[1:])))
+        assert_close(*drawn, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "mixture", "flow"])
+def test_the_simpler_priors_that_every_prior_holds(family):
+    """N(b, AAᵀ) of a block; and independent weights about 0, of the root mean square of the Gaussian's."""
+    block = random_density(family, (2, 2))
+    prior = KernelPrior(family, {"all": block}, {"all": BlockCard((ANY_SITE,), 7, {"prior": 1.0})})
+    assert prior.of_family(family) is prior
+    kernels = torch.randn(5, 2, 2, dtype=torch.double)
+    covariance = block.scale_tril @ block.scale_tril.T
+    second_moment = (block.loc.square() + covariance.diagonal()).mean()
+    expected = {
+        "gaussian": MultivariateNormal(block.loc, covariance),
+        "isotropic": MultivariateNormal(0 * block.loc, second_moment * torch.eye(4).double()),
+    }
+    for name, exact in expected.items():
+        simpler = prior.of_family(name)
+        assert simpler.cards == prior.cards
+        assert not any(parameter.requires_grad for parameter in simpler.parameters())
+        assert type(simpler.block("all")) is KernelGaussian
+        assert_close(simpler.block("all").log_prob_estimate(kernels), exact.log_prob(kernels.flatten(1)))
+
+
+def test_another_family_is_named_with_the_remedy(prior):
+    with pytest.raises(PriorError, match=r"family 'dwp', not 'flow'.*fit-prior --family flow"):
+        prior.of_family("flow")
+
+
+def test_blocks_of_another_family_raise(prior):
+    with pytest.raises(ValueError, match="every block of a 'flow' prior must be a KernelFlow"):
+        KernelPrior("flow", dict(prior.blocks), prior.cards)
+
+
 def test_the_description_states_the_scale_of_the_kernels(folder, prior):
     """Root mean square of a weight under the block's Gaussian N(b, AAᵀ), with AAᵀ's diagonal by brute force."""
     block = prior.block("first")
@@ -69,7 +124,7 @@ def test_the_block_of_a_site(prior):
 
 def test_any_site_takes_kernels_without_names():
     vae = KernelVAE((3, 3, 3))
-    prior = KernelPrior({"all": vae}, {"all": BlockCard((ANY_SITE,), 1)})
+    prior = KernelPrior("dwp", {"all": vae}, {"all": BlockCard((ANY_SITE,), 1)})
     assert prior.block_at("whatever.weight", (1, 1, 3, 3, 3)) is vae
 
 
@@ -94,7 +149,15 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"format": 2}, {"format": None}, {"blocks": []}, {"blocks": {"first": {}}}, {"provenance": 3}],
+    [
+        {"format": 1},
+        {"format": None},
+        {"family": "cauchy"},
+        {"family": "flow"},
+        {"blocks": []},
+        {"blocks": {"first": {}}},
+        {"provenance": 3},
+    ],
     ids=str,
 )
 def test_another_format_or_description_is_named(folder, changes):
@@ -106,7 +169,7 @@ def test_another_format_or_description_is_named(folder, changes):
 def test_a_description_of_another_network_is_named(folder):
     """The tensors are whole, but are not those of these blocks."""
     blocks = json.loads((folder / "prior.json").read_text())["blocks"]
-    blocks["first"]["latent_size"] = 7
+    blocks["first"]["form"]["latent_size"] = 7
     edit(folder / "prior.json", blocks=blocks)
     with pytest.raises(PriorError, match=r"prior\.safetensors.*prior\.json"):
         KernelPrior.load(folder)

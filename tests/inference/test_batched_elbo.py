@@ -16,13 +16,21 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_density import KernelGaussian
 from dwp_pyro.distributions.priors import PRIORS, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel
+from tests.conftest import random_density
 
 MEAN_FIELD = [BatchedMeanFieldELBO, TraceMeanField_ELBO]
+
+#: Their divergence has no closed form: it is taken at the weights drawn, by the stock estimator at others.
+DRAWN = ("dwp", "flow", "mixture")
+
+#: Every prior where it is by itself, and moved and scaled if it can be.
+MOVED = [(prior, moved) for prior in PRIORS for moved in (False, True) if not (moved and prior == "log-uniform")]
 
 
 def at_seed(elbo, tiny, data=None, beta=1.0) -> float:
@@ -53,22 +61,22 @@ def parts_at_seed(tiny, data=None) -> Parts:
         q, p = Normal(*tiny.guide.posterior(site)).to_event(5), trace.nodes[site]["fn"]
         log_ratio += float(q.log_prob(w) - p.log_prob(w))
         # The encoder of the scene is exact: the density needs no mean over z, and w is the guide's.
-        learned = isinstance(p.base_dist, DeepWeightPrior)
-        divergence += float(-q.entropy() - p.log_prob(w) if learned else kl_divergence(q, p))
+        drawn = isinstance(p.base_dist, DeepWeightPrior) and not isinstance(p.base_dist.density, KernelGaussian)
+        divergence += float(-q.entropy() - p.log_prob(w) if drawn else kl_divergence(q, p))
     return Parts(float(LIKELIHOODS[tiny.model.likelihood](logits, *truth).sum()), divergence, log_ratio)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize(("prior", "moved"), MOVED)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_the_loss_is_its_parts(scene, prior, likelihood, beta):
+def test_the_loss_is_its_parts(scene, prior, moved, likelihood, beta):
     """−N/B Σ log p(y|x, W) + β Σ KL(q‖p), the divergence once for all kernels and unscaled by the plate."""
-    tiny = scene(prior, likelihood)
+    tiny = scene(prior, likelihood, moved=moved)
     batch = [x[1:2] for x in tiny.data]
     parts = parts_at_seed(tiny, batch)
     expected = -3 * parts.log_likelihood + beta * parts.divergence
     assert_close(at_seed(BatchedMeanFieldELBO, tiny, batch, beta), expected, rtol=1e-10, atol=0)
-    if prior != "dwp":  # there the stock estimator draws other weights for its divergence
+    if prior not in DRAWN:
         assert_close(at_seed(TraceMeanField_ELBO, tiny, batch, beta), expected, rtol=1e-10, atol=0)
 
 
@@ -84,7 +92,7 @@ def test_minibatches_average_to_the_full_batch(scene, elbo, prior, likelihood):
 
 
 @pytest.mark.parametrize("elbo", [*MEAN_FIELD, Trace_ELBO])
-@pytest.mark.parametrize("prior", ["normal", "dwp"])
+@pytest.mark.parametrize("prior", ["normal", "gaussian", "mixture", "dwp"])
 def test_beta_tempers_the_divergence_alone(scene, elbo, prior):
     """loss(β) is a line: at 0 minus the log-likelihood, its slope the divergence."""
     tiny = scene(prior)
@@ -94,7 +102,7 @@ def test_beta_tempers_the_divergence_alone(scene, elbo, prior):
     slopes = [(losses[i + 1] - losses[i]) / (betas[i + 1] - betas[i]) for i in range(3)]
     assert_close(losses[0], -parts.log_likelihood + 1e-6 * slopes[0], rtol=1e-10, atol=0)
     assert_close(slopes, [slopes[0]] * 3, rtol=1e-8, atol=0)
-    if prior == "normal" or elbo is not TraceMeanField_ELBO:  # which draws its divergence anew
+    if prior not in DRAWN or elbo is not TraceMeanField_ELBO:
         expected = parts.log_ratio if elbo is Trace_ELBO else parts.divergence
         assert_close(slopes[0], expected, rtol=1e-8, atol=0)
 
@@ -109,10 +117,10 @@ def test_terms_are_the_two_parts(scene):
     assert_close(loss, elbo.terms["divergence"] - elbo.terms["log_likelihood"])
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-def test_its_gradient_is_the_derivative_of_the_loss(scene, prior):
+@pytest.mark.parametrize(("prior", "moved"), MOVED)
+def test_its_gradient_is_the_derivative_of_the_loss(scene, prior, moved):
     """Against central differences at fixed draws, in a random direction of all means and log-scales."""
-    tiny = scene(prior)
+    tiny = scene(prior, moved=moved)
     elbo = BatchedMeanFieldELBO()
     pyro.set_rng_seed(7)
     elbo.loss_and_grads(tiny.model, tiny.guide, *tiny.data)
@@ -127,17 +135,27 @@ def test_its_gradient_is_the_derivative_of_the_loss(scene, prior):
 
 
 def test_every_density_gets_its_own_kernels(linear_gaussian):
-    """Sites under one density, under another, and under another number of particles, each counted once."""
-    network = nn.Sequential(*[nn.Conv3d(1, 1, 3, padding=1, bias=False) for _ in range(5)]).double()
+    """Sites under one density or another, moved or scaled by themselves, of more particles: each counted once."""
     first, second = (linear_gaussian((3, 3, 3), standardised=True)[0] for _ in range(2))
-    priors = {
-        "0.weight": DeepWeightPrior(first),
-        "1.weight": DeepWeightPrior(second),
-        "2.weight": DeepWeightPrior(first, particles=2),
-        "3.weight": DeepWeightPrior(first),
-    }
+    gaussian, mixture, flow = (random_density(family) for family in ("gaussian", "mixture", "flow"))
+    network = nn.Sequential(*[nn.Conv3d(1, 1, 3, padding=1, bias=False) for _ in range(12)]).double()
+    centre = torch.randn(1, 1, 3, 3, 3, dtype=torch.double)
+    learned = [
+        DeepWeightPrior(first),
+        DeepWeightPrior(second),
+        DeepWeightPrior(first, particles=2),
+        DeepWeightPrior(first),
+        DeepWeightPrior(first, centre=centre, scale=0.5),
+        DeepWeightPrior(first, scale=3.0),
+        DeepWeightPrior(gaussian),
+        DeepWeightPrior(gaussian, centre=centre, scale=0.3),
+        DeepWeightPrior(mixture, centre=-centre),
+        DeepWeightPrior(mixture, scale=2.0),
+        DeepWeightPrior(flow, centre=2 * centre, scale=0.7),
+    ]
+    priors = {f"{i}.weight": prior for i, prior in enumerate(learned)}
     sites = {site: prior.expand([1, 1]).to_event(2) for site, prior in priors.items()}
-    sites["4.weight"] = prior_at("normal", "4.weight", network[4].weight)
+    sites["11.weight"] = prior_at("normal", "11.weight", network[11].weight)
     guide = MeanFieldNormal(bayesianize(network, sites), scale=0.2)
     model = SegmentationModel(network, "categorical", num_cases=1)
     brain = torch.ones(1, 1, 2, 2, 2, dtype=torch.double)
@@ -146,20 +164,26 @@ def test_every_density_gets_its_own_kernels(linear_gaussian):
     pyro.set_rng_seed(7)
     weights = guide()
     q = {site: Normal(*guide.posterior(site)).to_event(5) for site in sites}
-    expected = sum(-q[s].entropy() - sites[s].log_prob(weights[s]) for s in priors)
-    expected = expected + kl_divergence(q["4.weight"], sites["4.weight"])
+    closed = {site for site in sites if site not in priors or priors[site].density is gaussian}
+    assert len(closed) == 3
+    expected = sum(
+        kl_divergence(q[s], sites[s]) if s in closed else -q[s].entropy() - sites[s].log_prob(weights[s]) for s in sites
+    )
     pyro.set_rng_seed(7)
     # One channel: the softmax is 1 and the likelihood nothing.
     assert_close(BatchedMeanFieldELBO().loss(model, guide, *data), expected.item(), rtol=1e-10, atol=0)
 
 
-def test_one_call_of_a_density_serves_all_its_sites(scene, monkeypatch):
+@pytest.mark.parametrize("prior", ["gaussian", "dwp"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_one_call_of_a_density_serves_all_its_sites(scene, monkeypatch, prior, moved):
     """Its purpose: as many kernels as there are, in one batch."""
-    tiny = scene("dwp")
+    tiny = scene(prior, moved=moved)
     calls = []
     trace = poutine.trace(poutine.condition(tiny.model.network, tiny.guide.draw())).get_trace(tiny.data[0])
-    vae = trace.nodes["0.weight"]["fn"].base_dist.kernel_vae
-    estimate = vae.log_prob_estimate
-    monkeypatch.setattr(vae, "log_prob_estimate", lambda w, *args: calls.append(w.shape) or estimate(w, *args))
+    density = trace.nodes["0.weight"]["fn"].base_dist.density
+    name = "expected_log_prob" if prior == "gaussian" else "log_prob_estimate"
+    method = getattr(density, name)
+    monkeypatch.setattr(density, name, lambda w, *args: calls.append(w.shape) or method(w, *args))
     BatchedMeanFieldELBO().loss(tiny.model, tiny.guide, *tiny.data)
     assert calls == [(1 * 2 + 2 * 2, 3, 3, 3)]

@@ -36,18 +36,18 @@ def patches() -> Patches:
     return Patches([example], (16, 16, 16), 0, 2 * STEPS)
 
 
-def programme(bayesian: bool) -> tuple[SegmentationModel, MeanFieldNormal | None]:
+def programme(bayesian: bool, pull: float = 0.0) -> tuple[SegmentationModel, MeanFieldNormal | None]:
     torch.manual_seed(1)
     network = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
     guide = None
     if bayesian:
         priors = {site: prior_at("normal", site, weight) for site, weight in kernel_sites(network).items()}
         guide = MeanFieldNormal(bayesianize(network, priors), 0.01)
-    return SegmentationModel(network, "dice-ce", 1), guide
+    return SegmentationModel(network, "dice-ce", 1, pull=pull), guide
 
 
-def run(patches, checkpoint, bayesian=True, estimator="shared", stop_at=None, learning_rate=1e-2):
-    model, guide = programme(bayesian)
+def run(patches, checkpoint, bayesian=True, estimator="shared", stop_at=None, learning_rate=1e-2, pull=0.0):
+    model, guide = programme(bayesian, pull)
     plan = Plan(
         steps=STEPS,
         learning_rate=lambda step: learning_rate,
@@ -119,7 +119,7 @@ def _children(pid: int) -> list[int]:
 def test_a_reverse_model_that_is_not_frozen_is_trained(patches, tmp_path):
     vae = KernelVAE((3, 3, 3), 2, (4,))
     torch.nn.init.normal_(vae.encoder[-1].weight, std=0.1)
-    prior = KernelPrior({"all": vae}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
+    prior = KernelPrior("dwp", {"all": vae}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
     vae.encoder.requires_grad_(True)
     network = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
     sites = {site: prior_at("dwp", site, weight, prior) for site, weight in kernel_sites(network).items()}
@@ -180,6 +180,23 @@ def test_the_deterministic_arm_learns(patches, tmp_path):
     state, _ = run(patches, tmp_path / "c.safetensors", bayesian=False)
     trained.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     assert loss(trained) < loss(model.network)
+
+
+def test_a_pulled_run_stays_near_its_start_and_goes_on_to_the_same_bits(patches, tmp_path):
+    """A resumed run is pulled to where the whole one began, not to where it stopped."""
+    start = dict(programme(False)[0].network.state_dict())
+
+    def distance(state: dict[str, torch.Tensor]) -> float:
+        return math.sqrt(sum(float((state[f"network.{name}"] - w).square().sum()) for name, w in start.items()))
+
+    free, _ = run(patches, tmp_path / "free.safetensors", bayesian=False)
+    pulled, _ = run(patches, tmp_path / "pulled.safetensors", bayesian=False, pull=1e8)
+    assert distance(pulled) < 0.3 * distance(free)
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.raises(Interrupted):
+        run(patches, checkpoint, bayesian=False, pull=1e8, stop_at=3)
+    resumed, _ = run(patches, checkpoint, bayesian=False, pull=1e8)
+    assert all(torch.equal(w, resumed[name]) for name, w in pulled.items())
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint(patches, tmp_path):

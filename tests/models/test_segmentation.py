@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
@@ -93,6 +94,37 @@ def test_the_program_scales_likelihood_by_the_plate_and_prior_by_beta(scene, bay
     prior = sum(torch.distributions.Normal(0.0, 1.0).log_prob(w).sum() for w in weights.values())
     assert_close(trace.log_prob_sum(), 3 / 2 * likelihood + 0.25 * prior)
     assert_close(trace.nodes["_RETURN"]["value"], network(batch[0]))
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, BatchedMeanFieldELBO])
+def test_the_pull_is_a_quadratic_about_the_start(scene, elbo):
+    """−α/2 Σ (θ − θ₀)², all weights and none else; neither the plate nor β scales it, and it has its gradient."""
+    data = [x[:2] for x in scene("normal").data]
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 1)).double()
+    model = SegmentationModel(network, "categorical", 6, pull=3.0)
+    free = SegmentationModel(network, "categorical", 6)
+    model.beta = 0.1
+    assert not any(name.startswith("start") for name, p in model.named_parameters() if p.requires_grad)
+
+    def gap() -> tuple[float, Tensor]:
+        losses, gradients = [], []
+        for each in (model, free):
+            network.zero_grad()
+            losses.append(elbo().loss_and_grads(each, lambda *args: None, *data))
+            gradients.append(parameters_to_vector([p.grad for p in network.parameters()]))
+        return losses[0] - losses[1], gradients[0] - gradients[1]
+
+    start = parameters_to_vector(network.parameters()).detach().clone()
+    loss, gradient = gap()
+    assert_close(loss, 0.0)
+    assert (gradient == 0).all()
+    moved = start + torch.randn_like(start)
+    vector_to_parameters(moved, network.parameters())
+    loss, gradient = gap()
+    assert_close(loss, 1.5 * (moved - start).square().sum().item())
+    assert_close(gradient, 3.0 * (moved - start))
+    factor = poutine.trace(model).get_trace(*data).nodes["pull"]["fn"].log_factor
+    assert_close(factor, -1.5 * (moved - start).square().sum())
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, BatchedMeanFieldELBO])

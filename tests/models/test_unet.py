@@ -95,6 +95,23 @@ def test_the_skips_join_equal_resolutions():
     assert joined["up3"] is produced["input"]
 
 
+def test_the_output_meets_normalised_features():
+    """The residual stream of the last up block, normed and rectified by channel: of whatever size, it stays put."""
+    network = ResidualUNet3d(1, 2, WIDTHS).double()
+    seen = {}
+    network.up3.register_forward_hook(lambda module, args, out: seen.update(stream=out))
+    network.output.register_forward_hook(lambda module, args, out: seen.update(features=args[0], logits=out))
+    image = torch.randn(2, 1, 16, 16, 16, dtype=torch.double)
+    logits = network(image)
+    mean, variance = (seen["stream"].mean((2, 3, 4), keepdim=True), seen["stream"].var((2, 3, 4), False, keepdim=True))
+    assert_close(seen["features"], F.relu((seen["stream"] - mean) / (variance + 1e-5).sqrt()))
+    assert seen["logits"] is logits
+    with torch.no_grad():
+        for weight in (network.input.weight, network.up3.reduce.weight, network.up3.conv2.weight):
+            weight *= 100.0
+    assert_close(network(image).std((2, 3, 4)), logits.std((2, 3, 4)), rtol=10, atol=0)
+
+
 def test_every_parameter_receives_a_gradient():
     network = ResidualUNet3d(2, 3, WIDTHS)
     network(torch.randn(1, 2, 16, 16, 16)).square().sum().backward()

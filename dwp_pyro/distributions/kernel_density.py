@@ -1,0 +1,97 @@
+"""What every learned density over single convolution kernels has in common, and the Gaussian, the simplest."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["KernelDensity", "KernelGaussian"]
+
+
+class KernelDensity(nn.Module, ABC):
+    """p(w) of one kernel w = b + A u, given by a density of the standardised kernel u (D numbers).
+
+    (b, A) are fixed before the fit: the mean and a lower-triangular root of the kernels' covariance.
+    Neighbouring weights of a kernel are strongly correlated; in u they are not, and a density of u that
+    is N(0, I) *is* the full-covariance Gaussian of w, from which every fit starts.
+
+    Args:
+        kernel_shape: spatial shape of a kernel, [k₁, …, k_d]; D is its product.
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+
+    def __init__(self, kernel_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_shape = torch.Size(kernel_shape)
+        size = self.kernel_shape.numel()
+        self.register_buffer("loc", torch.zeros(size))
+        self.register_buffer("scale_tril", torch.eye(size))
+
+    def standardise_by(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Set b, of shape [D], and the lower-triangular A, of shape [D, D]."""
+        self.loc.copy_(loc)
+        self.scale_tril.copy_(scale_tril)
+
+    def form(self) -> dict[str, Any]:
+        """The arguments, besides the kernel's shape, that make a density of this form; plain JSON values."""
+        return {}
+
+    @abstractmethod
+    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
+        """log p(w), or one draw of a lower bound on it, in nats of the raw kernel: [..., *kernel_shape] → [...].
+
+        Args:
+            w: kernels.
+            samples: K of the bound, where it is one.
+        """
+
+    @abstractmethod
+    def rsample_standard(self, shape: Sequence[int]) -> Tensor:
+        """Draws of u, [*shape, D]."""
+
+    def rsample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Kernels drawn from p(w), [*shape, *kernel_shape]."""
+        w = self.loc + F.linear(self.rsample_standard(shape), self.scale_tril)
+        return w.reshape(*shape, *self.kernel_shape)
+
+    def standardise(self, w: Tensor) -> Tensor:
+        """Kernels [..., *kernel_shape] → u [..., D]."""
+        return F.linear(w.flatten(-len(self.kernel_shape)) - self.loc, self._whitening())
+
+    def log_volume(self) -> Tensor:
+        """log |det A|: log p(w) = log p(u) − log |det A|."""
+        return self.scale_tril.diagonal().log().sum()
+
+    def root_mean_square(self) -> Tensor:
+        """Of a kernel's weight about 0, under the Gaussian of (b, A)."""
+        return (self.loc.square() + self.scale_tril.square().sum(-1)).mean().sqrt()
+
+    def _whitening(self) -> Tensor:
+        identity = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
+        return torch.linalg.solve_triangular(self.scale_tril, identity, upper=False)
+
+
+class KernelGaussian(KernelDensity):
+    """The full-covariance Gaussian N(b, A Aᵀ): u ~ N(0, I)."""
+
+    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
+        return self._log_prob(self.standardise(w).square().sum(-1))
+
+    def expected_log_prob(self, m: Tensor, s: Tensor) -> Tensor:
+        """E log p(w) over w ~ N(m, diag s²), in closed form; both [..., *kernel_shape] → [...]."""
+        spread = F.linear(s.flatten(-len(self.kernel_shape)).square(), self._whitening().square()).sum(-1)
+        return self._log_prob(self.standardise(m).square().sum(-1) + spread)
+
+    def rsample_standard(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(*shape, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
+
+    def _log_prob(self, distance: Tensor) -> Tensor:
+        return -0.5 * (distance + len(self.loc) * math.log(2 * math.pi)) - self.log_volume()

@@ -1,0 +1,54 @@
+"""A normalising flow over single convolution kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.contrib.zuko import ZukoToPyro
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from dwp_pyro.distributions.kernel_density import KernelDensity
+
+# zuko, as it is imported, turns off the argument checks of every distribution of torch and Pyro.
+_checks = Distribution._validate_args
+from zuko.flows import MAF  # noqa: E402
+
+Distribution.set_default_validate_args(_checks)
+
+__all__ = ["KernelFlow"]
+
+
+class KernelFlow(KernelDensity):
+    """p(u) as a masked autoregressive flow (Papamakarios et al. 2017), by zuko: an exact density.
+
+    It starts at N(0, I): the full-covariance Gaussian of the kernels.
+
+    Args:
+        kernel_shape: spatial shape of a kernel; D is its product.
+        hidden: widths of the hidden layers of each transform.
+        transforms: autoregressive transforms, each in the opposite order of the one before.
+    """
+
+    def __init__(self, kernel_shape: Sequence[int], hidden: Sequence[int] = (64, 64), transforms: int = 3) -> None:
+        super().__init__(kernel_shape)
+        self.hidden = tuple(hidden)
+        self.transforms = transforms
+        self.flow = MAF(self.kernel_shape.numel(), transforms=transforms, hidden_features=self.hidden)
+        for transform in self.flow.transform.transforms:
+            last = transform.hyper[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def form(self) -> dict[str, Any]:
+        return {"hidden": list(self.hidden), "transforms": self.transforms}
+
+    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
+        log_prob: Tensor = ZukoToPyro(self.flow()).log_prob(self.standardise(w))
+        return log_prob - self.log_volume()
+
+    def rsample_standard(self, shape: Sequence[int]) -> Tensor:
+        u: Tensor = ZukoToPyro(self.flow())(torch.Size(shape))
+        return u

@@ -1,0 +1,189 @@
+"""Other priors than the VAE's: learned, chosen, moved to the source; starts drawn from a prior, and L2-SP."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dwp_pyro.distributions.kernel_prior import KernelPrior
+from dwp_pyro.distributions.priors import FAMILIES
+from dwp_pyro.tensors import load_tensors
+from tests.cli.conftest import TINY, World, call
+
+BANK = "runs/prior-ms/kernels.safetensors"
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    return load_tensors(path)[0]
+
+
+def source(folder: Path = Path("runs/prior-ms")) -> dict[str, Tensor]:
+    """Weights of the source network by their name in it."""
+    return {name.removeprefix("network."): w for name, w in tensors(folder / "source.safetensors").items()}
+
+
+def last_metrics(run: Path) -> dict[str, float]:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def auto(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior of the best family, from the bank of the world's."""
+    out = tmp_path_factory.mktemp("auto") / "prior"
+    result = call("fit-prior", "--kernels", world.path / BANK, "--family", "auto", "--vae-steps", 15, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_auto_tells_of_every_family_and_keeps_the_best(auto):
+    """Of the highest mean over all kernels; every block's card has the figures of all."""
+    description = json.loads((auto / "prior.json").read_text())
+    blocks = description["blocks"].values()
+    nats = {f: sum(b["kernels"] * b["nats_per_kernel"][f] for b in blocks) for f in FAMILIES}
+    assert description["family"] == max(nats, key=nats.get)
+    assert len(set(nats.values())) > 1
+    for block in blocks:
+        figures = block["nats_per_kernel"]
+        assert set(figures) == {"prior", "standard_normal", "isotropic", "full_gaussian", *FAMILIES}
+        assert figures["prior"] == figures[description["family"]]
+        assert figures["gaussian"] == pytest.approx(figures["full_gaussian"], abs=1e-3)
+    assert KernelPrior.load(auto).family == description["family"]
+
+
+def test_a_bank_brings_its_source_network_along(command, in_world, auto, tmp_path):
+    """A second prior of the same kernels is as complete: an arm that starts at the source finds it."""
+    there, here = source(), source(auto)
+    assert there.keys() == here.keys()
+    assert all(torch.equal(w, here[name]) for name, w in there.items())
+    out = tmp_path / "run"
+    result = command("finetune", "--n", 2, "--init", "source", *TINY, "--prior-from", auto, "--out", out)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("family", ["gaussian", "mixture", "flow"])
+def test_every_family_is_fitted_and_used(command, in_world, tmp_path, family):
+    """`fit-prior --family`, then `svi --prior`: its divergence is finite, and score-prior reads it."""
+    prior, out = tmp_path / "prior", tmp_path / "run"
+    result = command("fit-prior", "--kernels", BANK, "--family", family, "--vae-steps", 5, "--out", prior)
+    assert result.exit_code == 0, result.output
+    assert json.loads((prior / "prior.json").read_text())["family"] == family
+    result = command("svi", "--n", 2, *TINY, "--prior", family, "--prior-from", prior, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert math.isfinite(last_metrics(out)["divergence"])
+    result = command("score-prior", prior, "--kernels", BANK, "--json")
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout)["nats_per_kernel"]) == {
+        "prior",
+        "standard_normal",
+        "isotropic",
+        "full_gaussian",
+    }
+
+
+def test_the_bound_of_a_vae_can_be_tightened(command, in_world, tmp_path):
+    settings = ("--particles", 3, "--train-reverse-model", "--centre", "source", "--prior-scale", 0.5)
+    result = command("svi", "--n", 2, *TINY, *settings, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["gaussian", "isotropic"])
+def test_a_simpler_prior_is_in_every_folder(command, in_world, tmp_path, name):
+    result = command("svi", "--n", 2, *TINY, "--prior", name, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["mixture", "flow"])
+def test_a_family_that_the_folder_does_not_hold(command, in_world, tmp_path, name):
+    result = command("svi", "--n", 2, *TINY, "--prior", name, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"family 'dwp', not '{name}'" in line and f"fit-prior --family {name}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def still(*options: object) -> tuple[object, ...]:
+    """A run of one step that leaves everything where it starts."""
+    return ("svi", "--n", 2, *TINY, "--steps", 1, "--learning-rate", 0, "--anneal", 0, *options)
+
+
+@pytest.mark.parametrize("name", ["dwp", "normal"])
+def test_a_centred_prior_starts_at_the_source_kernels(command, in_world, tmp_path, name):
+    """Its first means and its other weights are the source network's."""
+    result = command(*still("--prior", name, "--centre", "source", "--out", tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    posterior = tensors(tmp_path / "run" / "posterior.safetensors")
+    for site, w in source().items():
+        kind = "loc" if w.shape[2:] == (3, 3, 3) else "network"
+        assert torch.equal(posterior[f"{kind}.{site}"], w), site
+
+
+def test_a_centred_normal_prior_is_around_the_source(command, in_world, tmp_path):
+    """KL from N(source, s²) to N(source, c²): log(c/s) + s²/2c² − ½ a weight, s 1% of the site's root mean square."""
+    divergences = []
+    for i, options in enumerate((("--centre", "source"), ("--init", "source"))):
+        out = tmp_path / f"run{i}"
+        settings = ("--prior", "normal", "--prior-scale", 0.5, "--init-scale", 0.01, *options, "--out", out)
+        result = command(*still(*settings))
+        assert result.exit_code == 0, result.output
+        divergences.append(last_metrics(out)["divergence"])
+    kernels = [w for w in source().values() if w.shape[2:] == (3, 3, 3)]
+    ratios = [(w.numel(), float(0.01 * w.square().mean().sqrt() / 0.5)) for w in kernels]
+    spread = sum(count * (-math.log(ratio) + 0.5 * ratio**2 - 0.5) for count, ratio in ratios)
+    assert divergences[0] == pytest.approx(spread, rel=1e-4)
+    norm = sum(float(w.square().sum()) for w in kernels)
+    assert divergences[1] == pytest.approx(spread + 0.5 * norm / 0.5**2, rel=1e-4)
+
+
+def test_finetuning_can_start_at_draws_of_the_prior(command, in_world, tmp_path):
+    """Of a prior on kernels unlike any other, all kernels of the network are such, and no two are alike."""
+    np.save(tmp_path / "k.npy", np.random.default_rng(0).normal(7, 0.1, size=(50, 3, 3, 3)))
+    prior, out = tmp_path / "prior", tmp_path / "run"
+    result = command("fit-prior", "--kernels", tmp_path / "k.npy", "--family", "gaussian", "--out", prior)
+    assert result.exit_code == 0, result.output
+    start = ("--init", "prior", "--prior-from", prior, "--steps", 1, "--learning-rate", 0)
+    result = command("finetune", "--n", 2, *TINY, *start, "--out", out)
+    assert result.exit_code == 0, result.output
+    for name, w in tensors(out / "posterior.safetensors").items():
+        spatial = w.shape[2:] == (3, 3, 3)
+        assert ((w - 7).abs() < 1).all() == spatial, name
+        assert not spatial or len(w.flatten(0, 1).unique(dim=0)) == w.shape[:2].numel()
+
+
+def test_l2_sp_keeps_the_weights_at_the_source(command, in_world, tmp_path):
+    """A huge pull holds a network that runs away without it."""
+    before, distances = source(), []
+    for pull in (0, 1e8):
+        out = tmp_path / f"pull{pull:g}"
+        settings = ("--init", "source", "--l2-sp", pull, "--steps", 20, "--learning-rate", 0.01)
+        result = command("finetune", "--n", 2, *TINY, *settings, "--out", out)
+        assert result.exit_code == 0, result.output
+        after = {name.removeprefix("network."): w for name, w in tensors(out / "posterior.safetensors").items()}
+        distances.append(math.sqrt(sum(float((after[name] - w).square().sum()) for name, w in before.items())))
+    assert distances[1] < 0.1 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (("finetune", "--l2-sp", "1"), "l2-sp"),
+        (("finetune", "--init", "prior", "--train", "ends"), "train"),
+        (("finetune", "--init", "prior", "--prior-from", "data"), "data"),
+        (("svi", "--prior", "log-uniform", "--centre", "source"), "log-uniform"),
+        (("svi", "--prior", "log-uniform", "--prior-scale", "2"), "log-uniform"),
+        (("svi", "--prior", "normal", "--centre", "source", "--prior-from", "data"), "source.safetensors"),
+        (("svi", "--prior-scale", "0"), "prior-scale"),
+    ],
+)
+def test_settings_that_do_not_go_together(command, in_world, tmp_path, arguments, culprit):
+    name, *rest = arguments
+    result = command(name, "--n", 2, *TINY, *rest, "--out", tmp_path / "run")
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert culprit in line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,168 @@
+"""Exact densities of kernels against torch's own distributions, and what all families have in common."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pyro.distributions import Normal
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.autograd.functional import jacobian
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal, kl_divergence
+from torch.testing import assert_close
+
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
+from dwp_pyro.distributions.kernel_prior import DENSITIES
+from dwp_pyro.distributions.priors import FAMILIES
+from tests.conftest import random_density
+
+EXACT = ["gaussian", "mixture", "flow"]
+
+
+def by_torch(density: KernelDensity) -> Distribution:
+    """The same density over flattened kernels: a Gaussian, or a mixture of them."""
+    if isinstance(density, KernelGaussian):
+        return MultivariateNormal(density.loc, scale_tril=density.scale_tril)
+    locs = density.loc + density.means @ density.scale_tril.T
+    components = MultivariateNormal(locs, scale_tril=density.scale_tril @ torch.linalg.inv(density.whitenings))
+    return MixtureSameFamily(Categorical(logits=density.log_weights), components)
+
+
+def test_torch_still_checks_its_arguments():
+    """zuko turns that off for every distribution of the process, as it is imported."""
+    with pytest.raises(ValueError):
+        Normal(0.0, -1.0)
+
+
+def test_families_are_listed_once():
+    assert set(DENSITIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "mixture"])
+@pytest.mark.parametrize("kernel_shape", [(3, 3, 3), (2, 3)])
+def test_the_density_is_that_of_torch(family, kernel_shape):
+    density = random_density(family, kernel_shape)
+    w = 2 * torch.randn(50, *kernel_shape, dtype=torch.double)
+    assert_close(density.log_prob_estimate(w), by_torch(density).log_prob(w.flatten(1)))
+
+
+def test_a_flow_is_a_change_of_variables():
+    """log N(z; 0, I) + log |det ∂z/∂w|, the Jacobian by automatic differentiation; it is no triangle."""
+    density = random_density("flow", (3, 2))
+
+    def to_noise(w: Tensor) -> Tensor:
+        return density.flow().transform(density.standardise(w))
+
+    for w in torch.randn(5, 3, 2, dtype=torch.double):
+        derivative = jacobian(to_noise, w).flatten(1)
+        assert (derivative != 0).all()
+        by_hand = Normal(0.0, 1.0).log_prob(to_noise(w)).sum() + torch.linalg.slogdet(derivative).logabsdet
+        assert_close(density.log_prob_estimate(w), by_hand)
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_at_the_start_it_is_the_gaussian_of_its_standardisation(family):
+    """N(b, AAᵀ), as of `KernelVAE`: every fit starts from the full-covariance Gaussian."""
+    shaped = random_density("gaussian")
+    density = DENSITIES[family]((3, 3, 3), **({"components": 4} if family == "mixture" else {})).double()
+    density.standardise_by(shaped.loc, shaped.scale_tril)
+    w = torch.randn(6, 3, 3, 3, dtype=torch.double)
+    assert_close(density.log_prob_estimate(w), by_torch(shaped).log_prob(w.flatten(1)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_gradients_in_the_kernel_match_finite_differences(family):
+    density = random_density(family, (2, 2)).requires_grad_(False)
+    assert gradcheck(density.log_prob_estimate, torch.randn(5, 2, 2, dtype=torch.double, requires_grad=True))
+
+
+@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize("kernel_shape", [(3,), (3, 3), (1, 2, 3)])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_shapes(family, kernel_shape, batch):
+    """Any number of spatial and of batch axes; a kernel's density is its own, whatever the batch."""
+    density = random_density(family, kernel_shape)
+    w = density.rsample(batch)
+    assert w.shape == (*batch, *kernel_shape)
+    assert w.dtype == torch.double
+    ell = density.log_prob_estimate(w, 7)
+    assert ell.shape == batch
+    alone = [density.log_prob_estimate(kernel) for kernel in w.reshape(-1, *kernel_shape)]
+    assert_close(ell.flatten(), torch.stack(alone))
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_scaling_the_kernels_shifts_the_density_by_its_volume(family):
+    """log p(w) = log p̃(w/c) − D log c."""
+    density = random_density(family, (2, 2))
+    w = torch.randn(3, 2, 2, dtype=torch.double)
+    before = density.log_prob_estimate(w)
+    density.standardise_by(10 * density.loc, 10 * density.scale_tril)
+    assert_close(density.log_prob_estimate(10 * w), before - 4 * math.log(10))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_form_makes_another_of_its_kind(family):
+    """The form and the state are the whole density, and the form is not that of the default."""
+    forms = {"gaussian": {}, "mixture": {"components": 5}, "dwp": {"latent_size": 3, "hidden": [4]}}
+    form = forms.get(family, {"hidden": [4, 6], "transforms": 2})
+    density = DENSITIES[family]((2, 3), **form)
+    assert density.form() == form
+    another = DENSITIES[family]((2, 3), **density.form())
+    another.load_state_dict(density.state_dict())
+
+
+class TestExpectedLogProb:
+    """E log p(w) over w ~ N(m, diag s²), of a Gaussian."""
+
+    @pytest.fixture
+    def setup(self) -> tuple[KernelGaussian, Tensor, Tensor]:
+        density = random_density("gaussian", (2, 3))
+        assert isinstance(density, KernelGaussian)
+        return density, torch.randn(4, 2, 3, dtype=torch.double), 0.2 + torch.rand(4, 2, 3, dtype=torch.double)
+
+    def test_it_is_the_mean_over_draws(self, setup):
+        """Within 4.5 standard errors, a kernel."""
+        density, m, s = setup
+        draws = density.log_prob_estimate(m + s * torch.randn(40_000, 4, 2, 3, dtype=torch.double))
+        error = draws.std(0) / math.sqrt(len(draws))
+        assert (error < 0.1).all()
+        assert ((draws.mean(0) - density.expected_log_prob(m, s)).abs() < 4.5 * error).all()
+
+    def test_without_spread_it_is_the_density(self, setup):
+        density, m, s = setup
+        assert_close(density.expected_log_prob(m, 0 * s), density.log_prob_estimate(m))
+
+    def test_its_gradients_match_finite_differences(self, setup):
+        density, m, s = setup
+        assert gradcheck(density.expected_log_prob, (m.requires_grad_(), s.requires_grad_()))
+
+
+def test_the_divergence_from_a_gaussian_is_that_of_torch():
+    """In closed form, without a draw, a kernel; and through a guide's Normal over the whole weight."""
+    density = random_density("gaussian")
+    m, s = torch.randn(4, 2, 3, 3, 3).double(), 0.2 + torch.rand(4, 2, 3, 3, 3).double()
+    expected = kl_divergence(MultivariateNormal(m.flatten(2), scale_tril=s.flatten(2).diag_embed()), by_torch(density))
+    prior = DeepWeightPrior(density).expand([4, 2])
+    state = torch.get_rng_state()
+    assert_close(kl_divergence(Normal(m, s).to_event(3), prior), expected)
+    assert_close(kl_divergence(Normal(m, s).to_event(5), prior.to_event(2)), expected.sum())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_divergence_from_itself_is_nothing():
+    """Of a Gaussian with independent weights, moved and scaled too; of any other q it is positive."""
+    density = random_density("gaussian", (2, 2))
+    s = 0.3 + torch.rand(4, dtype=torch.double)
+    density.standardise_by(density.loc, s.diag())
+    centre = torch.randn(3, 2, 2, dtype=torch.double)
+    m, s = density.loc.reshape(2, 2), s.reshape(2, 2)
+    nothing = torch.zeros((), dtype=torch.double)
+    assert_close(kl_divergence(Normal(m, s).to_event(2), DeepWeightPrior(density)), nothing)
+    moved = DeepWeightPrior(density, centre=centre, scale=0.4)
+    assert_close(kl_divergence(Normal(centre, 0.4 * s).to_event(2), moved), nothing.expand(3))
+    for loc, scale in ((centre + 0.1, 0.4 * s), (centre, 0.5 * s), (centre, 0.3 * s)):
+        assert (kl_divergence(Normal(loc, scale).to_event(2), moved) > 0.01).all()

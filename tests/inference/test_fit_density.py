@@ -1,0 +1,202 @@
+"""The fit of a block's density, on kernels whose density is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
+
+from dwp_pyro.distributions.gaussian_fit import fit_gaussian
+from dwp_pyro.distributions.kernel_density import KernelDensity
+from dwp_pyro.distributions.kernel_mixture import KernelMixture
+from dwp_pyro.distributions.kernel_prior import DENSITIES
+from dwp_pyro.distributions.priors import FAMILIES
+from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density, score_batches, score_kernels
+
+
+def fit(
+    family: str,
+    kernels: Tensor,
+    steps: int,
+    bootstraps: int = 2,
+    identities: Tensor | None = None,
+    **options: object,
+) -> tuple[KernelDensity, dict[str, float]]:
+    """Fit kernels of so many equal bootstraps, one after the other, that are all different kernels unless told."""
+    n = len(kernels)
+    block = BlockKernels(
+        kernels, torch.arange(n) * bootstraps // n, torch.arange(n) if identities is None else identities
+    )
+    settings = FitSettings(latent_size=4, hidden=(32, 32), steps=steps, seed=0)
+    return fit_density(family, block, settings, **options)
+
+
+def correlated(size: int = 9) -> MultivariateNormal:
+    distance = (torch.arange(size)[:, None] - torch.arange(size)).abs().float()
+    return MultivariateNormal(torch.zeros(size), 0.01 * torch.exp(-distance / 4))
+
+
+def mixture() -> MixtureSameFamily:
+    """Kernels of two kinds, apart in mean and in spread."""
+    template = torch.linspace(-1, 1, 9)
+    roots = 0.1 * correlated().scale_tril * torch.tensor([3.0, 1.0])[:, None, None]
+    components = MultivariateNormal(torch.stack([0.3 * template, -0.1 * template]), scale_tril=roots)
+    return MixtureSameFamily(Categorical(torch.tensor([0.5, 0.5])), components)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gaussian_kernels_get_their_own_density(family):
+    """The truth, whatever could have been fitted besides."""
+    density = correlated()
+    kernels = density.sample((4000,)).reshape(-1, 3, 3)
+    fitted, nats = fit(family, kernels, steps=60)
+    truth = float(density.log_prob(kernels[2000:].flatten(1)).mean())
+    # 54 parameters on 2,000 kernels cost about 54/2/2000 nats in expectation.
+    assert abs(nats["full_gaussian"] - truth) < 0.15
+    assert abs(nats["prior"] - truth) < 0.3
+    fresh = density.sample((2000,)).reshape(-1, 3, 3)
+    scores = score_kernels(fitted, fresh)
+    for name in ("prior", "full_gaussian"):
+        assert abs(scores[name] - float(density.log_prob(fresh.flatten(1)).mean())) < 0.15
+    assert type(fitted) is DENSITIES[family]
+    assert not fitted.training
+    assert not any(parameter.requires_grad for parameter in fitted.parameters())
+
+
+def test_kernels_of_many_scales_are_beyond_the_gaussian_and_not_beyond_the_vae():
+    """Heavy tails, as trained kernels have: only a density with a latent variable can follow them."""
+    kernels = (torch.randn(6000, 9).cumsum(1) * torch.randn(6000, 1).exp()).reshape(-1, 3, 3)
+    _, nats = fit("dwp", kernels, steps=600)
+    assert nats["standard_normal"] < nats["full_gaussian"]
+    # Knowing the scale of each kernel is worth H(scale mixture) − H(Gaussian), about 7 nats here; the VAE finds most.
+    assert nats["prior"] > nats["full_gaussian"] + 5
+
+
+def test_a_mixture_is_found():
+    """Held-out nats within .3 of the truth, far beyond the Gaussian, and draws of its kinds."""
+    truth = mixture()
+    kernels = truth.sample((12_000,)).reshape(-1, 3, 3)
+    density, nats = fit("mixture", kernels, steps=1, bootstraps=3)
+    exact = float(truth.log_prob(kernels[8000:].flatten(1)).mean())
+    assert abs(nats["prior"] - exact) < 0.3
+    assert nats["prior"] > nats["full_gaussian"] + 3
+    assert isinstance(density, KernelMixture)
+    assert len(density.log_weights) > 1
+    drawn = density.rsample((2000,)).flatten(1)
+    assert float(truth.log_prob(drawn).mean()) > exact - 0.5
+
+
+def test_a_banana_is_beyond_the_gaussian_and_not_beyond_the_flow():
+    """Each weight near the square of the one before: held-out nats at most .15 below the truth."""
+    n = 6000
+    noise = torch.randn(n, 4)
+    columns = [noise[:, 0]]
+    for i in range(1, 4):
+        columns.append(0.5 * columns[-1].square() - 0.5 + 0.3 * noise[:, i])
+    kernels = torch.stack(columns, 1).reshape(-1, 2, 2)
+    truth = float((Normal(0, 1).log_prob(noise[n // 2 :]).sum(1) - 3 * math.log(0.3)).mean())
+    _, nats = fit("flow", kernels, steps=600)
+    assert nats["prior"] > nats["full_gaussian"] + 1
+    assert truth - 0.5 < nats["prior"] < truth + 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_measured_was_not_seen(family):
+    """Of three bootstraps the last is measured and the second chosen on: the controls are those of the first alone."""
+    kernels = correlated().sample((1200,)).reshape(-1, 3, 3)
+    kernels[800:] *= 5
+    density, nats = fit(family, kernels, steps=5, bootstraps=3)
+    measured = kernels[800:]
+    control = fit_gaussian(kernels[:400], torch.arange(400))
+    assert abs(nats["full_gaussian"] - float(control.log_prob(measured.flatten(1)).mean())) < 0.01
+    isotropic = Normal(0.0, kernels[:400].square().mean().sqrt())
+    assert abs(nats["isotropic"] - float(isotropic.log_prob(measured).sum((1, 2)).mean())) < 0.1
+    # The final density has seen all of them.
+    assert score_kernels(density, measured)["prior"] > nats["prior"] + 20
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_learned_by_heart(family):
+    """Twenty kernels a bootstrap, each seen a hundred times: their own density would be endless, another's is not."""
+    base = correlated(27).sample((60,))
+    kernels = base.repeat_interleave(100, 0).reshape(-1, 3, 3, 3)
+    _, nats = fit(family, kernels, steps=100, bootstraps=3, identities=torch.arange(6000) // 100)
+    assert nats["prior"] < float(correlated(27).log_prob(base[40:]).mean()) + 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_raw_units(family):
+    """Kernels scaled by c lose D·log c nats, for the prior and its control alike."""
+    kernels = correlated().sample((1500,)).reshape(-1, 3, 3)
+    results = [fit(family, c * kernels, steps=20)[1] for c in (1.0, 10.0)]
+    for name in ("prior", "full_gaussian", "isotropic"):
+        shift = results[0][name] - results[1][name]
+        assert abs(shift - 9 * math.log(10)) < 0.05
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_snapshots_of_one_kernel_do_not_pass_for_several(family):
+    """Few kernels seen through many near copies: the held-out density stays sane."""
+    base = torch.randn(30, 27)
+    kernels = (base.repeat(6, 1) + 1e-3 * torch.randn(180, 27)).reshape(-1, 3, 3, 3)
+    _, nats = fit(family, kernels, steps=10, bootstraps=1, identities=torch.arange(180) % 30)
+    assert nats["full_gaussian"] > nats["standard_normal"] - 27
+    assert nats["prior"] > nats["standard_normal"] - 27
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_kernels_are_enough(family):
+    density, nats = fit(family, torch.randn(2, 3, 3), steps=3, bootstraps=1)
+    assert all(math.isfinite(value) for value in nats.values())
+    assert density.rsample([5]).shape == (5, 3, 3)
+    assert density.rsample([5]).isfinite().all()
+
+
+def test_the_score_is_the_importance_weighted_bound(linear_gaussian):
+    vae, exact = linear_gaussian((3, 3), standardised=True)
+    kernels = exact.sample((50,)).reshape(-1, 3, 3)
+    nats = score_kernels(vae, kernels, samples=7)
+    assert abs(nats["prior"] - float(exact.log_prob(kernels.flatten(1)).mean())) < 1e-9
+    normal = -0.5 * (kernels.square().flatten(1).sum(1).mean() + 9 * math.log(2 * math.pi))
+    assert abs(nats["standard_normal"] - float(normal)) < 1e-9
+
+
+def test_the_score_is_a_mean_over_all_batches(linear_gaussian):
+    """Batches of unequal sizes, each announced once."""
+    vae, exact = linear_gaussian((3, 3), standardised=True)
+    kernels = exact.sample((70,)).reshape(-1, 3, 3)
+    calls: list[None] = []
+    nats = score_kernels(vae, kernels, 500, lambda: calls.append(None))
+    assert len(calls) == score_batches(70, 500) == 2
+    assert abs(nats["prior"] - float(exact.log_prob(kernels.flatten(1)).mean())) < 1e-9
+
+
+def test_of_a_gaussian_the_score_is_its_control():
+    _, nats = fit("gaussian", correlated().sample((300,)).reshape(-1, 3, 3), steps=1)
+    assert abs(nats["prior"] - nats["full_gaussian"]) < 1e-4
+    assert set(nats) == {"prior", "standard_normal", "isotropic", "full_gaussian"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("steps", [1, 7, 90])
+def test_progress_is_announced_as_often_as_was_said(family, steps):
+    """Twice the steps, also where the fit stops early or takes no steps at all."""
+    calls: list[None] = []
+    fit(family, torch.randn(60, 2, 2), steps, advance=lambda: calls.append(None))
+    assert len(calls) == 2 * steps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_seed_gives_the_same_fit(family):
+    kernels = torch.randn(200, 3, 3)
+    a, b = (fit(family, kernels, steps=15)[0] for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_number_of_threads_is_left_as_it_was():
+    threads = torch.get_num_threads()
+    fit("gaussian", torch.randn(20, 2, 2), steps=1)
+    assert torch.get_num_threads() == threads
