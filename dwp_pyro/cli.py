@@ -232,7 +232,8 @@ def fit_prior(
     """Learn a prior over convolution kernels.
 
     Trains source networks on bootstraps of the scans, collects the kernels of their snapshots, and fits
-    a variational autoencoder to each block of the network; or fits to the kernels of a file (--kernels).
+    a density to each block of the network, a variational autoencoder or another family; or fits to the kernels
+    of a file (--kernels).
     The run folder is the prior: it holds no image and can be shared.
     """
     config = _resolve(FitPriorConfig, config_file, given)
@@ -262,7 +263,8 @@ def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, o
     config = _resolve(SviConfig, config_file, given)
     from dwp_pyro.pipeline.svi import svi as run
 
-    folder = out or Path(f"runs/svi-{config.dataset}-{config.prior}-n{config.n}-seed{config.seed}")
+    prior = config.prior if config.centre == "none" else f"{config.prior}-centred"
+    folder = out or Path(f"runs/svi-{config.dataset}-{prior}-n{config.n}-seed{config.seed}")
     run(config, RunOptions(folder, device, resume, overwrite))
     _print_trained(folder)
 
@@ -275,12 +277,14 @@ def finetune(
 ) -> None:
     """Train a deterministic network on n target scans: the arms to compare with.
 
-    --init random is UNet-RI; --init source is UNet-PR; --init source --train ends is UNet-PRf.
+    --init random is UNet-RI; --init source is UNet-PR; --init source --train ends is UNet-PRf; --init source
+    --l2-sp 10000 is L2-SP.
     """
     config = _resolve(FinetuneConfig, config_file, given)
     from dwp_pyro.pipeline.finetune import finetune as run
 
-    folder = out or Path(f"runs/finetune-{config.dataset}-{config.init}-{config.train}-n{config.n}-seed{config.seed}")
+    how = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.train}"
+    folder = out or Path(f"runs/finetune-{config.dataset}-{how}-n{config.n}-seed{config.seed}")
     run(config, RunOptions(folder, device, resume, overwrite))
     _print_trained(folder)
 

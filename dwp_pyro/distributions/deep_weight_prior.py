@@ -22,8 +22,8 @@ class DeepWeightPrior(TorchDistribution):
     Batch: independent kernels. Event: one kernel, `density.kernel_shape`. At the site of a
     convolution: `DeepWeightPrior(vae).expand([out, in]).to_event(2)` (Atanov et al. 2018, section 3).
 
-    The prior may be moved and scaled: w = a + c·(v − b), where v has the density, b is its mean, and a
-    the `centre`. With a = the kernels of a source network it is a prior on the change from them.
+    The prior may be moved and scaled: w = a + c·(v − b), where v has the density, b is the mean of the kernels it
+    was fitted to, and a the `centre`. With a = the kernels of a source network it is a prior on the change from them.
 
     `log_prob` is exact for an exact density. For a `KernelVAE` it is a *stochastic lower bound*: one draw of
     log (1/K) Σ_k p(w|z_k) p(z_k) / r(z_k|w) a kernel, differentiable through w, with K = `particles`

@@ -58,6 +58,10 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     folder = (options.out, "fit-prior", config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     if config.kernels is not None:
+        if options.out.resolve() in Path(config.kernels).resolve().parents:
+            raise PriorError(
+                f"{config.kernels}: lies in {options.out}, which the new prior would replace; give another --out"
+            )
         bank = read_kernels(Path(config.kernels))
         blocks = blocks_of(bank)
         with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:

@@ -187,3 +187,12 @@ def test_settings_that_do_not_go_together(command, in_world, tmp_path, arguments
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert culprit in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bank_is_not_replaced_by_its_own_prior(command, in_world):
+    """Overwriting the folder that the bank lies in would delete it first."""
+    before = tensors(Path(BANK))
+    result = command("fit-prior", "--kernels", BANK, "--out", "runs/prior-ms", "--overwrite")
+    assert result.exit_code == 2, result.output
+    assert "another --out" in result.output
+    assert tensors(Path(BANK)).keys() == before.keys()
