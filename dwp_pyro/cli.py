@@ -247,7 +247,17 @@ def fit_prior(
         [block, f"{card.kernels}", *(f"{card.nats_per_kernel[name]:.1f}" for name in names)]
         for block, card in prior.cards.items()
     ]
-    click.echo("Log-density of held-out kernels, in nats a kernel (higher is better):")
+    sources = [
+        [f"{number}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
+        for number, figures in enumerate(
+            zip(prior.provenance["dice"], prior.provenance["start_correlation"], strict=True)
+        )
+    ]
+    if sources:
+        click.echo("Source networks; kernels still like those they started from say little about the task:")
+        _print_rows(["snapshot", "Dice", "correlation with start"], sources)
+        click.echo()
+    click.echo(f"Log-density of held-out kernels, in nats a kernel (higher is better); prior: {prior.family}")
     _print_rows(["block", "kernels", *(name.replace("_", " ") for name in names)], rows)
     click.echo(f"Prior: {folder}\nPicture: {folder / 'kernels.png'}")
 
@@ -263,7 +273,7 @@ def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, o
     config = _resolve(SviConfig, config_file, given)
     from dwp_pyro.pipeline.svi import svi as run
 
-    prior = config.prior if config.centre == "none" else f"{config.prior}-centred"
+    prior = config.prior if config.centre is None else f"{config.prior}-around-{config.centre}"
     folder = out or Path(f"runs/svi-{config.dataset}-{prior}-n{config.n}-seed{config.seed}")
     run(config, RunOptions(folder, device, resume, overwrite))
     _print_trained(folder)

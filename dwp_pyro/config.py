@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from dwp_pyro.distributions.priors import FAMILIES, PRIORS
+from dwp_pyro.distributions.priors import FAMILIES, LEARNED, PRIORS
 from dwp_pyro.errors import ConfigError
 from dwp_pyro.storage import read_yaml
 
@@ -35,6 +35,8 @@ DATASETS = ("brats", "openms", "ms")
 DATA_VARIABLE = "DWP_PYRO_DATA"
 
 _MAX_SEED = 2**32 - 1
+
+_CENTRED_SCALE = 0.55  # a variance of 0.3
 
 
 def setting(
@@ -235,12 +237,15 @@ class SviConfig(TargetSettings):
     """Settings of `svi`."""
 
     prior: str = setting("dwp", "Prior of the kernels.", choices=PRIORS)
-    centre: str = setting(
-        "none",
-        "Put the prior around the kernels of the source network, instead of where it was learned.",
-        choices=("none", "source"),
+    centre: str | None = setting(
+        None,
+        "Put the prior around the kernels of the source network, or leave it where it was learned.  "
+        "[default: source for a learned prior, else none]",
+        choices=("source", "none"),
     )
-    prior_scale: float = setting(1.0, "Factor of the prior's spread around its centre.", minimum=1e-6)
+    prior_scale: float | None = setting(
+        None, "Factor of the prior's spread around its centre.  [default: 0.55 around the source, else 1]", minimum=1e-6
+    )
     particles: int = setting(
         1, "Samples K of the bound on the density of a VAE (dwp): more are tighter, and cost more.", minimum=1
     )
@@ -270,8 +275,19 @@ class SviConfig(TargetSettings):
             raise ConfigError(f"anneal: is a part of the steps, from 0 to 1, got {self.anneal:g}")
         if self.prior != "dwp" and (self.particles > 1 or self.train_reverse_model):
             raise ConfigError(f"prior: '{self.prior}' is no VAE; leave --particles and --train-reverse-model out")
-        if self.prior == "log-uniform" and (self.centre != "none" or self.prior_scale != 1):
+        if self.prior == "log-uniform" and (self.centre == "source" or self.prior_scale not in (None, 1)):
             raise ConfigError("prior: log-uniform has no centre and no scale; leave --centre and --prior-scale out")
+
+    def resolved(self) -> SviConfig:
+        """The settings with every default that depends on another one filled in."""
+        learned = self.prior in LEARNED
+        centre = self.centre or ("source" if learned else "none")
+        return dataclasses.replace(
+            self,
+            centre=centre,
+            prior_scale=self.prior_scale or (_CENTRED_SCALE if centre == "source" else 1.0),
+            init=self.init or ("source" if centre == "source" else "prior" if learned else "he"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

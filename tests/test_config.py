@@ -38,10 +38,10 @@ def test_changes_win_over_the_file(tmp_path):
         ({"anneal": 1.5}, "from 0 to 1"),
         ({"prior": "flow", "particles": 2}, "'flow' is no VAE"),
         ({"prior": "normal", "train_reverse_model": True}, "'normal' is no VAE"),
-        ({"centre": "target"}, "'target' is not one of none, source"),
+        ({"centre": "target"}, "'target' is not one of source, none"),
         ({"prior_scale": 0.0}, "prior-scale: must be at least"),
-        ({"prior": "log-uniform", "centre": "source"}, "log-uniform has neither a centre nor a scale"),
-        ({"prior": "log-uniform", "prior_scale": 2.0}, "log-uniform has neither a centre nor a scale"),
+        ({"prior": "log-uniform", "centre": "source"}, "log-uniform has no centre and no scale"),
+        ({"prior": "log-uniform", "prior_scale": 2.0}, "log-uniform has no centre and no scale"),
     ],
 )
 def test_bad_settings_are_named(values, says):
@@ -78,3 +78,13 @@ def test_where_data_lies(monkeypatch):
     monkeypatch.setenv("DWP_PYRO_DATA", "/scans")
     assert str(data_root("ms", None)) == "/scans/ms"
     assert str(data_root("ms", "here")) == "here"
+
+
+def test_defaults_of_svi_that_depend_on_the_prior():
+    """A learned prior is put around the source network, and starts there; what is given stays."""
+    dwp, normal = SviConfig().resolved(), SviConfig(prior="normal").resolved()
+    assert (dwp.centre, dwp.init, dwp.prior_scale) == ("source", "source", 0.55)
+    assert (normal.centre, normal.init, normal.prior_scale) == ("none", "he", 1.0)
+    alone = SviConfig(centre="none").resolved()
+    assert (alone.centre, alone.init, alone.prior_scale) == ("none", "prior", 1.0)
+    assert SviConfig(init="prior", prior_scale=2.0).resolved().init == "prior"

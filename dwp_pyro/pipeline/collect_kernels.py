@@ -32,6 +32,7 @@ class KernelSource:
         dataset: layout of the scans.
         network: form of the network.
         dice: of the snapshot on the source's validation cases; None where there are none.
+        start_correlation: of the snapshot's kernels with those the network started from; None where that is not known.
     """
 
     bootstrap: int
@@ -39,6 +40,7 @@ class KernelSource:
     dataset: str
     network: Mapping[str, Any]
     dice: float | None
+    start_correlation: float | None = None
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ def _learned_from(config: SviConfig | FinetuneConfig) -> list[Path]:
     """The files that a training reads beside the scans."""
     needed = {config.init}
     if isinstance(config, SviConfig):
+        config = config.resolved()
+        needed = {config.init}
         needed |= {"prior"} if config.prior in LEARNED else set()
         needed |= {config.centre}
     return [Path(config.prior_from) / f"{name}.safetensors" for name in ("prior", "source") if name in needed]

@@ -129,6 +129,7 @@ def _fit_blocks(
         "bootstraps": len({source.bootstrap for source in bank.sources}),
         "snapshots": len(bank.sources),
         "dice": [source.dice for source in bank.sources],
+        "start_correlation": [source.start_correlation for source in bank.sources],
     }
     densities = {name: density for name, (density, _) in fits[best].items()}
     prior = KernelPrior(best, densities, cards, provenance).requires_grad_(False)

@@ -96,12 +96,16 @@ def load_source_network(folder: Path, card: NetworkCard) -> ResidualUNet3d:
     path = folder / "source.safetensors"
     if not path.exists():
         raise RunError(
-            f"{path}: no source network; make one with 'dwp-pyro fit-prior', or name its folder by --prior-from"
+            f"{path}: no source network; make one with 'dwp-pyro fit-prior', name its folder by --prior-from, "
+            "or do without (svi --centre none, finetune --init random)"
         )
     source = Posterior.load(path)
     for name in ("modalities", "widths", "short"):
         found, wanted = getattr(source.card, name), getattr(card, name)
         if found != wanted:
-            raise RunError(f"{path}: the source network has {name} {found}, the target {wanted}; they must agree")
+            raise RunError(
+                f"{path}: the source network has {name} {found}, the target {wanted}; they must agree, or "
+                "do without it (svi --centre none, finetune --init random)"
+            )
     assert isinstance(source.network, ResidualUNet3d)
     return source.network.requires_grad_(True)

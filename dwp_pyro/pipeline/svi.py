@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -34,9 +33,10 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
     """
     folder = Path(config.prior_from)
-    learned, centred = config.prior in LEARNED, config.centre == "source"
-    init = config.init or ("source" if centred else "prior" if learned else "he")
-    config = dataclasses.replace(config, init=init)
+    config = config.resolved()
+    learned, centred, init = config.prior in LEARNED, config.centre == "source", config.init
+    assert config.prior_scale is not None
+    scale = config.prior_scale
     needs_prior = learned or init == "prior"
     needs_source = centred or init == "source"
     files = [folder / "prior.safetensors"] * needs_prior + [folder / "source.safetensors"] * needs_source
@@ -64,7 +64,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
                 weight,
                 kernel_prior,
                 centre=centres.get(site),
-                scale=config.prior_scale,
+                scale=scale,
                 particles=config.particles,
             )
             for site, weight in sites.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dwp_pyro.config import FitPriorConfig
 from dwp_pyro.inference.posterior import Posterior
@@ -53,8 +53,11 @@ def train_source(
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
-            dice = read_json(folder / f"snapshot{number}.json")["dice"]
-            source = KernelSource(bootstrap, number, config.dataset, asdict(posterior.card), dice)
+            figures = read_json(folder / f"snapshot{number}.json")
+            dice = figures["dice"]
+            source = KernelSource(
+                bootstrap, number, config.dataset, asdict(posterior.card), dice, figures["start_correlation"]
+            )
             snapshots.append((source, {name: w.detach() for name, w in kernel_sites(posterior.network).items()}))
             if best is None or dice is None or dice > best_dice:
                 best, best_dice = posterior, -math.inf if dice is None else dice
@@ -79,7 +82,10 @@ def _train_bootstrap(
         number = ends.index(step) - 1
         dice = validation_dice(posterior, data, device) if data.validation else None
         posterior.save(folder / f"snapshot{number}.safetensors")
-        write_json(folder / f"snapshot{number}.json", {"step": step, "dice": dice})
+        correlation = torch.corrcoef(torch.stack([start, _flat(posterior.network)]))[0, 1]
+        write_json(
+            folder / f"snapshot{number}.json", {"step": step, "dice": dice, "start_correlation": float(correlation)}
+        )
 
     def learning_rate(step: int) -> float:
         cycle = next(number for number, end in enumerate(ends[1:]) if step < end)
@@ -88,6 +94,8 @@ def _train_bootstrap(
 
     torch.manual_seed(seed)
     card = network_card(config, data)
+    network = card.network()
+    start = _flat(network)
     plan = Plan(
         steps=config.steps,
         learning_rate=learning_rate,
@@ -96,7 +104,7 @@ def _train_bootstrap(
         validate_every=max(1, config.steps // config.snapshots),
     )
     train_network(
-        Program(card.network()),
+        Program(network),
         card=card,
         data=bag,
         settings=config,
@@ -107,3 +115,8 @@ def _train_bootstrap(
         stage=f"bootstrap{bootstrap}",
         at_step=snapshot,
     )
+
+
+def _flat(network: nn.Module) -> Tensor:
+    """All kernels in one row."""
+    return torch.cat([kernels.detach().flatten().cpu() for kernels in kernel_sites(network).values()])

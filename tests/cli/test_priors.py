@@ -196,3 +196,12 @@ def test_a_bank_is_not_replaced_by_its_own_prior(command, in_world):
     assert result.exit_code == 2, result.output
     assert "another --out" in result.output
     assert tensors(Path(BANK)).keys() == before.keys()
+
+
+def test_the_bank_says_how_far_its_kernels_are_from_their_start(world):
+    """A short training leaves them close to it, a second cycle less so."""
+    sources = json.loads((world.path / "runs/prior-ms/kernels.json").read_text())["sources"]
+    correlations = [source["start_correlation"] for source in sources]
+    assert all(0.3 < correlation < 1 for correlation in correlations)
+    provenance = json.loads((world.path / "runs/prior-ms/prior.json").read_text())["provenance"]
+    assert provenance["start_correlation"] == correlations
