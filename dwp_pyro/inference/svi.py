@@ -173,7 +173,9 @@ def optimise(
             if stopped() or done == plan.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
                 _save(checkpoint, done, parameters, optimizer)
                 saved = time.monotonic()
-            advance(f"loss {loss:.4g}")
+            # Apart: their sum rises while β does, and looks like a training that goes wrong.
+            likelihood, divergence = elbo.terms["log_likelihood"], elbo.terms["divergence"] / model.beta
+            advance(f"log-likelihood {likelihood:.4g}" + (f", KL {divergence:.4g}" if guide is not None else ""))
             if stopped() and done < plan.steps:
                 raise Interrupted(stopped())
 

@@ -27,7 +27,8 @@ def score_prior(prior: Path, kernels: Path, *, samples: int = 500, seed: int = 0
         seed: of its samples.
 
     Returns:
-        {"nats_per_kernel": {"prior", "standard_normal", "full_gaussian"}, "kernels": n}; see `score_kernels`.
+        {"nats_per_kernel": {"prior", "standard_normal", "isotropic", "full_gaussian"}, "kernels": n};
+        see `score_kernels`.
 
     Raises:
         PriorError: if prior or kernels cannot be read, or do not fit each other.
