@@ -124,13 +124,16 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
         summaries: n → arm → measure → summary over seeds.
     """
     arms = sorted({arm for at_n in summaries.values() for arm in at_n})
+    sizes = sorted(summaries)
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for ax, name in zip(figure.subplots(1, 2), ("dice", "iou"), strict=True):
         for index, arm in enumerate(arms):
             points = {n: at_n[arm][name] for n, at_n in summaries.items() if arm in at_n}
+            # Side by side: error bars at one place hide each other.
+            shift = 0.4 * ((index + 0.5) / len(arms) - 0.5)
             ax.errorbar(
-                list(points),
+                [sizes.index(n) + shift for n in points],
                 [summary.mean for summary in points.values()],
                 [summary.standard_error if summary.cases > 1 else 0.0 for summary in points.values()],
                 label=arm,
@@ -138,11 +141,11 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
                 marker=_MARKERS[index % len(_MARKERS)],
                 capsize=3,
             )
-        ax.set_xticks(list(summaries))
+        ax.set_xticks(range(len(sizes)), [str(n) for n in sizes])
         ax.set_xlabel("training cases n")
         ax.set_ylabel(MEASURES[name][0])
         ax.grid(alpha=0.3)
-    figure.axes[0].legend()
+    figure.axes[0].legend(fontsize="small")
     figure.suptitle("Mean and standard error over seeds")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
