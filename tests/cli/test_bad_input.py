@@ -117,7 +117,8 @@ def test_spoiled_scans(command, copy_of_world, name, spoil):
         (("svi", "--modality", "pet"), "no pet scan"),
         (("svi", "--region", "lesion"), "'lesion' is not one of whole"),
         (("svi", "--init", "source", "--widths", "2,2,2,2"), "source.safetensors"),
-        (("svi", "--no-short"), "down7.conv1.weight"),
+        (("svi", "--no-short"), "source.safetensors"),
+        (("svi", "--no-short", "--centre", "none"), "down7.conv1.weight"),
         (("svi", "--device", "cuda:9"), "cuda:9"),
         (("svi", "--split", "nowhere.json"), "nowhere.json"),
         (("svi", "--config", "nowhere.yaml"), "nowhere.yaml"),
@@ -168,7 +169,7 @@ def test_a_prior_for_another_kernel_shape(command, copy_of_world):
     np.save("k.npy", np.random.default_rng(0).normal(size=(50, 7, 7)))
     assert command("fit-prior", "--kernels", "k.npy", "--vae-steps", 3).exit_code == 0
     before = snapshot(copy_of_world)
-    result = command("svi", "--n", 2, *TINY, "--prior-from", "runs/prior-k", "--out", "runs/new")
+    result = command("svi", "--n", 2, *TINY, "--prior-from", "runs/prior-k", "--centre", "none", "--out", "runs/new")
     check(result, before, copy_of_world, "holds 7×7 kernels, but 'input.weight' has 3×3×3")
     np.save("other.npy", np.random.default_rng(0).normal(size=(50, 5, 5)))
     before = snapshot(copy_of_world)
