@@ -231,6 +231,10 @@ class TargetSettings(TrainingSettings):
     n: int = setting(5, "Training cases: the first n of the seed's permutation.", minimum=1)
     prior_from: str = setting("runs/prior-ms", "Folder made by fit-prior: the kernel prior, and the source network.")
 
+    def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
+        chosen = {"prior.safetensors": prior, "source.safetensors": source}
+        return tuple(Path(self.prior_from) / name for name, needed in chosen.items() if needed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SviConfig(TargetSettings):
@@ -289,6 +293,13 @@ class SviConfig(TargetSettings):
             init=self.init or ("source" if centre == "source" else "prior" if learned else "he"),
         )
 
+    def learned_from(self) -> tuple[Path, ...]:
+        """The files of a prior's folder that a run reads."""
+        full = self.resolved()
+        return self._learned_files(
+            prior=full.prior in LEARNED or full.init == "prior", source="source" in (full.centre, full.init)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TargetSettings):
@@ -310,6 +321,10 @@ class FinetuneConfig(TargetSettings):
             raise ConfigError("train: 'ends' keeps the other blocks as they start, which needs --init source")
         if self.l2_sp and self.init != "source":
             raise ConfigError("l2-sp: pulls towards the source network, which needs --init source")
+
+    def learned_from(self) -> tuple[Path, ...]:
+        """The files of a prior's folder that a run reads."""
+        return self._learned_files(prior=self.init == "prior", source=self.init == "source")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,12 @@ class KernelPrior(nn.Module):
         """Kernels drawn from the prior at a site, of shape [out, in, k₁, …, k_d]."""
         return self.block_at(site, shape).rsample(shape[:2])
 
+    @torch.no_grad()
+    def fill(self, weights: Mapping[str, Tensor]) -> None:
+        """Put draws of the prior into weights, site → [out, in, k₁, …, k_d], in place."""
+        for site, weight in weights.items():
+            weight.copy_(self.sample_at(site, weight.shape))
+
     def save(self, folder: Path) -> None:
         """Write `prior.safetensors` and `prior.json`; the JSON last, so that it stands for the whole."""
         save_tensors(folder / "prior.safetensors", self.state_dict())

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dwp_pyro.config import FinetuneConfig, PredictConfig, SviConfig
+from dwp_pyro.config import PredictConfig, SviConfig
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.layouts import LAYOUTS
-from dwp_pyro.distributions.priors import LEARNED
 from dwp_pyro.errors import ConfigError, DataError, RunError, UserError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.metrics import MEASURES
@@ -167,7 +166,7 @@ def _task(study: Study, cell: Cell, out: Path, device: str) -> _Task:
             missing = [modality for modality in config.modality if modality not in cases[name].images]
             if missing:
                 raise DataError(f"case {name}: has no {missing[0]} scan; add it, or leave the case out")
-        files = _learned_from(config)
+        files = config.learned_from()
         for path in files:
             if not path.exists():
                 raise ConfigError(f"{path}: no such file; make it with 'dwp-pyro fit-prior', or mend prior-from")
@@ -185,17 +184,6 @@ def _task(study: Study, cell: Cell, out: Path, device: str) -> _Task:
     predict = PredictConfig(samples=study.samples, seed=config.seed)
     run = out / "cells" / cell.name
     return _Task(Cell(cell.arm, config), digest, tuple(cases[name] for name in measured), predict, run, device)
-
-
-def _learned_from(config: SviConfig | FinetuneConfig) -> list[Path]:
-    """The files that a training reads beside the scans."""
-    needed = {config.init}
-    if isinstance(config, SviConfig):
-        config = config.resolved()
-        needed = {config.init}
-        needed |= {"prior"} if config.prior in LEARNED else set()
-        needed |= {config.centre}
-    return [Path(config.prior_from) / f"{name}.safetensors" for name in ("prior", "source") if name in needed]
 
 
 def _run(task: _Task) -> list[Row]:

@@ -39,15 +39,10 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
     def prepare(card: NetworkCard, device: torch.device) -> Program:
         network = load_source_network(folder, card) if config.init == "source" else card.network()
         if config.init == "prior":
-            kernel_prior = KernelPrior.load(folder)
-            with torch.no_grad():
-                for site, weight in kernel_sites(network).items():
-                    weight.copy_(kernel_prior.sample_at(site, weight.shape))
+            KernelPrior.load(folder).fill(kernel_sites(network))
         if config.train == "ends":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name.startswith(_ENDS))
         return Program(network.to(device), pull=config.l2_sp)
 
-    learned_from = {"random": (), "source": ("source.safetensors",), "prior": ("prior.safetensors",)}
-    files = [folder / name for name in learned_from[config.init]]
-    return fit_target("finetune", config, options, prepare, learned_from=files)
+    return fit_target("finetune", config, options, prepare)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from dwp_pyro.config import RunOptions, TargetSettings
+from dwp_pyro.config import FinetuneConfig, RunOptions, SviConfig
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
@@ -25,11 +25,10 @@ _VALIDATIONS = 5  # in a run
 
 def fit_target(
     command: str,
-    config: TargetSettings,
+    config: SviConfig | FinetuneConfig,
     options: RunOptions,
     prepare: Callable[[NetworkCard, torch.device], Program],
     *,
-    learned_from: Sequence[Path] = (),
     beta: Callable[[int], float] = lambda step: 1.0,
     estimator: str = "shared",
 ) -> Posterior:
@@ -42,8 +41,6 @@ def fit_target(
         config: settings.
         options: where and how.
         prepare: card and device → the program at its start, on that device.
-        learned_from: files of the prior and of the source network that `prepare` reads; a resumed run must
-            find the same ones.
         beta: step → weight of the KL term.
         estimator: "shared" or "local".
 
@@ -58,7 +55,7 @@ def fit_target(
     card = network_card(config, data)
     torch.manual_seed(config.seed)
     program = prepare(card, device)
-    digests = {str(path): file_digest(path) for path in learned_from}
+    digests = {str(path): file_digest(path) for path in config.learned_from()}
     plan = Plan(
         steps=config.steps,
         learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / config.steps)),

@@ -37,21 +37,16 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     learned, centred, init = config.prior in LEARNED, config.centre == "source", config.init
     assert config.prior_scale is not None
     scale = config.prior_scale
-    needs_prior = learned or init == "prior"
-    needs_source = centred or init == "source"
-    files = [folder / "prior.safetensors"] * needs_prior + [folder / "source.safetensors"] * needs_source
 
     def prepare(card: NetworkCard, device: torch.device) -> Program:
-        kernel_prior = KernelPrior.load(folder).to(device) if needs_prior else None
-        source = load_source_network(folder, card).to(device) if needs_source else None
+        kernel_prior = KernelPrior.load(folder).to(device) if learned or init == "prior" else None
+        source = load_source_network(folder, card).to(device) if centred or init == "source" else None
         network = source if source is not None and init == "source" else card.network().to(device)
         sites = kernel_sites(network)
         # Copies: bayesianize takes the parameters out of the network.
         centres = {site: w.detach().clone() for site, w in kernel_sites(source).items()} if source and centred else {}
         if kernel_prior is not None and init == "prior":
-            with torch.no_grad():
-                for site, weight in sites.items():
-                    weight.copy_(kernel_prior.sample_at(site, weight.shape))
+            kernel_prior.fill(sites)
         if kernel_prior is not None and learned:
             kernel_prior = kernel_prior.of_family(config.prior)
             for density in kernel_prior.blocks.values() if config.train_reverse_model else ():
@@ -80,4 +75,4 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         annealing = config.anneal * config.steps
         return max(_SMALLEST_BETA, config.beta * min(1.0, (step + 1) / annealing if annealing else 1.0))
 
-    return fit_target("svi", config, options, prepare, learned_from=files, beta=beta, estimator=config.estimator)
+    return fit_target("svi", config, options, prepare, beta=beta, estimator=config.estimator)

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dwp_pyro.pipeline.experiment import _learned_from
 from dwp_pyro.pipeline.study import Study
 from dwp_pyro.storage import locked
 from tests.cli.conftest import call
@@ -127,7 +126,7 @@ def test_a_cell_depends_on_the_files_that_its_training_read(in_world, finished):
     out, _ = finished
     for cell in Study.read(out.parent / "study.yaml").cells:
         read = json.loads((out / "cells" / cell.name / "learned_from.json").read_text())
-        assert list(read) == list(map(str, _learned_from(cell.config))), cell
+        assert list(read) == list(map(str, cell.config.learned_from())), cell
 
 
 def test_finished_cells_are_not_run_again_and_others_are_kept(command, in_world, copied, tmp_path):
