@@ -37,6 +37,7 @@ DATA_VARIABLE = "DWP_PYRO_DATA"
 _MAX_SEED = 2**32 - 1
 
 _CENTRED_SCALE = 0.55  # a variance of 0.3
+_CENTRED_MEMBERS = 3
 
 
 def setting(
@@ -229,7 +230,19 @@ class FitPriorConfig(TrainingSettings):
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings(TrainingSettings):
     n: int = setting(5, "Training cases: the first n of the seed's permutation.", minimum=1)
-    prior_from: str = setting("runs/prior-ms", "Folder made by fit-prior: the kernel prior, and the source network.")
+    steps: int = setting(600, "Optimisation steps, of all members together.", minimum=1)
+    members: int | None = setting(
+        None,
+        "Members of the posterior, an equal mixture; each learns from a source network, or a start, of its own.  "
+        "[default: 3 for a prior around the source, else 1]",
+        minimum=1,
+    )
+    prior_from: str = setting("runs/prior-ms", "Folder made by fit-prior: the kernel prior, and the source networks.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.members is not None and self.steps < self.members:
+            raise ConfigError(f"steps: {self.members} members need as many steps, got {self.steps}")
 
     def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
         chosen = {"prior.safetensors": prior, "source.safetensors": source}
@@ -291,6 +304,7 @@ class SviConfig(TargetSettings):
             centre=centre,
             prior_scale=self.prior_scale or (_CENTRED_SCALE if centre == "source" else 1.0),
             init=self.init or ("source" if centre == "source" else "prior" if learned else "he"),
+            members=self.members or (_CENTRED_MEMBERS if centre == "source" else 1),
         )
 
     def learned_from(self) -> tuple[Path, ...]:

@@ -18,8 +18,11 @@ from monai.transforms import (
     MaskIntensityd,
     NormalizeIntensityd,
     Orientationd,
+    RandAdjustContrastd,
     RandCropByPosNegLabeld,
     RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
     RandScaleIntensityd,
     RandShiftIntensityd,
     Spacingd,
@@ -133,7 +136,7 @@ class Patches(Dataset[Batch]):
     (seed, i). Stopping and resuming, or loading by other processes, therefore changes nothing.
 
     Half of the patches are centred on the region, half on the rest of the brain. Augmentation: mirrored
-    left to right; brightness and contrast by up to a tenth.
+    left to right; what another scanner would change: gamma, contrast, brightness, sharpness, noise.
 
     Args:
         examples: labelled examples, at least one.
@@ -147,6 +150,7 @@ class Patches(Dataset[Batch]):
         self.seed = seed
         self.length = length
         keys = ("image", "label", "brain")
+        blur = (0.3, 0.9)  # standard deviation in voxels
         self._transform = Compose(
             [
                 RandCropByPosNegLabeld(
@@ -159,8 +163,11 @@ class Patches(Dataset[Batch]):
                     allow_smaller=True,
                 ),
                 RandFlipd(keys, prob=0.5, spatial_axis=0),
-                RandScaleIntensityd("image", factors=0.1, prob=1.0),
-                RandShiftIntensityd("image", offsets=0.1, prob=1.0),
+                RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2.0), retain_stats=True),
+                RandScaleIntensityd("image", factors=0.3, prob=1.0),
+                RandShiftIntensityd("image", offsets=0.3, prob=1.0),
+                RandGaussianSmoothd("image", blur, blur, blur, prob=0.3),
+                RandGaussianNoised("image", prob=0.3, std=0.15),
                 MaskIntensityd("image", mask_key="brain"),
                 SpatialPadd(keys, shape),
             ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["NetworkCard", "Posterior"]
+__all__ = ["Member", "NetworkCard", "Posterior"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -49,52 +49,74 @@ class NetworkCard:
         return ResidualUNet3d(len(self.modalities), 2, self.widths, self.short)
 
 
-class Posterior:
-    """q(W) over the kernels of a network, and its deterministic weights.
+class Member(NamedTuple):
+    """One network of a posterior.
 
     Args:
-        card: the network's form.
         network: a plain `ResidualUNet3d`; of the sites in `guide` its own weights are not used.
-        guide: None for a deterministic network, whose "samples" are all alike.
+        guide: q over its kernels; None for a deterministic network, whose "samples" are all alike.
     """
 
-    def __init__(self, card: NetworkCard, network: nn.Module, guide: MeanFieldNormal | None) -> None:
+    network: nn.Module
+    guide: MeanFieldNormal | None
+
+    def weights(self, kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All weights by name: the deterministic ones, and these kernels."""
+        return {**self.network.state_dict(), **kernels}
+
+
+class Posterior:
+    """q(W), an equal mixture of members: networks of one form, each with its own kernels and deterministic weights.
+
+    Args:
+        card: the networks' form.
+        members: at least one.
+    """
+
+    def __init__(self, card: NetworkCard, members: Sequence[Member]) -> None:
         self.card = card
-        self.network = network.eval().requires_grad_(False)
-        self.guide = guide
+        self.members = tuple(members)
+        for member in self.members:
+            member.network.eval().requires_grad_(False)
 
-    def draw(self, seed: int) -> dict[str, Tensor]:
-        """One sample of the kernels, the same for the same seed; empty for a deterministic network."""
-        if self.guide is None:
-            return {}
-        return self.guide.draw(torch.Generator().manual_seed(seed))
+    def draw(self, seed: int, member: int = 0) -> dict[str, Tensor]:
+        """All weights of a member, its kernels one sample that is the same for the same seed."""
+        chosen = self.members[member]
+        if chosen.guide is None:
+            return chosen.weights({})
+        return chosen.weights(chosen.guide.draw(torch.Generator().manual_seed(seed)))
 
-    def means(self) -> dict[str, Tensor]:
-        """The kernels' posterior means; empty for a deterministic network."""
-        return {} if self.guide is None else self.guide.means()
+    def means(self, member: int = 0) -> dict[str, Tensor]:
+        """All weights of a member, its kernels at their posterior means."""
+        chosen = self.members[member]
+        return chosen.weights({} if chosen.guide is None else chosen.guide.means())
 
-    def logits(self, image: Tensor, kernels: Mapping[str, Tensor]) -> Tensor:
-        """Image [B, channels, X, Y, Z] and kernels from `draw` or `means` → logits [B, 2, X, Y, Z]."""
-        output: Tensor = functional_call(self.network, dict(kernels), (image,))
+    def logits(self, image: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Image [B, channels, X, Y, Z] and weights from `draw` or `means` → logits [B, 2, X, Y, Z]."""
+        output: Tensor = functional_call(self.members[0].network, dict(weights), (image,))
         return output
 
     def to(self, device: torch.device) -> Posterior:
         """Move to a device, in place."""
-        self.network.to(device)
-        if self.guide is not None:
-            self.guide.to(device)
+        for network, guide in self.members:
+            network.to(device)
+            if guide is not None:
+                guide.to(device)
         return self
 
     def save(self, path: Path) -> None:
         """Write one safetensors file: the tensors, and the card in its header."""
-        sites = list(self.guide.sites) if self.guide is not None else []
-        deterministic = {name: value for name, value in self.network.state_dict().items() if name not in sites}
-        tensors = {f"network.{name}": value for name, value in deterministic.items()}
-        for site in sites:
-            assert self.guide is not None
-            loc, scale = self.guide.posterior(site)
-            tensors |= {f"loc.{site}": loc, f"scale.{site}": scale}
-        save_tensors(path, tensors, {"format": FORMAT_VERSION, "network": asdict(self.card), "sites": sites})
+        tensors: dict[str, Tensor] = {}
+        for number, (network, guide) in enumerate(self.members):
+            sites = guide.sites if guide is not None else ()
+            deterministic = {name: value for name, value in network.state_dict().items() if name not in sites}
+            tensors |= {f"{number}.network.{name}": value for name, value in deterministic.items()}
+            for site in sites:
+                assert guide is not None
+                loc, scale = guide.posterior(site)
+                tensors |= {f"{number}.loc.{site}": loc, f"{number}.scale.{site}": scale}
+        sites_of = [list(guide.sites) if guide is not None else [] for _, guide in self.members]
+        save_tensors(path, tensors, {"format": FORMAT_VERSION, "network": asdict(self.card), "sites": sites_of})
 
     @classmethod
     def load(cls, path: Path) -> Posterior:
@@ -115,16 +137,24 @@ class Posterior:
             card = NetworkCard(**fields)
             if card.layout not in LAYOUTS:
                 raise ValueError(f"layout {card.layout!r}")
-            network = card.network()
-            means = {site: tensors[f"loc.{site}"] for site in metadata["sites"]}
-            plain = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-            network.load_state_dict(plain | means)
-            guide = None
-            if metadata["sites"]:
-                guide = MeanFieldNormal(means)
-                for site in means:
-                    guide.set_scale(site, tensors[f"scale.{site}"])
+            members = [_member(card, tensors, number, sites) for number, sites in enumerate(metadata["sites"])]
+            if not members:
+                raise ValueError("no member")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(f"{path}: does not hold a network of this version ({reason}); train it again") from problem
-        return cls(card, network, guide)
+        return cls(card, members)
+
+
+def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites: Sequence[str]) -> Member:
+    network = card.network()
+    means = {site: tensors[f"{number}.loc.{site}"] for site in sites}
+    prefix = f"{number}.network."
+    plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    network.load_state_dict(plain | means)
+    if not means:
+        return Member(network, None)
+    guide = MeanFieldNormal(means)
+    for site in means:
+        guide.set_scale(site, tensors[f"{number}.scale.{site}"])
+    return Member(network, guide)

@@ -46,13 +46,14 @@ def posterior_predictive(
     Args:
         posterior: on the image's device.
         image: [channels, X, Y, Z].
-        seeds: one a weight sample.
+        seeds: one a weight sample; the members of the posterior take turns.
         overlap: of neighbouring windows, as a part of a window.
         advance: called after each sample.
     """
     total = entropies = torch.zeros(image.shape[1:], device=image.device)
-    for seed in seeds:
-        probability = _probability(posterior, image, posterior.draw(seed), overlap)
+    for sample, seed in enumerate(seeds):
+        weights = posterior.draw(seed, sample % len(posterior.members))
+        probability = _probability(posterior, image, weights, overlap)
         total = total + probability
         entropies = entropies + _entropy(probability)
         advance()
@@ -64,13 +65,18 @@ def posterior_predictive(
 
 @torch.no_grad()
 def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: float = 0.25) -> Tensor:
-    """The region's probability with every kernel at its posterior mean: image [channels, X, Y, Z] → [X, Y, Z]."""
-    return _probability(posterior, image, posterior.means(), overlap)
+    """The region's probability, every kernel at its posterior mean, averaged over the members.
+
+    Image [channels, X, Y, Z] → [X, Y, Z].
+    """
+    members = range(len(posterior.members))
+    total = sum(_probability(posterior, image, posterior.means(member), overlap) for member in members)
+    return torch.as_tensor(total) / len(members)
 
 
-def _probability(posterior: Posterior, image: Tensor, kernels: dict[str, Tensor], overlap: float) -> Tensor:
+def _probability(posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float) -> Tensor:
     def window_probability(window: Tensor) -> Tensor:
-        return posterior.logits(window, kernels).softmax(1)[:, 1:]
+        return posterior.logits(window, weights).softmax(1)[:, 1:]
 
     result = sliding_window_inference(
         image[None], posterior.card.patch, _WINDOWS, window_probability, overlap, mode="gaussian"

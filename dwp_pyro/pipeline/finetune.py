@@ -36,8 +36,8 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
 
     folder = Path(config.prior_from)
 
-    def prepare(card: NetworkCard, device: torch.device) -> Program:
-        network = load_source_network(folder, card) if config.init == "source" else card.network()
+    def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
+        network = load_source_network(folder, card, member) if config.init == "source" else card.network()
         if config.init == "prior":
             KernelPrior.load(folder).fill(kernel_sites(network))
         if config.train == "ends":
@@ -45,4 +45,4 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
                 parameter.requires_grad_(name.startswith(_ENDS))
         return Program(network.to(device), pull=config.l2_sp)
 
-    return fit_target("finetune", config, options, prepare)
+    return fit_target("finetune", config, options, config.members or 1, prepare)

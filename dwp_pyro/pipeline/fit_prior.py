@@ -29,7 +29,7 @@ from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["SOURCE", "blocks_of", "fit_prior"]
 
-SOURCE = "source.safetensors"  # the best source network, in the folder of a prior
+SOURCE = "source.safetensors"  # the source networks, one a bootstrap, the best first, in the folder of a prior
 
 _FOREIGN = "all"  # the block of kernels that came from another network
 
@@ -38,9 +38,9 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     """Learn a prior over kernels, from source scans or from kernels in a file.
 
     Writes into `options.out`: `prior.safetensors` and `prior.json`, `kernels.safetensors` and
-    `kernels.json`, `kernels.png`, and, where networks were trained, `source.safetensors` (the best of
-    them), `source/` (all of them) and the metrics. Kernels of a file that has a source network beside it
-    bring that network along: a second prior from the same bank is as complete as the first.
+    `kernels.json`, `kernels.png`, and, where networks were trained, `source.safetensors` (the best
+    of each bootstrap), `source/` (all of them) and the metrics. Kernels of a file that has source networks beside it
+    bring them along: a second prior from the same bank is as complete as the first.
 
     Args:
         config: settings.

@@ -11,7 +11,7 @@ import torch
 from dwp_pyro.config import FinetuneConfig, RunOptions, SviConfig
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.device import torch_device
-from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.pipeline.train_network import Program, network_card, train_network
@@ -27,21 +27,25 @@ def fit_target(
     command: str,
     config: SviConfig | FinetuneConfig,
     options: RunOptions,
-    prepare: Callable[[NetworkCard, torch.device], Program],
+    members: int,
+    prepare: Callable[[NetworkCard, torch.device, int], Program],
     *,
-    beta: Callable[[int], float] = lambda step: 1.0,
+    beta: Callable[[float], float] = lambda part: 1.0,
     estimator: str = "shared",
 ) -> Posterior:
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
-    The learning rate follows half a cosine from its highest to a hundredth.
+    The members of a mixture are trained one after the other, with an equal part of the steps each: by the convexity of
+    KL the mean of their ELBOs is a lower bound on the ELBO of the mixture. The learning rate follows half a cosine from
+    its highest to a hundredth.
 
     Args:
         command: "svi" or "finetune".
         config: settings.
         options: where and how.
-        prepare: card and device → the program at its start, on that device.
-        beta: step → weight of the KL term.
+        members: of the posterior.
+        prepare: card, device and number of the member → the program at its start, on that device.
+        beta: part of a member's steps, above 0 to 1 → weight of the KL term.
         estimator: "shared" or "local".
 
     Raises:
@@ -53,42 +57,52 @@ def fit_target(
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
     card = network_card(config, data)
-    torch.manual_seed(config.seed)
-    program = prepare(card, device)
+    steps = config.steps // members
+    seeds = [config.seed * members + member for member in range(members)]
+    programs = []
+    for member, seed in enumerate(seeds):
+        torch.manual_seed(seed)
+        programs.append(prepare(card, device, member))
     digests = {str(path): file_digest(path) for path in config.learned_from()}
-    plan = Plan(
-        steps=config.steps,
-        learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / config.steps)),
-        seed=config.seed,
-        beta=beta,
-        weight_decay=config.weight_decay,
-        estimator=estimator,
-        validate_every=max(1, config.steps // _VALIDATIONS),
-    )
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
         run.pin("split.json", data.split.to_mapping())
         run.pin("learned_from.json", digests)
-        posterior = train_network(
-            program,
-            card=card,
-            data=data,
-            settings=config,
-            plan=plan,
-            run=run.path,
-            checkpoint=run.path / "checkpoint.safetensors",
-            device=device,
-            stage=command,
-        )
+        checkpoints = [run.path / f"checkpoint{member}.safetensors" for member in range(members)]
+        trained: list[Member] = []
+        for member, (program, seed, checkpoint) in enumerate(zip(programs, seeds, checkpoints, strict=True)):
+            plan = Plan(
+                steps=steps,
+                learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / steps)),
+                seed=seed,
+                beta=lambda step: beta((step + 1) / steps),
+                weight_decay=config.weight_decay,
+                estimator=estimator,
+                validate_every=max(1, steps // _VALIDATIONS),
+            )
+            one = train_network(
+                program,
+                card=card,
+                data=data,
+                settings=config,
+                plan=plan,
+                run=run.path,
+                checkpoint=checkpoint,
+                device=device,
+                stage=command if members == 1 else f"{command}-member{member}",
+            )
+            trained += one.members
+        posterior = Posterior(card, trained)
         posterior.save(run.path / "posterior.safetensors")
-    (options.out / "checkpoint.safetensors").unlink()
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
     return posterior
 
 
-def load_source_network(folder: Path, card: NetworkCard) -> ResidualUNet3d:
-    """The source network that fit-prior left, if it has the target's form.
+def load_source_network(folder: Path, card: NetworkCard, member: int) -> ResidualUNet3d:
+    """A source network that fit-prior left, if it has the target's form; member 0 is the best.
 
     Raises:
-        RunError: if there is none, or its channels, widths or blocks differ.
+        RunError: if there is none, there are too few, or its channels, widths or blocks differ.
     """
     path = folder / "source.safetensors"
     if not path.exists():
@@ -104,5 +118,11 @@ def load_source_network(folder: Path, card: NetworkCard) -> ResidualUNet3d:
                 f"{path}: the source network has {name} {found}, the target {wanted}; they must agree, or "
                 "do without it (svi --centre none, finetune --init random)"
             )
-    assert isinstance(source.network, ResidualUNet3d)
-    return source.network.requires_grad_(True)
+    if member >= len(source.members):
+        raise RunError(
+            f"{path}: holds {len(source.members)} source networks, one a bootstrap, and each member needs its own; "
+            f"give --members {len(source.members)}, or run fit-prior with more --bootstraps"
+        )
+    network, _ = source.members[member]
+    assert isinstance(network, ResidualUNet3d)
+    return network.requires_grad_(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -246,7 +247,10 @@ def predict_cases(
 
 
 def _samples(posterior: Posterior, config: PredictConfig) -> int:
-    return config.samples if posterior.guide is not None else 1
+    members = len(posterior.members)
+    if all(guide is None for _, guide in posterior.members):
+        return members
+    return math.ceil(config.samples / members) * members  # each member as often as the others
 
 
 def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:

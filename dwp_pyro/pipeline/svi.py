@@ -35,12 +35,12 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     folder = Path(config.prior_from)
     config = config.resolved()
     learned, centred, init = config.prior in LEARNED, config.centre == "source", config.init
-    assert config.prior_scale is not None
+    assert config.prior_scale is not None and config.members is not None
     scale = config.prior_scale
 
-    def prepare(card: NetworkCard, device: torch.device) -> Program:
+    def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
         kernel_prior = KernelPrior.load(folder).to(device) if learned or init == "prior" else None
-        source = load_source_network(folder, card).to(device) if centred or init == "source" else None
+        source = load_source_network(folder, card, member).to(device) if centred or init == "source" else None
         network = source if source is not None and init == "source" else card.network().to(device)
         sites = kernel_sites(network)
         # Copies: bayesianize takes the parameters out of the network.
@@ -71,8 +71,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
             guide.set_scale(site, (config.init_scale * mean.square().mean().sqrt()).expand_as(mean))
         return Program(network, guide, kernel_prior if learned else None)
 
-    def beta(step: int) -> float:
-        annealing = config.anneal * config.steps
-        return max(_SMALLEST_BETA, config.beta * min(1.0, (step + 1) / annealing if annealing else 1.0))
+    def beta(part: float) -> float:
+        return max(_SMALLEST_BETA, config.beta * min(1.0, part / config.anneal if config.anneal else 1.0))
 
-    return fit_target("svi", config, options, prepare, beta=beta, estimator=config.estimator)
+    return fit_target("svi", config, options, config.members, prepare, beta=beta, estimator=config.estimator)

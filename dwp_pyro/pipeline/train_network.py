@@ -12,7 +12,7 @@ from dwp_pyro.config import TrainingSettings
 from dwp_pyro.data.transforms import Patches
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
 from dwp_pyro.inference.svi import Plan, optimise, steps_done
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -77,7 +77,7 @@ def train_network(
         at_step: called after each step with a function that gives the posterior so far.
 
     Returns:
-        The posterior, on `device`.
+        The posterior of one member, on `device`.
     """
     network, guide, kernel_prior, pull = program
     model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull).to(device)
@@ -89,7 +89,7 @@ def train_network(
         # A plain copy of the deterministic weights; the sites' weights come from the guide.
         plain = card.network().to(device)
         plain.load_state_dict(network.state_dict(), strict=guide is None)
-        return Posterior(card, plain, guide)
+        return Posterior(card, [Member(plain, guide)])
 
     def validate() -> dict[str, float]:
         figures = signal_to_noise(guide)

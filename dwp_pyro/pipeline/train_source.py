@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dwp_pyro.config import FitPriorConfig
-from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.inference.posterior import Member, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.unet import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
@@ -40,17 +40,17 @@ def train_source(
         device: to train on.
 
     Returns:
-        Each snapshot's source and kernels (site → weight), in order; and the network with the best
-        Dice on the validation cases (the last one, where there are none).
+        Each snapshot's source and kernels (site → weight), in order; and of each bootstrap the snapshot with the
+        best Dice on the validation cases, the best bootstrap first (where there are none: its last snapshot).
     """
     snapshots: list[Snapshot] = []
-    best: Posterior | None = None
-    best_dice = -math.inf
+    best: list[tuple[float, Member]] = []
     for bootstrap in range(config.bootstraps):
         folder = run / "source" / f"bootstrap{bootstrap}"
         if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
             _train_bootstrap(config, data, run, folder, bootstrap, device)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        candidates: list[tuple[float, Member]] = []
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
             figures = read_json(folder / f"snapshot{number}.json")
@@ -58,11 +58,12 @@ def train_source(
             source = KernelSource(
                 bootstrap, number, config.dataset, asdict(posterior.card), dice, figures["start_correlation"]
             )
-            snapshots.append((source, {name: w.detach() for name, w in kernel_sites(posterior.network).items()}))
-            if best is None or dice is None or dice > best_dice:
-                best, best_dice = posterior, -math.inf if dice is None else dice
-    assert best is not None
-    return snapshots, best
+            (member,) = posterior.members
+            snapshots.append((source, {name: w.detach() for name, w in kernel_sites(member.network).items()}))
+            candidates.append((number if dice is None else dice, member))
+        best.append(max(candidates, key=lambda candidate: candidate[0]))
+    best.sort(key=lambda candidate: -candidate[0])
+    return snapshots, Posterior(posterior.card, [member for _, member in best])
 
 
 def _train_bootstrap(
@@ -82,7 +83,7 @@ def _train_bootstrap(
         number = ends.index(step) - 1
         dice = validation_dice(posterior, data, device) if data.validation else None
         posterior.save(folder / f"snapshot{number}.safetensors")
-        correlation = torch.corrcoef(torch.stack([start, _flat(posterior.network)]))[0, 1]
+        correlation = torch.corrcoef(torch.stack([start, _flat(posterior.members[0].network)]))[0, 1]
         write_json(
             folder / f"snapshot{number}.json", {"step": step, "dice": dice, "start_correlation": float(correlation)}
         )

@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     try:
         for name, command in {
             "fit-prior": ("fit-prior", *TINY, "--bootstraps", "2", "--vae-steps", "20"),
-            "svi": ("svi", "--dataset", "brats", "--n", "2", *TINY),
+            "svi": ("svi", "--dataset", "brats", "--n", "2", *TINY, "--members", "2"),
             "finetune": ("finetune", "--n", "2", "--init", "source", *TINY),
         }.items():
             result = call(*command)

@@ -94,7 +94,7 @@ def test_spoiled_scans(command, copy_of_world, name, spoil):
     culprit = SPOILED_SCANS[spoil]
     arguments = {
         "check-data": ("check-data", "--dataset", "brats", "--modality", "flair"),
-        "svi": ("svi", "--n", 2, *TINY, "--out", "runs/new"),
+        "svi": ("svi", "--n", 2, *TINY, "--members", 1, "--out", "runs/new"),
         "finetune": ("finetune", "--n", 2, *TINY, "--out", "runs/new"),
         "predict": ("predict", SVI_RUN, "data/brats", "--out", "new"),
         "evaluate": ("evaluate", SVI_RUN),
@@ -156,7 +156,9 @@ def spoil_prior(root: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "another version", "no description"])
-@pytest.mark.parametrize("arguments", [("svi", "--n", 2, *TINY, "--out", "runs/new"), ("score-prior", "runs/prior-ms")])
+@pytest.mark.parametrize(
+    "arguments", [("svi", "--n", 2, *TINY, "--members", 1, "--out", "runs/new"), ("score-prior", "runs/prior-ms")]
+)
 def test_spoiled_priors(command, copy_of_world, arguments, how):
     spoil_prior(copy_of_world, how)
     before = snapshot(copy_of_world)
@@ -169,7 +171,9 @@ def test_a_prior_for_another_kernel_shape(command, copy_of_world):
     np.save("k.npy", np.random.default_rng(0).normal(size=(50, 7, 7)))
     assert command("fit-prior", "--kernels", "k.npy", "--vae-steps", 3).exit_code == 0
     before = snapshot(copy_of_world)
-    result = command("svi", "--n", 2, *TINY, "--prior-from", "runs/prior-k", "--centre", "none", "--out", "runs/new")
+    result = command(
+        "svi", "--n", 2, *TINY, "--members", 1, "--prior-from", "runs/prior-k", "--centre", "none", "--out", "runs/new"
+    )
     check(result, before, copy_of_world, "holds 7×7 kernels, but 'input.weight' has 3×3×3")
     np.save("other.npy", np.random.default_rng(0).normal(size=(50, 5, 5)))
     before = snapshot(copy_of_world)

@@ -22,6 +22,7 @@ from tests.cli.test_bad_input import check, snapshot
 
 STUDY = {
     "settings": {
+        "members": 1,
         "root": "data/brats",
         "widths": [2, 3, 4, 5],
         "short": True,
@@ -248,6 +249,6 @@ def test_a_signal_leaves_checkpoints(in_world, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert errors.splitlines()[-1] == "Error: stopped by SIGTERM, checkpoint saved; the same command goes on"
-    assert (run / "checkpoint.safetensors").exists()
+    assert (run / "checkpoint0.safetensors").exists()
     with locked(run):  # its worker is gone
         assert json.loads(run.with_name("DWP-n2-seed0.json").read_text())["seconds"] > 0

@@ -23,9 +23,15 @@ def tensors(path: Path) -> dict[str, Tensor]:
     return load_tensors(path)[0]
 
 
-def source(folder: Path = Path("runs/prior-ms")) -> dict[str, Tensor]:
-    """Weights of the source network by their name in it."""
-    return {name.removeprefix("network."): w for name, w in tensors(folder / "source.safetensors").items()}
+def network(path: Path, number: int = 0) -> dict[str, Tensor]:
+    """Weights of a deterministic member by their name in the network."""
+    prefix = f"{number}.network."
+    return {name.removeprefix(prefix): w for name, w in tensors(path).items() if name.startswith(prefix)}
+
+
+def source(folder: Path = Path("runs/prior-ms"), number: int = 0) -> dict[str, Tensor]:
+    """Weights of a source network, the best by default, by their name in it."""
+    return network(folder / "source.safetensors", number)
 
 
 def last_metrics(run: Path) -> dict[str, float]:
@@ -73,7 +79,7 @@ def test_every_family_is_fitted_and_used(command, in_world, tmp_path, family):
     result = command("fit-prior", "--kernels", BANK, "--family", family, "--vae-steps", 5, "--out", prior)
     assert result.exit_code == 0, result.output
     assert json.loads((prior / "prior.json").read_text())["family"] == family
-    result = command("svi", "--n", 2, *TINY, "--prior", family, "--prior-from", prior, "--out", out)
+    result = command("svi", "--n", 2, *TINY, "--members", 1, "--prior", family, "--prior-from", prior, "--out", out)
     assert result.exit_code == 0, result.output
     assert math.isfinite(last_metrics(out)["divergence"])
     result = command("score-prior", prior, "--kernels", BANK, "--json")
@@ -88,19 +94,19 @@ def test_every_family_is_fitted_and_used(command, in_world, tmp_path, family):
 
 def test_the_bound_of_a_vae_can_be_tightened(command, in_world, tmp_path):
     settings = ("--particles", 3, "--train-reverse-model", "--centre", "source", "--prior-scale", 0.5)
-    result = command("svi", "--n", 2, *TINY, *settings, "--out", tmp_path / "run")
+    result = command("svi", "--n", 2, *TINY, "--members", 1, *settings, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("name", ["gaussian", "isotropic"])
 def test_a_simpler_prior_is_in_every_folder(command, in_world, tmp_path, name):
-    result = command("svi", "--n", 2, *TINY, "--prior", name, "--out", tmp_path / "run")
+    result = command("svi", "--n", 2, *TINY, "--members", 1, "--prior", name, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("name", ["mixture", "flow"])
 def test_a_family_that_the_folder_does_not_hold(command, in_world, tmp_path, name):
-    result = command("svi", "--n", 2, *TINY, "--prior", name, "--out", tmp_path / "run")
+    result = command("svi", "--n", 2, *TINY, "--members", 1, "--prior", name, "--out", tmp_path / "run")
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert f"family 'dwp', not '{name}'" in line and f"fit-prior --family {name}" in line
@@ -109,7 +115,7 @@ def test_a_family_that_the_folder_does_not_hold(command, in_world, tmp_path, nam
 
 def still(*options: object) -> tuple[object, ...]:
     """A run of one step that leaves everything where it starts."""
-    return ("svi", "--n", 2, *TINY, "--steps", 1, "--learning-rate", 0, "--anneal", 0, *options)
+    return ("svi", "--n", 2, *TINY, "--members", 1, "--steps", 1, "--learning-rate", 0, "--anneal", 0, *options)
 
 
 @pytest.mark.parametrize("name", ["dwp", "normal"])
@@ -120,7 +126,7 @@ def test_a_centred_prior_starts_at_the_source_kernels(command, in_world, tmp_pat
     posterior = tensors(tmp_path / "run" / "posterior.safetensors")
     for site, w in source().items():
         kind = "loc" if w.shape[2:] == (3, 3, 3) else "network"
-        assert torch.equal(posterior[f"{kind}.{site}"], w), site
+        assert torch.equal(posterior[f"0.{kind}.{site}"], w), site
 
 
 def test_a_centred_normal_prior_is_around_the_source(command, in_world, tmp_path):
@@ -163,7 +169,7 @@ def test_l2_sp_keeps_the_weights_at_the_source(command, in_world, tmp_path):
         settings = ("--init", "source", "--l2-sp", pull, "--steps", 20, "--learning-rate", 0.01)
         result = command("finetune", "--n", 2, *TINY, *settings, "--out", out)
         assert result.exit_code == 0, result.output
-        after = {name.removeprefix("network."): w for name, w in tensors(out / "posterior.safetensors").items()}
+        after = network(out / "posterior.safetensors")
         distances.append(math.sqrt(sum(float((after[name] - w).square().sum()) for name, w in before.items())))
     assert distances[1] < 0.1 * distances[0]
 
@@ -205,3 +211,29 @@ def test_the_bank_says_how_far_its_kernels_are_from_their_start(world):
     assert all(0.3 < correlation < 1 for correlation in correlations)
     provenance = json.loads((world.path / "runs/prior-ms/prior.json").read_text())["provenance"]
     assert provenance["start_correlation"] == correlations
+
+
+@pytest.mark.parametrize("command_line", [("svi", "--prior", "dwp"), ("finetune", "--init", "source")])
+def test_each_member_starts_at_a_source_network_of_its_own(command, in_world, tmp_path, command_line):
+    """The best bootstrap's first; and the second is another."""
+    settings = ("--n", 2, *TINY, "--steps", 2, "--learning-rate", 0, "--members", 2, "--out", tmp_path / "run")
+    result = command(*command_line, *settings)
+    assert result.exit_code == 0, result.output
+    posterior = tensors(tmp_path / "run" / "posterior.safetensors")
+    for number in (0, 1):
+        for site, w in source(number=number).items():
+            kind = "loc" if f"0.loc.{site}" in posterior else "network"
+            assert torch.equal(posterior[f"{number}.{kind}.{site}"], w), site
+    assert not torch.equal(source(number=0)["input.weight"], source(number=1)["input.weight"])
+    sources = json.loads(Path("runs/prior-ms/kernels.json").read_text())["sources"]
+    best = max(sources, key=lambda source: source["dice"])
+    snapshot = f"runs/prior-ms/source/bootstrap{best['bootstrap']}/snapshot{best['snapshot']}.safetensors"
+    assert torch.equal(network(Path(snapshot))["input.weight"], source()["input.weight"])
+
+
+def test_more_members_than_source_networks(command, in_world, tmp_path):
+    result = command("svi", "--n", 2, *TINY, "--members", 3, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert "source.safetensors: holds 2 source networks" in line and "--members 2" in line
+    assert not (tmp_path / "run").exists()

@@ -7,19 +7,19 @@ import torch
 
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
 from dwp_pyro.models.unet import kernel_sites
 
 CARD = NetworkCard(("flair", "t1"), (2, 2, 3, 3), True, "brats", "whole", None, (16, 16, 16))
 
 
-def make_posterior(scale: float | None) -> Posterior:
-    torch.manual_seed(0)
+def make_posterior(scale: float | None, seed: int = 0) -> Posterior:
+    torch.manual_seed(seed)
     network = CARD.network()
     torch.nn.init.normal_(network.output.weight)  # its small start would leave nothing to disagree on
     guide = None if scale is None else MeanFieldNormal(kernel_sites(network), scale)
-    return Posterior(CARD, network, guide)
+    return Posterior(CARD, [Member(network, guide)])
 
 
 @pytest.fixture
@@ -89,6 +89,24 @@ def test_memory_does_not_grow_with_the_samples(image):
 
     posterior_predictive(posterior, image, range(8), advance=count)
     assert alive[1] == alive[-1]
+
+
+@pytest.mark.parametrize("scale", [0.2, None])
+def test_the_members_of_a_mixture_take_turns(image, tmp_path, scale):
+    """The moments are those of each member's own samples, also after a way through its file."""
+    one, two = (make_posterior(scale, seed) for seed in (0, 1))
+    mixture = Posterior(CARD, [*one.members, *two.members])
+    seeds = range(4)
+    mixture.save(tmp_path / "p.safetensors")
+    moments = posterior_predictive(Posterior.load(tmp_path / "p.safetensors"), image, seeds)
+    with torch.no_grad():
+        p = torch.stack(
+            [(one, two)[s % 2].logits(image[None], (one, two)[s % 2].draw(s)).softmax(1)[0, 1] for s in seeds]
+        )
+    torch.testing.assert_close(moments.probability, p.mean(0), atol=1e-5, rtol=0)
+    assert float(moments.mutual_information.max()) > 0.01
+    each = [posterior_mean_probability(posterior, image) for posterior in (one, two)]
+    torch.testing.assert_close(posterior_mean_probability(mixture, image), sum(each) / 2, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [0.2, None])
