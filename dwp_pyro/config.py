@@ -266,6 +266,12 @@ class SviConfig(TargetSettings):
     particles: int = setting(
         1, "Samples K of the bound on the density of a VAE (dwp): more are tighter, and cost more.", minimum=1
     )
+    kernel_part: float = setting(
+        0.25,
+        "Part of the kernels, drawn anew each step and scaled up, at which a prior without closed form is taken.",
+        minimum=1e-3,
+        maximum=1,
+    )
     train_reverse_model: bool = setting(
         False, "Train the reverse model r(z|w) of the VAE (dwp) along with the posterior, which tightens the bound."
     )
@@ -276,7 +282,7 @@ class SviConfig(TargetSettings):
         choices=("prior", "source", "he"),
     )
     init_scale: float = setting(
-        0.1,
+        0.03,
         "First posterior standard deviation of a weight, as a part of the root mean square of its site's first means.",
         minimum=1e-6,
     )

@@ -45,6 +45,7 @@ class Plan:
         beta: step → weight of the KL term.
         weight_decay: of AdamW, on the network's deterministic parameters.
         estimator: "shared" or "local".
+        kernel_part: of `BatchedMeanFieldELBO`.
         seed: of the weight samples; step t draws with (seed, t).
         validate_every: steps between two calls of `validate`.
     """
@@ -55,6 +56,7 @@ class Plan:
     beta: Callable[[int], float] = lambda step: 1.0
     weight_decay: float = 0.0
     estimator: str = "shared"
+    kernel_part: float = 1.0
     validate_every: int = 100
 
 
@@ -122,7 +124,7 @@ def optimise(
         with poutine.scale(scale=model.beta):
             return guide(*args) if guide is not None else {}
 
-    elbo = BatchedMeanFieldELBO()
+    elbo = BatchedMeanFieldELBO(plan.kernel_part)
     local = plan.estimator == "local" and guide is not None
     rest = Subset(patches, range(start * batch_size, plan.steps * batch_size))
     loader = DataLoader(

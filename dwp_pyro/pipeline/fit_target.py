@@ -32,6 +32,7 @@ def fit_target(
     *,
     beta: Callable[[float], float] = lambda part: 1.0,
     estimator: str = "shared",
+    kernel_part: float = 1.0,
 ) -> Posterior:
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
@@ -47,6 +48,7 @@ def fit_target(
         prepare: card, device and number of the member → the program at its start, on that device.
         beta: part of a member's steps, above 0 to 1 → weight of the KL term.
         estimator: "shared" or "local".
+        kernel_part: part of the kernels at which a prior without closed form is taken in a step.
 
     Raises:
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
@@ -77,6 +79,7 @@ def fit_target(
                 beta=lambda step: beta((step + 1) / steps),
                 weight_decay=config.weight_decay,
                 estimator=estimator,
+                kernel_part=kernel_part,
                 validate_every=max(1, steps // _VALIDATIONS),
             )
             one = train_network(

@@ -74,4 +74,13 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     def beta(part: float) -> float:
         return max(_SMALLEST_BETA, config.beta * min(1.0, part / config.anneal if config.anneal else 1.0))
 
-    return fit_target("svi", config, options, config.members, prepare, beta=beta, estimator=config.estimator)
+    return fit_target(
+        "svi",
+        config,
+        options,
+        config.members,
+        prepare,
+        beta=beta,
+        estimator=config.estimator,
+        kernel_part=config.kernel_part,
+    )

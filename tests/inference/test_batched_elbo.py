@@ -187,3 +187,14 @@ def test_one_call_of_a_density_serves_all_its_sites(scene, monkeypatch, prior, m
     monkeypatch.setattr(density, name, lambda w, *args: calls.append(w.shape) or method(w, *args))
     BatchedMeanFieldELBO().loss(tiny.model, tiny.guide, *tiny.data)
     assert calls == [(1 * 2 + 2 * 2, 3, 3, 3)]
+
+
+def test_a_part_of_the_kernels_stands_for_all(scene, monkeypatch):
+    """At one draw of the weights, the mean over every choice of one kernel in six is the loss of all six."""
+    tiny = scene("dwp")
+    losses = []
+    for first in range(6):
+        monkeypatch.setattr(torch, "randperm", lambda n, first=first, **_: torch.arange(n).roll(first))
+        losses.append(at_seed(lambda: BatchedMeanFieldELBO(0.1), tiny))
+    assert_close(sum(losses) / 6, at_seed(BatchedMeanFieldELBO, tiny), rtol=1e-10, atol=0)
+    assert max(losses) - min(losses) > 0.1
