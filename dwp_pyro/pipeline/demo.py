@@ -81,7 +81,7 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
     train_once(partial(fit_prior, source), prior, device)
     target = common | {"root": str(data / "brats"), "n": 5, "steps": 300, "prior_from": str(prior)}
     arms: dict[str, tuple[str, Callable[[RunOptions], object]]] = {
-        "DWP": ("svi-dwp", partial(svi, SviConfig.from_mapping(target | {"prior": "dwp"}))),
+        "DWP": ("svi-dwp", partial(svi, SviConfig.from_mapping(target | {"prior": "dwp", "members": 2}))),
         "UNet-RI": ("finetune-random", partial(finetune, FinetuneConfig.from_mapping(target | {"init": "random"}))),
         "UNet-PR": ("finetune-source", partial(finetune, FinetuneConfig.from_mapping(target | {"init": "source"}))),
     }

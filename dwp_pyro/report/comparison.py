@@ -16,7 +16,10 @@ __all__ = ["Interval", "Row", "Table", "bootstrap_means", "compare", "markdown",
 _COMPARED = ("dice", "nll", "ece")
 _DRAWS = 10_000
 
-_MEANS_NOTE = f"Mean ± standard error over seeds, of the means over cases. Empty masks: {EMPTY_MASK_POLICY}."
+_MEANS_NOTE = (
+    "Mean ± standard error over seeds, of the means over cases. Behind the best: mean Dice by which the best arm of "
+    f"each seed's split is ahead, and its 95 % bootstrap interval. Empty masks: {EMPTY_MASK_POLICY}."
+)
 _DIFFERENCES_NOTE = (
     "Mean difference over the seeds and cases that both arms have, and its 95 % bootstrap interval. The intervals "
     "resample seeds and cases, both arms alike (of one seed, the cases alone); they speak of these cases only."
@@ -126,13 +129,16 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     """
     rows = list(rows)
     summaries = summarise_arms(rows)
-    means = [
-        [f"{n}", arm, f"{summary['dice'].cases}", *(show(name, summary[name]) for name in (*MEASURES, "seconds"))]
-        for n, arms in summaries.items()
-        for arm, summary in arms.items()
-    ]
+    means = []
+    for n, arms in summaries.items():
+        leaders = _best_of_each_split(row for row in rows if row.n == n)
+        for arm, summary in arms.items():
+            measured = _pairs((row for row in rows if (row.n, row.arm) == (n, arm)), "dice")
+            figures = [show(name, summary[name]) for name in (*MEASURES, "seconds")]
+            behind = _show_interval(paired_difference(leaders, measured), "dice")
+            means.append([f"{n}", arm, f"{summary['dice'].cases}", *figures, behind])
     titles = [title for title, _ in MEASURES.values()]
-    tables = [Table(["n", "arm", "seeds", *titles, "seconds"], means, _MEANS_NOTE)]
+    tables = [Table(["n", "arm", "seeds", *titles, "seconds", "behind the best"], means, _MEANS_NOTE)]
     differences = []
     for n, arms in summaries.items():
         chosen = next(iter(arms)) if reference is None else reference
@@ -160,9 +166,24 @@ def markdown(tables: Iterable[Table]) -> str:
 
 
 def _difference(reference: Iterable[Row], arm: Iterable[Row], name: str) -> str:
+    return _show_interval(paired_difference(_pairs(reference, name), _pairs(arm, name)), name)
+
+
+def _show_interval(interval: Interval, name: str) -> str:
     _, digits = MEASURES[name]
-    mean, low, high = (f"{x:+.{digits}f}" for x in paired_difference(_pairs(reference, name), _pairs(arm, name)))
+    mean, low, high = (f"{x:+.{digits}f}" for x in interval)
     return f"{mean} [{low}, {high}]"
+
+
+def _best_of_each_split(rows: Iterable[Row]) -> dict[tuple[int, str], float]:
+    """Of one n: (seed, case) → Dice of the arm with the highest mean Dice over the seed's cases."""
+    means: dict[int, dict[str, list[Row]]] = {}
+    for row in rows:
+        means.setdefault(row.seed, {}).setdefault(row.arm, []).append(row)
+    best: dict[tuple[int, str], float] = {}
+    for arms in means.values():
+        best |= _pairs(max(arms.values(), key=lambda cases: _means(cases)["dice"]), "dice")
+    return best
 
 
 def _pairs(rows: Iterable[Row], name: str) -> dict[tuple[int, str], float]:
