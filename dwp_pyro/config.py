@@ -242,7 +242,9 @@ class TargetSettings(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.members is not None and self.steps < self.members:
-            raise ConfigError(f"steps: {self.members} members need as many steps, got {self.steps}")
+            raise ConfigError(
+                f"steps: {self.members} members need as many steps, got {self.steps}; give fewer --members"
+            )
 
     def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
         chosen = {"prior.safetensors": prior, "source.safetensors": source}
@@ -351,7 +353,9 @@ class FinetuneConfig(TargetSettings):
 class PredictConfig(Settings):
     """Settings of `predict`, and of the predictions `evaluate` makes."""
 
-    samples: int = setting(20, "Weight samples S; a deterministic network needs one.", minimum=1)
+    samples: int = setting(
+        20, "Weight samples S, rounded up to a multiple of the members; a deterministic member needs one.", minimum=1
+    )
     overlap: float = setting(0.25, "Overlap of neighbouring windows, as a part of a window.", minimum=0)
     seed: int = setting(0, "Seed of the weight samples.", minimum=0, maximum=_MAX_SEED)
 

@@ -178,7 +178,7 @@ def optimise(
             # Apart: their sum rises while β does, and looks like a training that goes wrong.
             likelihood, divergence = elbo.terms["log_likelihood"], elbo.terms["divergence"] / model.beta
             advance(f"log-likelihood {likelihood:.4g}" + (f", KL {divergence:.4g}" if guide is not None else ""))
-            if stopped() and done < plan.steps:
+            if stopped():  # after the last step too: other trainings may follow
                 raise Interrupted(stopped())
 
 

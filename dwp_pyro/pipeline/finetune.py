@@ -20,7 +20,7 @@ _ENDS = ("input.", "down1.", "up3.", "output.")
 
 
 def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
-    """Train a deterministic network on n target cases: same network, loss, data and budget as `svi`.
+    """Train a deterministic network on n target cases: same network, loss and data as `svi`.
 
     From a random start (UNet-RI) or from draws of the kernel prior; or from the source network, the whole of it
     (UNet-PR), its first and last block alone (UNet-PRf; Kuzina et al. 2019, section 4), or the whole under

@@ -64,11 +64,12 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
             )
         bank = read_kernels(Path(config.kernels))
         blocks = blocks_of(bank)
+        path = Path(config.kernels).parent / SOURCE
+        sources = Posterior.load(path) if path.exists() else None
         with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
             run.pin("learned_from.json", {config.kernels: file_digest(Path(config.kernels))})
-            source = Path(config.kernels).parent / SOURCE
-            if source.exists():
-                Posterior.load(source).save(run.path / SOURCE)
+            if sources is not None:
+                sources.save(run.path / SOURCE)
             return _fit_blocks(config, bank, blocks, run.path)
     data = load_training_data(config, None)
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:

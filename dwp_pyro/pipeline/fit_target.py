@@ -36,8 +36,8 @@ def fit_target(
 ) -> Posterior:
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
-    The members of a mixture are trained one after the other, with an equal part of the steps each: by the convexity of
-    KL the mean of their ELBOs is a lower bound on the ELBO of the mixture. The learning rate follows half a cosine from
+    The members of a mixture are trained one after the other, with an equal part of the steps each: the mean of their
+    ELBOs is that of the mixture, with the member as a latent variable. The learning rate follows half a cosine from
     its highest to a hundredth.
 
     Args:

@@ -18,7 +18,8 @@ _DRAWS = 10_000
 
 _MEANS_NOTE = (
     "Mean ± standard error over seeds, of the means over cases. Behind the best: mean Dice by which the best arm of "
-    f"each seed's split is ahead, and its 95 % bootstrap interval. Empty masks: {EMPTY_MASK_POLICY}."
+    "each seed's split is ahead, and its 95 % bootstrap interval; the best is chosen on these very cases, so "
+    f"equal arms lie behind too. Empty masks: {EMPTY_MASK_POLICY}."
 )
 _DIFFERENCES_NOTE = (
     "Mean difference over the seeds and cases that both arms have, and its 95 % bootstrap interval. The intervals "
@@ -135,7 +136,8 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
         for arm, summary in arms.items():
             measured = _pairs((row for row in rows if (row.n, row.arm) == (n, arm)), "dice")
             figures = [show(name, summary[name]) for name in (*MEASURES, "seconds")]
-            behind = _show_interval(paired_difference(leaders, measured), "dice")
+            common = leaders.keys() & measured.keys()  # arms may have other cases
+            behind = _show_interval(paired_difference(leaders, measured), "dice") if common else "-"
             means.append([f"{n}", arm, f"{summary['dice'].cases}", *figures, behind])
     titles = [title for title, _ in MEASURES.values()]
     tables = [Table(["n", "arm", "seeds", *titles, "seconds", "behind the best"], means, _MEANS_NOTE)]

@@ -11,7 +11,7 @@ from dwp_pyro.pipeline.metrics_log import MetricsLog
 from tests.cli.conftest import TINY
 
 COMMANDS = {
-    "svi": (("svi", "--n", 2, *TINY, "--members", 2), "runs/svi-brats-dwp-n2-seed0", ("svi-member1", 1)),
+    "svi": (("svi", "--n", 2, *TINY, "--members", 2), "runs/svi-brats-dwp-n2-seed0", ("svi-member0", 2)),
     "finetune": (
         ("finetune", "--n", 2, "--init", "source", *TINY),
         "runs/finetune-brats-source-all-n2-seed0",

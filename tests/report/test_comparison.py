@@ -93,6 +93,8 @@ def test_tables():
     assert [line[1] for line in compare(rows, "C")[1].rows] == ["C − A|B"]
     # Of seeds 0 and 1 A|B is the best, of seed 2 C: no figure of its own lies behind itself.
     assert [line[-1] for line in means.rows[:2]] == ["+0.000 [+0.000, +0.000]", "+0.100 [+0.000, +0.200]"]
+    apart = compare([*grid("A", [[0.5]]), row("B", 5, 0, "another", 0.4)], None)[0]
+    assert [line[-1] for line in apart.rows] == ["+0.000 [+0.000, +0.000]", "-"]
     text = markdown([means, differences])
     assert "| 5 | A\\|B | 2 | 0.600 ± 0.100 |" in text
     assert "resample seeds and cases" in text and "these cases only" in text
