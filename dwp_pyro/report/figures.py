@@ -125,7 +125,7 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
     """
     arms = sorted({arm for at_n in summaries.values() for arm in at_n})
     sizes = sorted(summaries)
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(11.2, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for ax, name in zip(figure.subplots(1, 2), ("dice", "iou"), strict=True):
         for index, arm in enumerate(arms):
@@ -145,7 +145,7 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
         ax.set_xlabel("training cases n")
         ax.set_ylabel(MEASURES[name][0])
         ax.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle("Mean and standard error over seeds")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
