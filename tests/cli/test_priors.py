@@ -184,6 +184,8 @@ def test_l2_sp_keeps_the_weights_at_the_source(command, in_world, tmp_path):
         (("svi", "--prior", "log-uniform", "--prior-scale", "2"), "log-uniform"),
         (("svi", "--prior", "normal", "--centre", "source", "--prior-from", "data"), "source.safetensors"),
         (("svi", "--prior-scale", "0"), "prior-scale"),
+        (("svi", "--members", "2", "--steps", "1"), "2 members need as many steps"),
+        (("svi", "--members", "0"), "members"),
     ],
 )
 def test_settings_that_do_not_go_together(command, in_world, tmp_path, arguments, culprit):
@@ -237,3 +239,12 @@ def test_more_members_than_source_networks(command, in_world, tmp_path):
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "source.safetensors: holds 2 source networks" in line and "--members 2" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_members_of_random_starts_differ(command, in_world, tmp_path):
+    settings = ("--steps", 2, "--learning-rate", 0, "--members", 2, "--out", tmp_path / "run")
+    result = command("finetune", "--n", 2, "--init", "random", *TINY, *settings)
+    assert result.exit_code == 0, result.output
+    one, two = (network(tmp_path / "run" / "posterior.safetensors", number) for number in (0, 1))
+    assert one.keys() == two.keys()
+    assert not any(torch.equal(w, two[name]) for name, w in one.items())

@@ -115,3 +115,26 @@ def test_patch_shape_is_no_larger_than_the_scans(scan):
     example = Preprocessing(None)(scan, frozenset({4}))
     assert patch_shape([example], 64) == (24, 24, 16)
     assert patch_shape([example], 16) == (16, 16, 16)
+
+
+def test_patches_differ_as_scanners_do():
+    """Of a brain of three grey values, half of the patches have another ratio of contrasts (gamma), a third noise, none
+    the same contrast or brightness; within four standard errors of a binomial count."""
+    values = np.repeat([100.0, 200.0, 300.0], 8)
+    image = np.broadcast_to(values[:, None, None], (24, 12, 12)).astype(np.float32)[None].copy()
+    brain = np.ones(image.shape[1:], bool)
+    label = np.zeros(brain.shape, np.int16)
+    label[12, 6, 6] = 4
+    example = Preprocessing(None)(Scan("c", image, brain, label, np.eye(4), Path("c.nii")), frozenset({4}))
+    patches, draws = Patches([example], (24, 12, 12), 0, 200), 200
+    inside = (slice(3, 5), slice(11, 13), slice(19, 21))  # away from edges, which blur reaches
+    parts = [[patches[i][0][0][part] for part in inside] for i in range(draws)]
+    medians = torch.tensor([sorted(float(part.median()) for part in triple) for triple in parts])
+    contrast = medians[:, 2] - medians[:, 0]
+    bent = ((medians[:, 1] - medians[:, 0]) / contrast - 0.5).abs() > 0.03
+    noisy = torch.tensor([max(float(part.std()) for part in triple) > 1e-3 for triple in parts])
+    for count, probability in ((int(bent.sum()), 0.5), (int(noisy.sum()), 0.3)):
+        # A gamma near 1 bends nothing that can be seen, so a little fewer are counted.
+        assert 0.8 * probability * draws - 30 < count < probability * draws + 30
+    assert float(contrast.std() / contrast.mean()) > 0.1
+    assert float(medians[:, 1].std() / contrast.mean()) > 0.05
