@@ -29,9 +29,11 @@ from dwp_pyro.errors import Interrupted, UserError
 
 __all__ = ["main"]
 
-# Idle threads sleep instead of spinning (read when torch loads OpenMP). On a core that is shared, with another
-# training or another virtual machine, spinning made a step up to six times slower; on a free one it gains nothing.
+# Idle threads wait for some microseconds, then sleep (read when torch loads OpenMP). To wait on and on made a step up
+# to six times slower where a core is shared, with another training or another virtual machine; to sleep at once
+# made a step of a small network half as long again, for the time that it takes to wake.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if typing.TYPE_CHECKING:
     from dwp_pyro.metrics import Summary

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, constraints, register_kl
+from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
 
@@ -84,30 +85,36 @@ class DeepWeightPrior(TorchDistribution):
         kernels = self.density.rsample([*sample_shape, *self.batch_shape])
         if self.centre is None and self.scale == 1:
             return kernels
-        return self._centre() + self.scale * (kernels - self._mean())
+        return self.mean + self.scale * (kernels - self._density_mean())
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
-        kernels = self.to_density(value.expand(shape))
-        return self.density.log_prob_estimate(kernels, self.particles) - self.log_scale()
+        return self.log_prob_of_change(value.expand(shape) - self.mean)
+
+    def log_prob_of_change(self, change: Tensor) -> Tensor:
+        """The log-density, or one draw of its bound, of kernels a + `change`; [..., *kernel_shape] → [...]."""
+        u = F.linear(change.flatten(-len(self.event_shape)), self.density.whitening() / self.scale)
+        return self.density.log_prob_standard(u, self.particles) - self.density.log_volume() - self.log_scale()
 
     def to_density(self, value: Tensor) -> Tensor:
         """The kernels v of the density that stand for kernels w: b + (w − a)/c."""
         if self.centre is None and self.scale == 1:
             return value
-        return self._mean() + (value - self._centre()) / self.scale
+        return self._density_mean() + (value - self.mean) / self.scale
 
     def log_scale(self) -> float:
         """D log c: log p(w) = log p(v) − D log c."""
         return self.event_shape.numel() * math.log(self.scale)
 
-    def _mean(self) -> Tensor:
-        return self.density.loc.reshape(self.event_shape)
+    @property
+    def mean(self) -> Tensor:
+        """a: the mean of the fitted kernels' Gaussian, moved to the centre; broadcasts to a value's shape."""
+        return self._density_mean() if self.centre is None else self.centre
 
-    def _centre(self) -> Tensor:
-        return self._mean() if self.centre is None else self.centre
+    def _density_mean(self) -> Tensor:
+        return self.density.loc.reshape(self.event_shape)
 
 
 @register_kl(Independent, DeepWeightPrior)

@@ -45,13 +45,17 @@ class KernelDensity(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
-        """log p(w), or one draw of a lower bound on it, in nats of the raw kernel: [..., *kernel_shape] → [...].
+    def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
+        """log p(u), or one draw of a lower bound on it, in nats of the standardised kernel: [..., D] → [...].
 
         Args:
-            w: kernels.
+            u: standardised kernels.
             samples: K of the bound, where it is one.
         """
+
+    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
+        """The same of log p(w), in nats of the raw kernel: [..., *kernel_shape] → [...]."""
+        return self.log_prob_standard(self.standardise(w), samples) - self.log_volume()
 
     @abstractmethod
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
@@ -64,7 +68,7 @@ class KernelDensity(nn.Module, ABC):
 
     def standardise(self, w: Tensor) -> Tensor:
         """Kernels [..., *kernel_shape] → u [..., D]."""
-        return F.linear(w.flatten(-len(self.kernel_shape)) - self.loc, self._whitening())
+        return F.linear(w.flatten(-len(self.kernel_shape)) - self.loc, self.whitening())
 
     def log_volume(self) -> Tensor:
         """log |det A|: log p(w) = log p(u) − log |det A|."""
@@ -74,7 +78,8 @@ class KernelDensity(nn.Module, ABC):
         """Of a kernel's weight about 0, under the Gaussian of (b, A)."""
         return (self.loc.square() + self.scale_tril.square().sum(-1)).mean().sqrt()
 
-    def _whitening(self) -> Tensor:
+    def whitening(self) -> Tensor:
+        """A⁻¹, [D, D]."""
         identity = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
         return torch.linalg.solve_triangular(self.scale_tril, identity, upper=False)
 
@@ -82,16 +87,18 @@ class KernelDensity(nn.Module, ABC):
 class KernelGaussian(KernelDensity):
     """The full-covariance Gaussian N(b, A Aᵀ): u ~ N(0, I)."""
 
-    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
-        return self._log_prob(self.standardise(w).square().sum(-1))
+    def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
+        return -0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi))
 
     def expected_log_prob(self, m: Tensor, s: Tensor) -> Tensor:
         """E log p(w) over w ~ N(m, diag s²), in closed form; both [..., *kernel_shape] → [...]."""
-        spread = F.linear(s.flatten(-len(self.kernel_shape)).square(), self._whitening().square()).sum(-1)
-        return self._log_prob(self.standardise(m).square().sum(-1) + spread)
+        spread = F.linear(s.flatten(-len(self.kernel_shape)).square(), self.whitening().square()).sum(-1)
+        return self.log_prob_estimate(m) - 0.5 * spread
+
+    def precision(self) -> Tensor:
+        """The inverse covariance (A Aᵀ)⁻¹, [D, D]."""
+        whitening = self.whitening()
+        return whitening.T @ whitening
 
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(*shape, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
-
-    def _log_prob(self, distance: Tensor) -> Tensor:
-        return -0.5 * (distance + len(self.loc) * math.log(2 * math.pi)) - self.log_volume()

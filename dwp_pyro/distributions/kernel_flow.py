@@ -45,9 +45,9 @@ class KernelFlow(KernelDensity):
     def form(self) -> dict[str, Any]:
         return {"hidden": list(self.hidden), "transforms": self.transforms}
 
-    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
-        log_prob: Tensor = ZukoToPyro(self.flow()).log_prob(self.standardise(w))
-        return log_prob - self.log_volume()
+    def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
+        log_prob: Tensor = ZukoToPyro(self.flow()).log_prob(u)
+        return log_prob
 
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
         u: Tensor = ZukoToPyro(self.flow())(torch.Size(shape))

@@ -47,8 +47,8 @@ class KernelMixture(KernelDensity):
         constant = self.log_weights + log_volume - 0.5 * size * math.log(2 * math.pi)
         return constant - 0.5 * v.square().sum(-1)
 
-    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
-        return self.component_log_prob(self.standardise(w)).logsumexp(-1) - self.log_volume()
+    def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
+        return self.component_log_prob(u).logsumexp(-1)
 
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
         chosen = torch.multinomial(self.log_weights.exp(), math.prod(shape), replacement=True)

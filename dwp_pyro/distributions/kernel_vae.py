@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity
 
@@ -49,12 +50,13 @@ class KernelVAE(KernelDensity):
 
     def encode(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Kernels [..., *kernel_shape] → mean and scale of r(z|w), each [..., L]."""
-        return self._encode(self.standardise(w))
+        m, log_s = _halves(self.encoder(self.standardise(w)))
+        return m, log_s.exp()
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [..., L] → mean and scale of the standardised kernel u, each [..., D]."""
-        loc, log_scale = self.decoder(z).chunk(2, dim=-1)
-        return loc, log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
+        loc, log_scale = _halves(self.decoder(z))
+        return loc, log_scale.exp()
 
     def bound(self, w: Tensor, noise: Tensor) -> Tensor:
         """The importance-weighted lower bound on log p(w) for given noise, in nats of the raw kernel.
@@ -71,38 +73,45 @@ class KernelVAE(KernelDensity):
         Returns:
             One ℓ a kernel, [...].
         """
-        log_likelihood, log_ratio = self.log_weights(w, noise)
-        return (log_likelihood + log_ratio).logsumexp(0) - math.log(len(noise))
+        return self._bound(self.standardise(w), noise) - self.log_volume()
 
     def log_weights(self, w: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """log p(w|z_k) and log p(z_k)/r(z_k|w), [K, ...] each; arguments as for `bound`."""
-        u = self.standardise(w)
-        m, s = self._encode(u)
-        z = m + s * noise
-        loc, scale = self.decode(z)
+        log_likelihood, log_ratio = self._log_weights(self.standardise(w), noise)
+        return log_likelihood - self.log_volume(), log_ratio
+
+    def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
+        """One draw of the K-sample bound, K = `samples`; [..., D] → [...]."""
+        return self._bound(u, torch.randn(samples, *u.shape[:-1], self.latent_size, dtype=u.dtype, device=u.device))
+
+    def _bound(self, u: Tensor, noise: Tensor) -> Tensor:
+        log_likelihood, log_ratio = self._log_weights(u, noise)
+        log_weights = log_likelihood + log_ratio
+        return log_weights[0] if len(noise) == 1 else log_weights.logsumexp(0) - math.log(len(noise))
+
+    def _log_weights(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        m, log_s = _halves(self.encoder(u))
+        z = torch.addcmul(m, log_s.exp(), noise)
+        loc, log_scale = _halves(self.decoder(z))
         log_likelihood = (
-            -0.5 * ((u - loc) / scale).square().sum(-1)
-            - scale.log().sum(-1)
+            -0.5 * ((u - loc) * log_scale.neg().exp()).square().sum(-1)
+            - log_scale.sum(-1)
             - 0.5 * u.shape[-1] * math.log(2 * math.pi)
-            - self.log_volume()
         )
         # The normalising constants of p(z) and r(z|w) cancel.
-        log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + s.log().sum(-1)
+        log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + log_s.sum(-1)
         return log_likelihood, log_ratio
-
-    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
-        """One draw of the K-sample bound, K = `samples`; kernels [..., *kernel_shape] → [...]."""
-        batch = w.shape[: w.dim() - len(self.kernel_shape)]
-        return self.bound(w, torch.randn(samples, *batch, self.latent_size, dtype=w.dtype, device=w.device))
 
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
         z = torch.randn(*shape, self.latent_size, dtype=self.loc.dtype, device=self.loc.device)
         loc, scale = self.decode(z)
         return loc + scale * torch.randn_like(loc)
 
-    def _encode(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self.encoder(u).chunk(2, dim=-1)
-        return loc, log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
+
+def _halves(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and logarithm of the scale, from a perceptron's output."""
+    loc, log_scale = output.chunk(2, dim=-1)
+    return loc, F.hardtanh(log_scale, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
 
 
 def _perceptron(in_size: int, hidden: Sequence[int], out_size: int) -> nn.Sequential:

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.nn import functional as F
 
-__all__ = ["LogUniform"]
+__all__ = ["APPROXIMATION", "LogUniform"]
+
+#: k₁, k₂, k₃ of Molchanov et al. 2017, eq. 14.
+APPROXIMATION = (0.63576, 1.87320, 1.48695)
 
 
 class LogUniform(TorchDistribution):
@@ -52,4 +55,5 @@ class LogUniform(TorchDistribution):
 def _kl_normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
     """KL but for a constant, by Molchanov et al. 2017, eq. 14; it falls to 0 as α = σ²/μ² grows."""
     log_alpha = 2 * (q.scale.log() - q.loc.abs().clamp_min(torch.finfo(q.loc.dtype).tiny).log())
-    return 0.63576 * torch.sigmoid(-(1.87320 + 1.48695 * log_alpha)) + 0.5 * F.softplus(-log_alpha)
+    k1, k2, k3 = APPROXIMATION
+    return k1 * torch.sigmoid(-(k2 + k3 * log_alpha)) + 0.5 * F.softplus(-log_alpha)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import pyro
 import torch
-from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
 
 __all__ = ["MeanFieldNormal"]
 
@@ -54,7 +55,7 @@ class MeanFieldNormal(PyroModule):
         # Each access is an effect that registers every parameter: one access, not one a site.
         locs, log_scales = self.locs, self.log_scales
         return {
-            site: pyro.sample(site, Normal(locs[key], log_scales[key].exp()).to_event(locs[key].dim()))
+            site: pyro.sample(site, LogScaleNormal(locs[key], log_scales[key]).to_event(locs[key].dim()))
             for site, key in self._keys.items()
         }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.distributions import Independent, kl_divergence
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
+from dwp_pyro.distributions.summed_divergence import chunked_sum, summed_divergence
 
 __all__ = ["BatchedMeanFieldELBO"]
 
@@ -68,7 +68,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         log_likelihood: Any = 0.0
         divergence: Any = 0.0
-        batches: dict[tuple[int, int, float], list[tuple[DeepWeightPrior, Any]]] = defaultdict(list)
+        batches: dict[tuple[int, int, float, float], list[tuple[DeepWeightPrior, Any]]] = defaultdict(list)
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
                 continue
@@ -77,37 +77,49 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 continue
             guide_site = guide_trace.nodes[name]
             prior = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
-            if isinstance(prior, DeepWeightPrior) and guide_site["mask"] is None:
-                key = (id(prior.density), prior.particles, float(guide_site["scale"]))
-                batches[key].append((prior, guide_site))
-            else:
+            if guide_site["mask"] is not None:
                 kl = kl_divergence(guide_site["fn"], site["fn"])
                 divergence = divergence + scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
-        for (_, _, scale), members in batches.items():
-            divergence = divergence + scale * _divergence(members, self.kernel_part)
+            elif isinstance(prior, DeepWeightPrior) and not isinstance(prior.density, KernelGaussian):
+                key = (id(prior.density), prior.particles, prior.scale, float(guide_site["scale"]))
+                batches[key].append((prior, guide_site))
+            else:
+                divergence = divergence + guide_site["scale"] * summed_divergence(guide_site["fn"], site["fn"])
+        for (*_, scale), members in batches.items():
+            divergence = divergence + scale * _bound_divergence(members, self.kernel_part)
         self.terms = {"log_likelihood": torch_item(log_likelihood), "divergence": torch_item(divergence)}
         loss = divergence - log_likelihood
         return torch_item(loss), loss
 
 
-def _divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -> Tensor:
-    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density: in closed form, or one draw."""
+def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -> Tensor:
+    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density and a scale, by one draw."""
     prior = members[0][0]
-    density, shape = prior.density, prior.event_shape
-
-    def batch(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([tensor.reshape(-1, *shape) for tensor in tensors])
-
-    constant = sum(member.log_scale() * member.batch_shape.numel() for member, _ in members)
+    sizes = [member.batch_shape.numel() for member, _ in members]
     entropy = torch.stack([site["fn"].entropy().sum() for _, site in members]).sum()
-    if isinstance(density, KernelGaussian):
-        normals = [(member, site["fn"].base_dist) for member, site in members]
-        loc = batch(member.to_density(normal.loc) for member, normal in normals)
-        scale = batch(normal.scale / member.scale for member, normal in normals)
-        return constant - entropy - density.expected_log_prob(loc, scale).sum()
-    kernels = batch(member.to_density(site["value"]) for member, site in members)
-    total = len(kernels)
-    if part < 1:
-        kernels = kernels[torch.randperm(total, device=kernels.device)[: math.ceil(part * total)]]
-    log_prob = density.log_prob_estimate(kernels, prior.particles).sum()
-    return constant - entropy - total / len(kernels) * log_prob
+    changes = []
+    for (member, site), rows in zip(members, _rows(sizes, part), strict=True):
+        kernels, mean = site["value"].flatten(0, 1), member.mean.expand(site["value"].shape).flatten(0, 1)
+        changes.append(kernels - mean if rows is None else kernels[rows] - mean[rows])
+    change = torch.cat(changes)
+    trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
+    return -entropy - sum(sizes) / len(change) * chunked_sum(prior.log_prob_of_change, change, trained)
+
+
+def _rows(sizes: list[int], part: float) -> list[Tensor | None]:
+    """Which kernels of each site to take; None for all. Each kernel is as likely as any other.
+
+    Evenly spaced over all sites from a random start, so that neighbours in memory are read in order.
+    """
+    total = sum(sizes)
+    count = math.ceil(part * total)
+    if count == total:
+        return [None] * len(sizes)
+    start = int(torch.randint(total, ()))
+    chosen = ((torch.arange(count) * total // count + start) % total).sort().values
+    ends = torch.tensor(sizes).cumsum(0)
+    bounds = [0, *torch.searchsorted(chosen, ends).tolist()]
+    return [
+        chosen[low:high] - (int(end) - size)
+        for low, high, end, size in zip(bounds, bounds[1:], ends, sizes, strict=False)
+    ]

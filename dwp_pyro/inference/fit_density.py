@@ -18,6 +18,7 @@ from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
 from dwp_pyro.distributions.kernel_flow import KernelFlow
 from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.inference.allocator import keep_freed_memory
 
 __all__ = ["BlockKernels", "FitSettings", "fit_density", "score_batches", "score_kernels"]
 
@@ -104,6 +105,7 @@ def fit_density(
         The density, in evaluation mode and frozen, and its held-out nats per kernel beside those of its
         controls; see `score_kernels`.
     """
+    keep_freed_memory()
     torch.manual_seed(settings.seed)
     seen, choosing, measuring = _hold_out(block)
     calls = 0

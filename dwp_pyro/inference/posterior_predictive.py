@@ -9,6 +9,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
+from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Posterior
 
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
@@ -75,6 +76,8 @@ def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: flo
 
 
 def _probability(posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float) -> Tensor:
+    keep_freed_memory()
+
     def window_probability(window: Tensor) -> Tensor:
         return posterior.logits(window, weights).softmax(1)[:, 1:]
 

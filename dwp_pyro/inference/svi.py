@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Subset
 from dwp_pyro.data.transforms import Patches
 from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -108,6 +109,7 @@ def optimise(
         Interrupted: after a signal, with the checkpoint saved.
         RunError: if the checkpoint does not fit, or the loss is NaN or infinite.
     """
+    keep_freed_memory()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if guide is not None:
         parameters |= {f"guide.{name}": p for name, p in guide.named_parameters()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,9 @@ class BayesianConv(PyroModule):
     reparameterisation) can answer it in its own way; without one it is the plain convolution.
     """
 
+    #: The class of the convolution that it was.
+    plain: type[nn.Module]
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         convolve = super()._conv_forward  # type: ignore[misc]
         output: Tensor = effectful(convolve, type="convolution")(
@@ -31,26 +33,25 @@ class BayesianConv(PyroModule):
 
     def __reduce__(self) -> Any:
         # Pyro's own would rebuild a copy without this class, and its handlers would fall silent.
-        return copyreg.__newobj__, (type(self),), self.__dict__.copy()  # type: ignore[attr-defined]
+        return _empty, (self.plain,), self.__dict__.copy()
 
 
-class BayesianConv1d(BayesianConv, PyroModule[nn.Conv1d]):  # type: ignore[type-arg]
-    """A one-dimensional convolution with a kernel site."""
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class BayesianConv2d(BayesianConv, PyroModule[nn.Conv2d]):  # type: ignore[type-arg]
-    """A two-dimensional convolution with a kernel site."""
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-class BayesianConv3d(BayesianConv, PyroModule[nn.Conv3d]):  # type: ignore[type-arg]
-    """A three-dimensional convolution with a kernel site."""
+def _bayesian(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a convolution of this class with a kernel site."""
+    if kind not in _classes:
+        _classes[kind] = type(f"Bayesian{kind.__name__}", (BayesianConv, PyroModule[kind]), {"plain": kind})
+    return _classes[kind]
 
 
-_BAYESIAN: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: BayesianConv1d,
-    nn.Conv2d: BayesianConv2d,
-    nn.Conv3d: BayesianConv3d,
-}
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    made = _bayesian(kind)
+    return made.__new__(made)
 
 
 def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> 
     for site, prior in priors.items():
         path, _, leaf = site.rpartition(".")
         module: Any = modules.get(path)
-        if leaf != "weight" or type(module) not in _BAYESIAN:
+        if leaf != "weight" or not isinstance(module, _CONVOLUTIONS) or isinstance(module, BayesianConv):
             raise ValueError(f"'{site}' is not the weight of a convolution of this network")
         weight = module.weight
         if prior.event_shape != weight.shape or prior.batch_shape:
@@ -87,6 +88,6 @@ def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> 
     to_pyro_module_(network)
     for site, module in convolutions.items():
         # As to_pyro_module_ does: the class of the module changes, the module stays.
-        module.__class__ = _BAYESIAN[kinds[site]]
+        module.__class__ = _bayesian(kinds[site])
         module.weight = PyroSample(priors[site])
     return weights

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dwp_pyro.models.convolution import Conv3d
+
 __all__ = ["PRIOR_BLOCKS", "ResidualUNet3d", "in_block", "kernel_sites"]
 
 #: The seven prior blocks of `ResidualUNet3d`: a prior is fitted to the kernels of each.
@@ -23,8 +25,8 @@ _DOWN_STRIDES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
 _SHORT_DOWN_BLOCKS = 6
 
 
-def _conv3x3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+def _conv3x3x3(in_channels: int, out_channels: int, stride: int = 1) -> Conv3d:
+    return Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
 def _conv1x1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv3d:

@@ -1,0 +1,59 @@
+"""The Normal distribution of a mean-field guide, given by the logarithm of its scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import Normal
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["LogScaleNormal"]
+
+
+class LogScaleNormal(Normal):
+    """N(m, s²) as a function of m and log s: a `Normal` whose draw and entropy read each weight fewer times.
+
+    A network has millions of weights: what counts is how often each passes through memory, forward and
+    backward, and the stock Normal takes exponentials and logarithms of the same scale over and over.
+
+    Args:
+        loc: m.
+        log_scale: log s, of the shape of m.
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None) -> None:
+        self.log_scale = log_scale
+        super().__init__(loc, log_scale.exp(), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Normal:
+        return Normal(self.loc, self.scale).expand(torch.Size(batch_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        if sample_shape:
+            return self.loc + self.scale * noise
+        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), noise)
+        return draw
+
+    def entropy(self) -> Tensor:
+        return self.log_scale + 0.5 * (1 + math.log(2 * math.pi))
+
+
+class _Draw(torch.autograd.Function):
+    """m + s ε, whose derivatives are 1 by m and s ε by log s."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+        deviation = noise.mul_(scale)  # the noise is ours alone
+        ctx.save_for_backward(deviation)
+        return loc + deviation
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (deviation,) = ctx.saved_tensors
+        return grad, grad * deviation, None, None

@@ -1,0 +1,37 @@
+"""`LogScaleNormal`: a Normal like any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pyro.distributions import Normal
+from torch.testing import assert_close
+
+from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
+
+
+@pytest.fixture
+def parameters():
+    torch.manual_seed(0)
+    return [torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+
+def test_density_moments_and_entropy_are_those_of_a_normal(parameters):
+    loc, log_scale = parameters
+    ours, stock = LogScaleNormal(loc, log_scale), Normal(loc, log_scale.exp())
+    value = torch.randn(5, 4, 3, dtype=torch.float64)
+    assert_close(ours.log_prob(value), stock.log_prob(value))
+    assert_close(ours.entropy(), stock.entropy())
+    assert_close(ours.mean, stock.mean)
+    assert_close(ours.stddev, stock.stddev)
+    assert_close(ours.expand([2, 4, 3]).entropy(), stock.expand([2, 4, 3]).entropy())
+
+
+@pytest.mark.parametrize("sample_shape", [(), (2,)])
+def test_a_draw_and_its_gradient_are_those_of_a_normal(parameters, sample_shape):
+    gradients = []
+    for kind in (lambda loc, log_scale: LogScaleNormal(loc, log_scale), lambda m, r: Normal(m, r.exp())):
+        torch.manual_seed(3)
+        draw = kind(*parameters).rsample(sample_shape)
+        gradients.append([draw, *torch.autograd.grad((draw * draw.detach().cos()).sum(), parameters)])
+    assert_close(*gradients)

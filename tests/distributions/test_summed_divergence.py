@@ -1,0 +1,98 @@
+"""Sums with their gradients at once, against the registered divergences and against autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pyro.distributions import Normal
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.testing import assert_close
+
+from dwp_pyro.distributions import summed_divergence as module
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_density import KernelGaussian
+from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
+from dwp_pyro.distributions.log_uniform import LogUniform
+from dwp_pyro.distributions.summed_divergence import chunked_sum, summed_divergence
+
+SHAPE = (3, 2, 2, 2, 2)
+
+
+def tensor(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def gaussian(centre: Tensor | None, scale: float) -> DeepWeightPrior:
+    density = KernelGaussian(SHAPE[2:]).double()
+    root = tensor(8, 8).tril()
+    density.standardise_by(tensor(8), root - root.diagonal().diag() + (root.diagonal().abs() + 0.5).diag())
+    return DeepWeightPrior(density, centre=centre, scale=scale).expand(SHAPE[:2])
+
+
+PRIORS = {
+    "N(0, 1)": lambda: Normal(torch.zeros((), dtype=torch.float64), 1.0).expand(SHAPE).to_event(5),
+    "N(a, c²)": lambda: Normal(tensor(*SHAPE), torch.tensor(0.3, dtype=torch.float64)).to_event(5),
+    "a scale a weight": lambda: Normal(tensor(*SHAPE), tensor(*SHAPE).exp()).to_event(5),
+    "full covariance": lambda: gaussian(None, 1.0).to_event(2),
+    "full covariance, moved": lambda: gaussian(tensor(*SHAPE), 0.4).to_event(2),
+    "log-uniform": lambda: LogUniform().expand(SHAPE).to_event(5),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_it_is_the_sum_of_the_registered_divergence(name):
+    """In value and in gradient, also where a factor β stands before it."""
+    torch.manual_seed(0)
+    prior = PRIORS[name]()
+    parameters = [tensor(*SHAPE).requires_grad_(), tensor(*SHAPE).requires_grad_()]
+    q = LogScaleNormal(*parameters).to_event(5)
+    ours, stock = summed_divergence(q, prior), kl_divergence(q, prior).sum()
+    assert ours.dim() == 0
+    assert_close(ours, stock, rtol=1e-10, atol=0)
+    assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
+
+
+def test_a_weight_of_zero_under_the_log_uniform_prior_stays_finite():
+    loc = torch.zeros(3, requires_grad=True)
+    log_scale = torch.full((3,), -2.0, requires_grad=True)
+    total = summed_divergence(LogScaleNormal(loc, log_scale).to_event(1), LogUniform().expand([3]).to_event(1))
+    total.backward()
+    assert loc.grad is not None
+    assert log_scale.grad is not None
+    assert torch.isfinite(total)
+    assert_close(loc.grad, torch.zeros(3))
+    assert torch.isfinite(log_scale.grad).all()
+
+
+def test_another_pair_takes_its_registered_divergence():
+    q, p = Normal(tensor(4), tensor(4).exp()).to_event(1), Normal(tensor(4), tensor(4).exp()).to_event(1)
+    assert_close(summed_divergence(q, p), kl_divergence(q, p))
+
+
+def test_a_sum_in_chunks_is_the_sum(monkeypatch):
+    """Seven rows by three: the last chunk is short; parameters are those that every chunk shares."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "_CHUNK", 3)
+    layer = nn.Linear(4, 2).double()
+    rows = tensor(7, 4).requires_grad_()
+    seen: list[int] = []
+
+    def function(part: Tensor) -> Tensor:
+        seen.append(len(part))
+        return layer(part).sigmoid().square().sum(-1)
+
+    ours = chunked_sum(function, rows, layer.parameters())
+    assert seen == [3, 3, 1]
+    whole = function(rows).sum()
+    assert_close(ours, whole)
+    wanted = [rows, *layer.parameters()]
+    assert_close(torch.autograd.grad(-2.0 * ours, wanted), torch.autograd.grad(-2.0 * whole, wanted))
+
+
+def test_a_sum_in_chunks_without_parameters_leaves_them_alone():
+    layer = nn.Linear(4, 2).requires_grad_(False)
+    rows = torch.randn(5, 4, requires_grad=True)
+    chunked_sum(lambda part: layer(part).sum(-1), rows).backward()
+    assert rows.grad is not None
+    assert layer.weight.grad is None
