@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     CropForegroundd,
@@ -183,14 +185,26 @@ class Patches(Dataset[Batch]):
         example = self.examples[order[place]]
         assert example.label is not None
         self._transform.set_random_state(seed=int(np.random.default_rng([self.seed, index, 1]).integers(2**31)))
-        (patch,) = self._transform(
-            {
-                "image": example.image,
-                "label": example.label,
-                "brain": example.brain,
-                "fg_indices": example.fg_indices,
-                "bg_indices": example.bg_indices,
-            }
-        )
-        image, label, brain = (patch[key].as_tensor() for key in ("image", "label", "brain"))
+        with _without_meta():
+            (patch,) = self._transform(
+                {
+                    "image": example.image.as_tensor(),
+                    "label": example.label.as_tensor(),
+                    "brain": example.brain.as_tensor(),
+                    "fg_indices": example.fg_indices,
+                    "bg_indices": example.bg_indices,
+                }
+            )
+        image, label, brain = (patch[key] for key in ("image", "label", "brain"))
         return image, label.long(), brain.float(), example.brain.as_tensor().sum().float()
+
+
+@contextmanager
+def _without_meta() -> Iterator[None]:
+    """Without a record of where voxels came from, which a patch does not need and which costs half of its time."""
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(tracked)
