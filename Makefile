@@ -1,10 +1,10 @@
-# make demo: the whole algorithm on generated scans. make test: the tests. Both install what they need.
+# make demo: the whole algorithm on generated scans. make test: the tests. make bench: speed and memory, against targets.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test bench check clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,6 +18,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(RUN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(RUN)/python -m benchmarks
 
 check: $(INSTALLED)
 	$(RUN)/ruff check .

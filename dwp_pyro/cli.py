@@ -9,7 +9,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +135,7 @@ def _run_options(command: _Command) -> _Command:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(version("dwp-pyro"), prog_name="dwp-pyro")
+@click.version_option(package_name="dwp-pyro", prog_name="dwp-pyro")
 def main() -> None:
     """Bayesian knowledge transfer for 3D medical segmentation.
 

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from dwp_pyro.distributions.priors import FAMILIES, LEARNED, PRIORS
 from dwp_pyro.errors import ConfigError
-from dwp_pyro.storage import read_yaml
 
 __all__ = [
     "FinetuneConfig",
@@ -106,6 +105,8 @@ class Settings:
         Raises:
             ConfigError: naming the file, if it cannot be read or does not fit.
         """
+        from dwp_pyro.storage import read_yaml  # here, so that --help does not wait for it
+
         values = {name.replace("-", "_"): value for name, value in read_yaml(path, ConfigError).items()}
         try:
             return cls.from_mapping({**values, **changes})
@@ -218,7 +219,7 @@ class FitPriorConfig(TrainingSettings):
         choices=(*FAMILIES, "auto"),
     )
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
-    hidden: tuple[int, ...] = setting((64, 64), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
+    hidden: tuple[int, ...] = setting((32, 32), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE or flow.", minimum=1)
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ class KernelFlow(KernelDensity):
         transforms: autoregressive transforms, each in the opposite order of the one before.
     """
 
-    def __init__(self, kernel_shape: Sequence[int], hidden: Sequence[int] = (64, 64), transforms: int = 3) -> None:
+    def __init__(self, kernel_shape: Sequence[int], hidden: Sequence[int] = (32, 32), transforms: int = 3) -> None:
         super().__init__(kernel_shape)
         self.hidden = tuple(hidden)
         self.transforms = transforms

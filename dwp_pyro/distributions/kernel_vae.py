@@ -37,7 +37,7 @@ class KernelVAE(KernelDensity):
         hidden: widths of the hidden layers of encoder and decoder; empty for linear ones.
     """
 
-    def __init__(self, kernel_shape: Sequence[int], latent_size: int = 8, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(self, kernel_shape: Sequence[int], latent_size: int = 8, hidden: Sequence[int] = (32, 32)) -> None:
         super().__init__(kernel_shape)
         self.latent_size = latent_size
         self.hidden = tuple(hidden)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 __all__ = ["LogScaleNormal"]
+
+_SHARED_FROM = 100_000  # weights: below, handing over takes longer
 
 
 class LogScaleNormal(Normal):
@@ -33,14 +37,32 @@ class LogScaleNormal(Normal):
         return Normal(self.loc, self.scale).expand(torch.Size(batch_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         if sample_shape:
-            return self.loc + self.scale * noise
-        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), noise)
+            return super().rsample(torch.Size(sample_shape))
+        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), _standard_normal_like(self.loc))
         return draw
 
     def entropy(self) -> Tensor:
         return self.log_scale + 0.5 * (1 + math.log(2 * math.pi))
+
+
+def _standard_normal_like(tensor: Tensor) -> Tensor:
+    """ε ~ N(0, I). PyTorch draws on one core of a CPU; here two share the work, each with a generator of its own."""
+    if tensor.device.type != "cpu" or tensor.numel() < _SHARED_FROM:
+        return torch.randn_like(tensor)
+    noise = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    halves = noise.view(-1).split((tensor.numel() + 1) // 2)
+    seeds = torch.randint(2**62, (2,)).tolist()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    first = _other_core().submit(halves[0].normal_, generator=generators[0])
+    halves[1].normal_(generator=generators[1])
+    first.result()
+    return noise
+
+
+@cache
+def _other_core() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "noise")
 
 
 class _Draw(torch.autograd.Function):

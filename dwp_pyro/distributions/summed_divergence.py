@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from dwp_pyro.distributions.kernel_density import KernelGaussian
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
 from dwp_pyro.distributions.log_uniform import APPROXIMATION, LogUniform
 
-__all__ = ["chunked_sum", "summed_divergence"]
+__all__ = ["chunked_sum", "summed_divergence", "summed_entropy"]
 
 _CHUNK = 16384  # kernels
 
@@ -48,6 +49,14 @@ def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
             total: Tensor = _LogUniformDivergence.apply(base_q.loc, base_q.log_scale)
             return total
     return kl_divergence(q, p).sum()
+
+
+def summed_entropy(q: Distribution) -> Tensor:
+    """H[q] of all weights of a site together, []."""
+    base = q.base_dist if isinstance(q, Independent) else q
+    if isinstance(base, LogScaleNormal):
+        return base.log_scale.sum() + 0.5 * (1 + math.log(2 * math.pi)) * base.loc.numel()
+    return q.entropy().sum()
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.distributions import Independent, kl_divergence
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
-from dwp_pyro.distributions.summed_divergence import chunked_sum, summed_divergence
+from dwp_pyro.distributions.summed_divergence import chunked_sum, summed_divergence, summed_entropy
 
 __all__ = ["BatchedMeanFieldELBO"]
 
@@ -96,17 +96,18 @@ def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -
     """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density and a scale, by one draw."""
     prior = members[0][0]
     sizes = [member.batch_shape.numel() for member, _ in members]
-    entropy = torch.stack([site["fn"].entropy().sum() for _, site in members]).sum()
+    entropy = torch.stack([summed_entropy(site["fn"]) for _, site in members]).sum()
+    rows_of_sites = _rows(sizes, part, members[0][1]["value"].device)
     changes = []
-    for (member, site), rows in zip(members, _rows(sizes, part), strict=True):
+    for (member, site), rows in zip(members, rows_of_sites, strict=True):
         kernels, mean = site["value"].flatten(0, 1), member.mean.expand(site["value"].shape).flatten(0, 1)
-        changes.append(kernels - mean if rows is None else kernels[rows] - mean[rows])
+        changes.append(kernels - mean if rows is None else kernels.index_select(0, rows) - mean.index_select(0, rows))
     change = torch.cat(changes)
     trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
     return -entropy - sum(sizes) / len(change) * chunked_sum(prior.log_prob_of_change, change, trained)
 
 
-def _rows(sizes: list[int], part: float) -> list[Tensor | None]:
+def _rows(sizes: list[int], part: float, device: torch.device) -> list[Tensor | None]:
     """Which kernels of each site to take; None for all. Each kernel is as likely as any other.
 
     Evenly spaced over all sites from a random start, so that neighbours in memory are read in order.
@@ -120,6 +121,6 @@ def _rows(sizes: list[int], part: float) -> list[Tensor | None]:
     ends = torch.tensor(sizes).cumsum(0)
     bounds = [0, *torch.searchsorted(chosen, ends).tolist()]
     return [
-        chosen[low:high] - (int(end) - size)
+        (chosen[low:high] - (int(end) - size)).to(device)
         for low, high, end, size in zip(bounds, bounds[1:], ends, sizes, strict=False)
     ]

@@ -51,14 +51,15 @@ def posterior_predictive(
         overlap: of neighbouring windows, as a part of a window.
         advance: called after each sample.
     """
-    total = entropies = torch.zeros(image.shape[1:], device=image.device)
+    total, entropies = (torch.zeros(image.shape[1:], device=image.device) for _ in range(2))
     for sample, seed in enumerate(seeds):
         weights = posterior.draw(seed, sample % len(posterior.members))
         probability = _probability(posterior, image, weights, overlap)
-        total = total + probability
-        entropies = entropies + _entropy(probability)
+        total += probability
+        entropies += _entropy(probability)
+        del probability  # or it would lie beside that of the next sample
         advance()
-    mean = total / len(seeds)
+    mean = total.div_(len(seeds))
     entropy = _entropy(mean)
     # Jensen's inequality makes it positive; rounding may not.
     return Moments(mean, entropy, (entropy - entropies / len(seeds)).clamp_min(0))

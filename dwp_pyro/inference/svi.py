@@ -30,7 +30,7 @@ from dwp_pyro.progress import progress
 from dwp_pyro.signals import stop_signals
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["Plan", "optimise", "step_seed", "steps_done"]
+__all__ = ["OneOptimizer", "Plan", "optimise", "step_seed", "steps_done"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
@@ -61,7 +61,7 @@ class Plan:
     validate_every: int = 100
 
 
-class _OneOptimizer(PyroOptim):
+class OneOptimizer(PyroOptim):
     """Lets SVI drive one torch optimiser over all parameters, instead of one a tensor: its state can be saved.
 
     SVI hands over the parameters it saw as a set, without order; the optimiser knows its own.
@@ -144,7 +144,7 @@ def optimise(
         stop_signals() as stopped,
         progress(description, plan.steps, start) as advance,
     ):
-        svi = SVI(model, scaled_guide, _OneOptimizer(optimizer), elbo)
+        svi = SVI(model, scaled_guide, OneOptimizer(optimizer), elbo)
         batches = iter(loader)
         for step in range(start, plan.steps):
             image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))

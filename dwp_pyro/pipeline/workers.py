@@ -85,8 +85,9 @@ def in_processes(
                 if stopped() and under_way:
                     raise Interrupted(stopped())
         finally:
-            for process in processes.values():
+            for connection, process in processes.items():
                 process.terminate()
+                connection.close()  # or a worker that had just finished its task would wait for another
             for process in processes.values():
                 process.join()
 
@@ -124,7 +125,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     silence()
     torch.set_num_threads(threads)
-    with suppress(EOFError, Interrupted):
+    with suppress(EOFError, BrokenPipeError, Interrupted):
         while True:
             task = connection.recv()
             result: Any

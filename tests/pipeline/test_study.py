@@ -85,4 +85,4 @@ def test_what_makes_no_sense_is_refused_by_name(read, tmp_path, content, says):
 
 def test_the_example_of_the_documents():
     study = Study.read(Path(__file__).parents[2] / "studies" / "whole-tumour" / "study.yaml")
-    assert len(study.cells) == 157
+    assert len(study.cells) == 166

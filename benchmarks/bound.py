@@ -1,0 +1,80 @@
+"""The bound of the deep weight prior against a convolutional encoder and decoder, as the papers' code has them.
+
+$ python -m benchmarks.bound
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.comparison import Row, ratio, report, time_in_turns
+from benchmarks.steps import untrained_prior
+from dwp_pyro.distributions.summed_divergence import chunked_sum
+from dwp_pyro.inference.allocator import keep_freed_memory
+
+_KERNELS = 8192  # of 184,336: both sides take time in proportion
+_LATENT = 8
+
+
+class ConvolutionalVAE(nn.Module):
+    """Encoder and decoder of 32, 64 and 128 channels on a kernel as a volume of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(channels: int, filters: int) -> list[nn.Module]:
+            return [nn.Conv3d(channels, filters, 3, padding=1), nn.ReLU()]
+
+        self.encoder = nn.Sequential(
+            *block(1, 32), *block(32, 64), *block(64, 128), nn.Flatten(), nn.Linear(128 * 27, 2 * _LATENT)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(_LATENT, 128 * 27),
+            nn.Unflatten(1, (128, 3, 3, 3)),
+            *block(128, 64),
+            *block(64, 32),
+            nn.Conv3d(32, 2, 3, padding=1),
+        )
+
+    def forward(self, kernels: Tensor) -> Tensor:
+        """Kernels [n, 3, 3, 3] → the bound with one z, [n], but for constants."""
+        mean, log_scale = self.encoder(kernels[:, None]).chunk(2, 1)
+        noise = torch.randn_like(mean)
+        z = mean + log_scale.exp() * noise
+        loc, log_spread = self.decoder(z).unbind(1)
+        fit = -0.5 * ((kernels - loc) * (-log_spread).exp()).square() - log_spread
+        return fit.flatten(1).sum(1) + (0.5 * (noise.square() - z.square()) + log_scale).sum(1)
+
+
+def rows() -> Iterator[Row]:
+    keep_freed_memory()
+    torch.manual_seed(0)
+    ours = untrained_prior().block("bottom")
+    theirs = ConvolutionalVAE().requires_grad_(False)
+    kernels = 0.01 * torch.randn(_KERNELS, 3, 3, 3)
+
+    def ours_step() -> None:
+        chunked_sum(ours.log_prob_estimate, kernels.detach().requires_grad_()).backward()
+
+    def their_step() -> None:
+        for chunk in kernels.split(1024):
+            theirs(chunk.detach().requires_grad_()).sum().backward()
+
+    seconds = time_in_turns({"ours": ours_step, "theirs": their_step}, 7)
+    figures = ratio(seconds["theirs"], seconds["ours"])
+    note = f"{_KERNELS} kernels: {min(seconds['ours']) * 1e3:.0f} ms and {min(seconds['theirs']) * 1e3:.0f} ms"
+    yield Row(
+        "times faster: DWP bound and gradient, K = 1",
+        "Conv3d encoder/decoder of 32-64-128, one z",
+        30,
+        *figures,
+        note,
+        True,
+    )
+
+
+if __name__ == "__main__":
+    report(rows())

@@ -1,0 +1,58 @@
+"""The posterior predictive of a whole scan against as many passes of a deterministic network.
+
+$ python -m benchmarks.prediction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.comparison import Row, ratio, report, time_in_turns
+from benchmarks.steps import SMALL
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.allocator import keep_freed_memory
+from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
+from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
+from dwp_pyro.models.unet import kernel_sites
+
+_SHAPE = (240, 240, 155)  # of BraTS
+_MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+class Volume:
+    """A scan of the size of BraTS, at random, and a small network with a posterior."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        torch.manual_seed(0)
+        card = NetworkCard(_MODALITIES, SMALL, False, "brats", "whole", None, (64, 64, 64))
+        network = card.network()
+        kernels = {site: kernel.detach() for site, kernel in kernel_sites(network).items()}
+        self.image = torch.randn(len(_MODALITIES), *_SHAPE)
+        self.posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.01))])
+
+    def deterministic(self) -> None:
+        """One sliding-window pass, all weights at their means."""
+        posterior_mean_probability(self.posterior, self.image)
+
+    def bayesian(self, samples: int) -> None:
+        posterior_predictive(self.posterior, self.image, range(samples))
+
+
+def rows() -> Iterator[Row]:
+    volume = Volume()
+    sides = {0: volume.deterministic, 1: lambda: volume.bayesian(1), 3: lambda: volume.bayesian(3)}
+    seconds = time_in_turns({str(samples): side for samples, side in sides.items()}, 3)
+    for samples in (1, 3):
+        passes = [samples * each for each in seconds["0"]]
+        note = f"{min(seconds[str(samples)]):.1f} s; a pass {min(seconds['0']):.1f} s"
+        figures = ratio(seconds[str(samples)], passes)
+        yield Row(
+            f"prediction of 240×240×155, four modalities, S = {samples}", f"{samples} × a pass", 1.05, *figures, note
+        )
+
+
+if __name__ == "__main__":
+    report(rows())

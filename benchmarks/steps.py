@@ -1,0 +1,154 @@
+"""One step of stochastic variational inference against one step of the same deterministic network.
+
+$ python -m benchmarks.steps [--device cuda --patch 128]
+
+All sides are in one process and take turns. Deterministic: the package's network, its weights plain tensors, its
+loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions. Both have the process's
+settings, which the command line makes (freed memory kept, threads that wait a little), so that stock PyTorch without
+them is slower than it is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import pyro
+import torch
+from pyro.infer import SVI
+from torch import nn
+
+from benchmarks.comparison import Row, ratio, report, time_in_turns
+from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.distributions.priors import LEARNED, prior_at
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.allocator import keep_freed_memory
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.inference.svi import OneOptimizer
+from dwp_pyro.models.bayesian import bayesianize
+from dwp_pyro.models.convolution import Conv3d
+from dwp_pyro.models.segmentation import SegmentationModel, dice_ce
+from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block, kernel_sites
+
+Step = Callable[[], object]
+
+DEFAULT, SMALL = (16, 32, 64, 128), (8, 16, 32, 64)
+
+#: Side → (prior, part of the kernels, estimator), targets at the default size and at the small one.
+SIDES = {
+    "`shared`, N(0, 1)": ("normal", 1.0, "shared", 1.10, 1.25),
+    "`shared`, log-uniform": ("log-uniform", 1.0, "shared", 1.10, 1.25),
+    "`shared`, full-covariance Gaussian, all kernels": ("gaussian", 1.0, "shared", 1.15, 1.30),
+    "`shared`, DWP, all kernels, K = 1": ("dwp", 1.0, "shared", 1.30, 1.50),
+    "`shared`, DWP, a random quarter of the kernels": ("dwp", 0.25, "shared", 1.15, 1.30),
+    "`local`, DWP, a random quarter of the kernels": ("dwp", 0.25, "local", 2.3, 2.6),
+}
+
+
+def untrained_prior() -> KernelPrior:
+    """VAEs of the default form, for every block of the network: what they have learned does not change their cost."""
+    torch.manual_seed(0)
+    sites = kernel_sites(ResidualUNet3d(1, 2))
+    cards = {block: BlockCard(tuple(site for site in sites if in_block(site, block)), 0) for block in PRIOR_BLOCKS}
+    prior = KernelPrior("dwp", {block: KernelVAE((3, 3, 3)) for block in cards}, cards)
+    return prior.requires_grad_(False)
+
+
+class Scene:
+    """A network's form and a batch of one patch, at random."""
+
+    def __init__(self, widths: tuple[int, int, int, int], patch: int, device: torch.device) -> None:
+        self.widths, self.patch, self.device = widths, patch, device
+        torch.manual_seed(0)
+        size = (1, 1, patch, patch, patch)
+        image, label = torch.randn(size), (torch.rand(size) > 0.8).long()
+        self.batch = tuple(x.to(device) for x in (image, label, torch.ones(size), torch.tensor([1e5])))
+
+    def network(self) -> ResidualUNet3d:
+        torch.manual_seed(0)
+        return ResidualUNet3d(1, 2, self.widths).to(self.device)
+
+    def deterministic(self) -> Step:
+        return self._plain(self.network())
+
+    def stock(self) -> Step:
+        network = self.network()
+        for module in network.modules():
+            if isinstance(module, Conv3d):
+                module.__class__ = nn.Conv3d
+        return self._plain(network)
+
+    def _plain(self, network: nn.Module) -> Step:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
+        image, *truth = self.batch
+
+        def step() -> float:
+            loss = -dice_ce(network(image), *truth).sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
+
+    def bayesian(self, name: str, part: float, estimator: str) -> Step:
+        """A step as `dwp-pyro svi` takes it."""
+        network = self.network()
+        sites = kernel_sites(network)
+        learned = untrained_prior().to(self.device).of_family(name) if name in LEARNED else None
+        guide = MeanFieldNormal(
+            bayesianize(network, {site: prior_at(name, site, w, learned) for site, w in sites.items()}), 1e-3
+        ).to(self.device)
+        model = SegmentationModel(network, "dice-ce", num_cases=5, kernel_prior=learned)
+        parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+        svi = SVI(model, guide, OneOptimizer(optimizer), BatchedMeanFieldELBO(part))
+
+        def step() -> float:
+            with LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext():
+                return svi.step(*self.batch)
+
+        return step
+
+
+def rows(
+    sizes: tuple[tuple[tuple[int, int, int, int], int], ...] = ((DEFAULT, 64), (SMALL, 48)),
+    device: torch.device | None = None,
+) -> Iterator[Row]:
+    """Rows for each widths and patch; the targets of the small widths are their own."""
+    device = device or torch.device("cpu")
+    keep_freed_memory()
+    for widths, patch in sizes:
+        small = widths == SMALL
+        scene = Scene(widths, patch, device)
+        with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+            sides = {"deterministic": scene.deterministic(), "stock": scene.stock()}
+            sides |= {what: scene.bayesian(*arguments[:3]) for what, arguments in SIDES.items()}
+            seconds = time_in_turns(sides, 25 if small else 13, device)
+        median = {what: statistics.median(values) for what, values in seconds.items()}
+        where = f"widths {'-'.join(map(str, widths))}, {patch}³"
+        for what, (*_, target, small_target) in SIDES.items():
+            note = (
+                f"{median[what] * 1e3:.0f} ms; deterministic {median['deterministic'] * 1e3:.0f} ms; "
+                f"{median[what] / median['stock']:.2f} × stock"
+            )
+            figures = ratio(seconds[what], seconds["deterministic"])
+            yield Row(
+                f"SVI step, {what}; {where}", "deterministic step", small_target if small else target, *figures, note
+            )
+        what = "`shared`, DWP, all kernels, K = 1"
+        figures = ratio(seconds[what], seconds["stock"])
+        yield Row(f"SVI step, {what}; {where}", "stock step", 1.0, *figures, f"stock {median['stock'] * 1e3:.0f} ms")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--patch", type=int, help="side of the patch, for the default widths alone")
+    chosen = parser.parse_args()
+    given = {} if chosen.patch is None else {"sizes": ((DEFAULT, chosen.patch),)}
+    report(rows(**given, device=torch.device(chosen.device)))
