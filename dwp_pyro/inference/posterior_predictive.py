@@ -36,7 +36,7 @@ class Moments:
 def posterior_predictive(
     posterior: Posterior,
     image: Tensor,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     overlap: float = 0.25,
     advance: Callable[[], None] = lambda: None,
 ) -> Moments:
@@ -47,22 +47,25 @@ def posterior_predictive(
     Args:
         posterior: on the image's device.
         image: [channels, X, Y, Z].
-        seeds: one a weight sample; the members of the posterior take turns.
+        seeds: one a weight sample; the members of the posterior take turns. None for one pass a member, its kernels at
+            their means: of a mixture, whose members disagree more than their samples, a quick near-equal.
         overlap: of neighbouring windows, as a part of a window.
         advance: called after each sample.
     """
     total, entropies = (torch.zeros(image.shape[1:], device=image.device) for _ in range(2))
-    for sample, seed in enumerate(seeds):
-        weights = posterior.draw(seed, sample % len(posterior.members))
+    passes = len(posterior.members) if seeds is None else len(seeds)
+    for number in range(passes):
+        member = number % len(posterior.members)
+        weights = posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
         probability = _probability(posterior, image, weights, overlap)
         total += probability
         entropies += _entropy(probability)
         del probability  # or it would lie beside that of the next sample
         advance()
-    mean = total.div_(len(seeds))
+    mean = total.div_(passes)
     entropy = _entropy(mean)
     # Jensen's inequality makes it positive; rounding may not.
-    return Moments(mean, entropy, (entropy - entropies / len(seeds)).clamp_min(0))
+    return Moments(mean, entropy, (entropy - entropies / passes).clamp_min(0))
 
 
 @torch.no_grad()

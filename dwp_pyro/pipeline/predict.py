@@ -176,7 +176,9 @@ def predict_case(
     scan = read_case(case, card.modalities, layout.labels)
     preprocess = Preprocessing(card.spacing)
     example = preprocess(scan, layout.regions.get(card.region, frozenset()))
-    seeds = [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))]
+    seeds = (
+        [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
+    )
     try:
         moments = posterior_predictive(
             posterior, example.image.as_tensor().to(device), seeds, config.overlap, advance=advance
@@ -207,7 +209,7 @@ def predict_cases(
     # The label is drawn in the picture where its values mean the same structures as in training.
     values = layout.regions.get(card.region, frozenset())
     pictures = []
-    with progress("predicting", len(cases) * _samples(posterior, config)) as advance:
+    with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information = predict_case(
                 posterior, case, layout, config, device, partial(advance, case.id)
@@ -246,9 +248,14 @@ def predict_cases(
     return pictures
 
 
+def _passes(posterior: Posterior, config: PredictConfig) -> int:
+    return _samples(posterior, config) or len(posterior.members)
+
+
 def _samples(posterior: Posterior, config: PredictConfig) -> int:
+    """Weight samples in all; 0 for the posterior means."""
     members = len(posterior.members)
-    if all(guide is None for _, guide in posterior.members):
+    if config.samples and all(guide is None for _, guide in posterior.members):
         return members
     return math.ceil(config.samples / members) * members  # each member as often as the others
 

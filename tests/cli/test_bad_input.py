@@ -191,7 +191,7 @@ def test_a_prior_for_another_kernel_shape(command, copy_of_world):
         (("predict", SVI_RUN, "nowhere.nii.gz"), "nowhere.nii.gz"),
         (("predict", SVI_RUN, "runs"), "runs: has none of the known layouts"),
         (("predict", SVI_RUN, CASE.format(1, 1, "flair"), CASE.format(1, 1, "t1")), "1 file(s) of one case"),
-        (("predict", SVI_RUN, "data/brats", "--samples", "0"), "samples"),
+        (("predict", SVI_RUN, "data/brats", "--samples", "-1"), "samples"),
         (("predict", SVI_RUN, "data/brats", "--overlap", "1"), "overlap"),
         (
             ("predict", SVI_RUN, "data/brats", "--out", CASE.format(1, 1, "t1")),

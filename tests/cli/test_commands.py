@@ -243,11 +243,11 @@ def test_phantom_writes_the_layout(command, tmp_path):
     assert command("check-data", "--root", tmp_path / "d").exit_code == 0
 
 
-@pytest.mark.parametrize(("run", "samples"), [(SVI_RUN, 4), (FINETUNE_RUN, 1)])
-def test_every_member_is_sampled_as_often_as_the_others(command, in_world, tmp_path, run, samples):
-    """Three samples asked for: four of the two members, one of the network without a posterior."""
+@pytest.mark.parametrize(("run", "asked", "samples"), [(SVI_RUN, 3, 4), (FINETUNE_RUN, 3, 1), (SVI_RUN, 0, 0)])
+def test_every_member_is_sampled_as_often_as_the_others(command, in_world, tmp_path, run, asked, samples):
+    """Three samples asked for: four of the two members, one of the network without a posterior. None: the means."""
     scan = "data/brats/HGG/Brats18_PHA_004_1/Brats18_PHA_004_1_flair.nii.gz"
-    result = command("predict", run, scan, "--samples", 3, "--out", tmp_path / "p")
+    result = command("predict", run, scan, "--samples", asked, "--out", tmp_path / "p")
     assert result.exit_code == 0, result.output
     (card,) = (tmp_path / "p").glob("*.json")
     assert json.loads(card.read_text())["settings"]["samples"] == samples

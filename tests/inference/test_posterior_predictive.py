@@ -71,6 +71,20 @@ def test_without_spread_the_weights_agree_and_the_mean_is_the_prediction(image):
     torch.testing.assert_close(moments.probability, posterior_mean_probability(posterior, image), atol=1e-4, rtol=0)
 
 
+def test_the_means_are_a_mixture_of_one_pass_a_member(image):
+    """Probability, and what the members do not agree on, without a sample."""
+    members = [make_posterior(0.5, seed).members[0] for seed in (0, 1)]
+    moments = posterior_predictive(Posterior(CARD, members), image, None)
+    each = [posterior_predictive(Posterior(CARD, [member]), image, None) for member in members]
+    torch.testing.assert_close(moments.probability, (each[0].probability + each[1].probability) / 2, atol=1e-5, rtol=0)
+    expected = moments.entropy - (each[0].entropy + each[1].entropy) / 2
+    torch.testing.assert_close(moments.mutual_information, expected.clamp_min(0), atol=1e-4, rtol=0)
+    assert float(moments.mutual_information.max()) > 0.01
+    assert float(each[0].mutual_information.max()) < 1e-6
+    alone = posterior_mean_probability(Posterior(CARD, members), image)
+    torch.testing.assert_close(moments.probability, alone, atol=1e-5, rtol=0)
+
+
 def test_a_deterministic_network_has_no_mutual_information(image):
     moments = posterior_predictive(make_posterior(None), image, [0])
     assert float(moments.mutual_information.max()) == 0

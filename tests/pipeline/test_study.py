@@ -72,7 +72,7 @@ def test_the_names_of_files_are_safe(read):
         ({"cells": [{"arms": ["DWP"], "n": ["x"], "seeds": [0]}]}, "cells: n: expected a whole number"),
         ({"cells": [{"arms": ["DWP"], "n": [5], "seeds": [-1]}]}, "cells: seed: must be at least 0"),
         ({"evaluate": "train"}, "evaluate: 'train' is not one of test, validation"),
-        ({"samples": 0}, "samples: must be at least 1"),
+        ({"samples": -1}, "samples: must be at least 0"),
         ({"reference": "PR"}, "reference: 'PR' is not one of the arms"),
     ],
 )

@@ -1,0 +1,56 @@
+"""How near the maps of a few passes come to those of 51 weight samples, on the validation cases of a run.
+
+$ python -m benchmarks.quick_maps RUN
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dwp_pyro.config import SviConfig
+from dwp_pyro.inference.posterior_predictive import Moments, posterior_predictive
+from dwp_pyro.pipeline.predict import load_run
+from dwp_pyro.pipeline.training_data import load_training_data
+
+_REFERENCE = range(1000, 1051)
+_TRIALS = {"posterior means": None} | {f"{samples} samples": range(samples) for samples in (3, 6, 12, 20)}
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def _dice(moments: Moments, label: Tensor) -> float:
+    predicted = moments.probability > 0.5
+    return float(2 * (predicted & label).sum() / (predicted.sum() + label.sum()).clamp_min(1))
+
+
+def main(run: Path) -> None:
+    config = SviConfig.from_yaml(run / "config.yaml")
+    posterior = load_run(run).posterior
+    cases = load_training_data(config, config.n).validation
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in _TRIALS}
+    for case in cases:
+        assert case.label is not None
+        image, brain, label = (x.as_tensor() for x in (case.image, case.brain, case.label))
+        brain, label = brain[0] > 0, label[0] > 0
+        reference = posterior_predictive(posterior, image, _REFERENCE)
+        for name, seeds in _TRIALS.items():
+            moments = posterior_predictive(posterior, image, seeds)
+            pair = (each.mutual_information[brain] for each in (moments, reference))
+            figures[name].append((_correlation(*pair), abs(_dice(moments, label) - _dice(reference, label))))
+    print(f"{len(cases)} cases, {len(posterior.members)} members, against {len(_REFERENCE)} samples")
+    print("| maps of | correlation of the mutual information: mean, least | change of Dice: most |")
+    print("|---|---|---|")
+    for name, values in figures.items():
+        correlations, changes = zip(*values, strict=True)
+        print(f"| {name} | {statistics.mean(correlations):.3f}, {min(correlations):.3f} | {max(changes):.4f} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
