@@ -33,9 +33,11 @@ def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
     if isinstance(base_q, LogScaleNormal):
         if type(base_p) is Normal:
             loc, scale = (_unexpanded(part.detach()) for part in (base_p.loc, base_p.scale))
+            constant = scale.log().sum() * (base_q.loc.numel() / scale.numel())
             precision = scale.square().reciprocal()
             deviation = base_q.loc.detach() - loc
-            constant = scale.log().sum() * (base_q.loc.numel() / scale.numel())
+            if precision.numel() == 1:  # all in units of the prior: two passes fewer
+                return constant + _normal_divergence(base_q, deviation, deviation, None, precision.squeeze())
             return constant + _normal_divergence(base_q, deviation, precision * deviation, precision)
         if isinstance(base_p, DeepWeightPrior) and isinstance(base_p.density, KernelGaussian):
             density = base_p.density
@@ -64,15 +66,18 @@ def _unexpanded(tensor: Tensor) -> Tensor:
     return tensor[tuple(slice(1 if stride == 0 else None) for stride in tensor.stride())]
 
 
-def _normal_divergence(q: LogScaleNormal, deviation: Tensor, weighted: Tensor, precision: Tensor) -> Tensor:
-    total: Tensor = _NormalDivergence.apply(q.loc, q.log_scale, q.scale.detach(), deviation, weighted, precision)
+def _normal_divergence(
+    q: LogScaleNormal, deviation: Tensor, weighted: Tensor, precision: Tensor | None, factor: Tensor | float = 1.0
+) -> Tensor:
+    tensors = (q.loc, q.log_scale, q.scale.detach(), deviation, weighted, precision)
+    total: Tensor = _NormalDivergence.apply(*tensors, factor)
     return total
 
 
 class _NormalDivergence(torch.autograd.Function):
-    """½ (m − a)ᵀ Λ (m − a) + ½ Σ Λᵢᵢ s² − Σ log s − N/2: KL(N(m, s²) ‖ N(a, Λ⁻¹)) but for −½ log |Λ|.
+    """½ f [(m − a)ᵀ Λ (m − a) + Σ Λᵢᵢ s²] − Σ log s − N/2: KL(N(m, s²) ‖ N(a, (f Λ)⁻¹)) but for −½ log |f Λ|.
 
-    `deviation` is m − a, `weighted` Λ (m − a), `precision` the diagonal of Λ.
+    `deviation` is m − a, `weighted` Λ (m − a), `precision` the diagonal of Λ, None for 1; `factor` is f.
     """
 
     @staticmethod
@@ -83,18 +88,22 @@ class _NormalDivergence(torch.autograd.Function):
         scale: Tensor,
         deviation: Tensor,
         weighted: Tensor,
-        precision: Tensor,
+        precision: Tensor | None,
+        factor: Tensor | float,
     ) -> Tensor:
         ctx.save_for_backward(scale, weighted, precision)
-        spread = scale.flatten().dot((scale * precision).flatten())
+        ctx.factor = factor
+        spread = scale.flatten().dot((scale if precision is None else scale * precision).flatten())
         distance = deviation.flatten().dot(weighted.flatten())
-        return 0.5 * (distance + spread) - log_scale.sum() - 0.5 * loc.numel()
+        return 0.5 * factor * (distance + spread) - log_scale.sum() - 0.5 * loc.numel()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale, weighted, precision = ctx.saved_tensors
-        return weighted * grad, torch.addcmul(-grad, scale, scale * (precision * grad)), None, None, None, None
+        factor = ctx.factor * grad
+        by_log_scale = scale.square().mul_(factor if precision is None else precision * factor).sub_(grad)
+        return weighted * factor, by_log_scale, None, None, None, None, None
 
 
 class _LogUniformDivergence(torch.autograd.Function):

@@ -85,42 +85,45 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 batches[key].append((prior, guide_site))
             else:
                 divergence = divergence + guide_site["scale"] * summed_divergence(guide_site["fn"], site["fn"])
+        sizes = [prior.batch_shape.numel() for members in batches.values() for prior, _ in members]
+        count = math.ceil(self.kernel_part * sum(sizes))
+        chosen = iter(_window(sizes, count))
         for (*_, scale), members in batches.items():
-            divergence = divergence + scale * _bound_divergence(members, self.kernel_part)
+            slices = [next(chosen) for _ in members]
+            divergence = divergence + scale * _bound_divergence(members, slices, sum(sizes) / count)
         self.terms = {"log_likelihood": torch_item(log_likelihood), "divergence": torch_item(divergence)}
         loss = divergence - log_likelihood
         return torch_item(loss), loss
 
 
-def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -> Tensor:
-    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density and a scale, by one draw."""
-    prior = members[0][0]
-    sizes = [member.batch_shape.numel() for member, _ in members]
+def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], chosen: list[list[slice]], factor: float) -> Tensor:
+    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density and a scale, by one draw.
+
+    The density is taken at the chosen kernels of each site, and counts `factor` times.
+    """
     entropy = torch.stack([summed_entropy(site["fn"]) for _, site in members]).sum()
-    rows_of_sites = _rows(sizes, part, members[0][1]["value"].device)
     changes = []
-    for (member, site), rows in zip(members, rows_of_sites, strict=True):
-        kernels, mean = site["value"].flatten(0, 1), member.mean.expand(site["value"].shape).flatten(0, 1)
-        changes.append(kernels - mean if rows is None else kernels.index_select(0, rows) - mean.index_select(0, rows))
-    change = torch.cat(changes)
+    for (prior, site), slices in zip(members, chosen, strict=True):
+        kernels, mean = site["value"].flatten(0, 1), prior.mean.expand(site["value"].shape).flatten(0, 1)
+        changes += [kernels[each] - mean[each] for each in slices]
+    if not changes:
+        return -entropy
+    prior = members[0][0]
     trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
-    return -entropy - sum(sizes) / len(change) * chunked_sum(prior.log_prob_of_change, change, trained)
+    return -entropy - factor * chunked_sum(prior.log_prob_of_change, torch.cat(changes), trained)
 
 
-def _rows(sizes: list[int], part: float, device: torch.device) -> list[Tensor | None]:
-    """Which kernels of each site to take; None for all. Each kernel is as likely as any other.
+def _window(sizes: list[int], count: int) -> list[list[slice]]:
+    """Some of all kernels, as slices of each site: those that follow one another from a random one, in a circle.
 
-    Evenly spaced over all sites from a random start, so that neighbours in memory are read in order.
+    Each kernel is as likely as any other. Neighbours are read in order, and few densities have to be called.
     """
     total = sum(sizes)
-    count = math.ceil(part * total)
-    if count == total:
-        return [None] * len(sizes)
-    start = int(torch.randint(total, ()))
-    chosen = ((torch.arange(count) * total // count + start) % total).sort().values
-    ends = torch.tensor(sizes).cumsum(0)
-    bounds = [0, *torch.searchsorted(chosen, ends).tolist()]
-    return [
-        (chosen[low:high] - (int(end) - size)).to(device)
-        for low, high, end, size in zip(bounds, bounds[1:], ends, sizes, strict=False)
-    ]
+    start = int(torch.randint(total, ())) if count < total else 0
+    chosen = []
+    offset = 0
+    for size in sizes:
+        bounds = [(max(0, low - offset), min(size, low + count - offset)) for low in (start, start - total)]
+        chosen.append([slice(low, high) for low, high in bounds if low < high])
+        offset += size
+    return chosen
