@@ -22,15 +22,15 @@ _MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 class Volume:
-    """A scan of the size of BraTS, at random, and a small network with a posterior."""
+    """A scan at random, and a small network with a posterior."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, int, int] = _SHAPE) -> None:
         keep_freed_memory()
         torch.manual_seed(0)
         card = NetworkCard(_MODALITIES, SMALL, False, "brats", "whole", None, (64, 64, 64))
         network = card.network()
         kernels = {site: kernel.detach() for site, kernel in kernel_sites(network).items()}
-        self.image = torch.randn(len(_MODALITIES), *_SHAPE)
+        self.image = torch.randn(len(_MODALITIES), *shape)
         self.posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.01))])
 
     def deterministic(self) -> None:

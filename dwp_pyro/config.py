@@ -35,6 +35,8 @@ DATA_VARIABLE = "DWP_PYRO_DATA"
 
 _MAX_SEED = 2**32 - 1
 
+_PRECISION = "Arithmetic of the network: bf16 is faster on a GPU, and on a CPU that has bfloat16."
+
 _CENTRED_SCALE = 0.55  # a variance of 0.3
 _CENTRED_MEMBERS = 3
 
@@ -193,6 +195,7 @@ class TrainingSettings(DataSettings):
     batch_size: int = setting(1, "Patches a step.", minimum=1)
     learning_rate: float = setting(2e-3, "Highest learning rate of AdamW.", minimum=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW, on deterministic weights.", minimum=0)
+    precision: str = setting("float32", _PRECISION, choices=("float32", "bf16"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -362,6 +365,7 @@ class PredictConfig(Settings):
     )
     overlap: float = setting(0.25, "Overlap of neighbouring windows, as a part of a window.", minimum=0)
     seed: int = setting(0, "Seed of the weight samples.", minimum=0, maximum=_MAX_SEED)
+    precision: str = setting("float32", _PRECISION, choices=("float32", "bf16"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

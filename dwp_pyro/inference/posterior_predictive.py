@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.models.segmentation import in_precision
 
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
 
@@ -38,6 +39,7 @@ def posterior_predictive(
     image: Tensor,
     seeds: Sequence[int] | None,
     overlap: float = 0.25,
+    precision: str = "float32",
     advance: Callable[[], None] = lambda: None,
 ) -> Moments:
     """One coherent pass over the whole image for each weight sample: the same kernels in every window.
@@ -50,6 +52,7 @@ def posterior_predictive(
         seeds: one a weight sample; the members of the posterior take turns. None for one pass a member, its kernels at
             their means: of a mixture, whose members disagree more than their samples, a quick near-equal.
         overlap: of neighbouring windows, as a part of a window.
+        precision: see `in_precision`.
         advance: called after each sample.
     """
     total, entropies = (torch.zeros(image.shape[1:], device=image.device) for _ in range(2))
@@ -57,7 +60,7 @@ def posterior_predictive(
     for number in range(passes):
         member = number % len(posterior.members)
         weights = posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
-        probability = _probability(posterior, image, weights, overlap)
+        probability = _probability(posterior, image, weights, overlap, precision)
         total += probability
         entropies += _entropy(probability)
         del probability  # or it would lie beside that of the next sample
@@ -79,11 +82,15 @@ def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: flo
     return torch.as_tensor(total) / len(members)
 
 
-def _probability(posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float) -> Tensor:
+def _probability(
+    posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float, precision: str = "float32"
+) -> Tensor:
     keep_freed_memory()
 
     def window_probability(window: Tensor) -> Tensor:
-        return posterior.logits(window, weights).softmax(1)[:, 1:]
+        with in_precision(precision, window.device):
+            logits = posterior.logits(window, weights)
+        return logits.float().softmax(1)[:, 1:]
 
     result = sliding_window_inference(
         image[None], posterior.card.patch, _WINDOWS, window_probability, overlap, mode="gaussian"

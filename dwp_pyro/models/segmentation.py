@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pyro
 import torch
@@ -10,7 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LIKELIHOODS", "SegmentationModel", "categorical", "dice_ce"]
+__all__ = ["LIKELIHOODS", "SegmentationModel", "categorical", "dice_ce", "in_precision"]
 
 
 def categorical(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
@@ -57,6 +58,11 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+def in_precision(name: str, device: torch.device) -> AbstractContextManager[None]:
+    """A context for a network's forward pass: "float32", or "bf16" for autocast to bfloat16 where that is safe."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
 class SegmentationModel(nn.Module):
     """p(y, W | x) = p(W)^β Π_cases p(y|x, W), as a Pyro program.
 
@@ -72,6 +78,7 @@ class SegmentationModel(nn.Module):
             the model, and what of it is not frozen (the reverse model r(z|w), say) is trained with the guide.
         pull: α of the factor exp(−α/2 Σ (θ − θ₀)²) over the network's parameters θ, θ₀ their values now
             (L2-SP; Li et al. 2018, eq. 3); 0 for none.
+        precision: "float32", or "bf16" for the network's convolutions in bfloat16 (autocast); the rest stays as it is.
     """
 
     def __init__(
@@ -81,10 +88,12 @@ class SegmentationModel(nn.Module):
         num_cases: int,
         kernel_prior: nn.Module | None = None,
         pull: float = 0.0,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.kernel_prior = kernel_prior
         self.pull = pull
+        self.precision = precision
         # A ParameterList makes trainable what is no parameter yet.
         self.start = nn.ParameterList(
             nn.Parameter(parameter.detach().clone(), requires_grad=False)
@@ -102,8 +111,10 @@ class SegmentationModel(nn.Module):
             ours = not (name.startswith("network.") and isinstance(self.network, pyro.nn.PyroModule))
             if ours and parameter.requires_grad:
                 pyro.param(name, parameter)
-        with poutine.scale(scale=self.beta):
+        with poutine.scale(scale=self.beta), in_precision(self.precision, image.device):
             logits: Tensor = self.network(image)
+        if self.precision == "bf16":  # the likelihood sums over many voxels
+            logits = logits.float()
         log_likelihood = LIKELIHOODS[self.likelihood](logits, label, brain, brain_voxels)
         with pyro.plate("cases", self.num_cases, subsample=torch.arange(len(image), device=image.device)):
             pyro.factor("label", log_likelihood)

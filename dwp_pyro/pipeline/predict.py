@@ -181,7 +181,7 @@ def predict_case(
     )
     try:
         moments = posterior_predictive(
-            posterior, example.image.as_tensor().to(device), seeds, config.overlap, advance=advance
+            posterior, example.image.as_tensor().to(device), seeds, config.overlap, config.precision, advance
         )
     except torch.OutOfMemoryError as problem:
         raise RunError(f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu") from problem
@@ -268,6 +268,7 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "samples": _samples(trained.posterior, config),
         "overlap": config.overlap,
         "seed": config.seed,
+        "precision": config.precision,
         "posterior": trained.digest,
         "scans": [file_digest(path) for path in files],
     }

@@ -80,7 +80,8 @@ def train_network(
         The posterior of one member, on `device`.
     """
     network, guide, kernel_prior, pull = program
-    model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull).to(device)
+    model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull, settings.precision)
+    model.to(device)
     if guide is not None:
         guide.to(device)
     patches = Patches(data.train, data.patch, plan.seed, plan.steps * settings.batch_size)

@@ -251,3 +251,13 @@ def test_every_member_is_sampled_as_often_as_the_others(command, in_world, tmp_p
     assert result.exit_code == 0, result.output
     (card,) = (tmp_path / "p").glob("*.json")
     assert json.loads(card.read_text())["settings"]["samples"] == samples
+
+
+def test_bf16_is_a_setting_of_training_and_of_prediction(command, in_world, tmp_path):
+    run = tmp_path / "run"
+    config = in_world / SVI_RUN / "config.yaml"
+    assert command("svi", "--config", config, "--precision", "bf16", "--steps", 2, "--out", run).exit_code == 0
+    result = command("predict", run, "data/brats", "--samples", 0, "--precision", "bf16", "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "p").glob("*.json")]
+    assert {card["settings"]["precision"] for card in cards} == {"bf16"}

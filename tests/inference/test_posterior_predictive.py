@@ -85,6 +85,14 @@ def test_the_means_are_a_mixture_of_one_pass_a_member(image):
     torch.testing.assert_close(moments.probability, alone, atol=1e-5, rtol=0)
 
 
+def test_in_bf16_the_maps_are_near_those_of_float32(image):
+    posterior = make_posterior(0.2)
+    exact, rounded = (posterior_predictive(posterior, image, [0, 1], precision=name) for name in ("float32", "bf16"))
+    assert rounded.probability.dtype == torch.float32
+    torch.testing.assert_close(rounded.probability, exact.probability, atol=0.03, rtol=0)
+    assert not torch.equal(rounded.probability, exact.probability)
+
+
 def test_a_deterministic_network_has_no_mutual_information(image):
     moments = posterior_predictive(make_posterior(None), image, [0])
     assert float(moments.mutual_information.max()) == 0

@@ -135,3 +135,21 @@ def test_without_sites_the_elbo_is_the_log_likelihood(scene, elbo):
     loss = elbo().loss_and_grads(SegmentationModel(network, "categorical", 6), lambda *args: None, *data)
     assert_close(loss, -3 * categorical(network(data[0]), *data[1:]).sum().item())
     assert all((p.grad != 0).any() for p in network.parameters())
+
+
+def test_in_bf16_the_network_alone_is_rounded():
+    """Logits and likelihood come in float32, near those of float32 and not equal; gradients reach every weight."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
+    data = torch.randn(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8), torch.full((2,), 512.0)
+    computed_in = []
+    network[0].register_forward_hook(lambda module, inputs, output: computed_in.append(output.dtype))
+    exact, rounded = (
+        SegmentationModel(network, "dice-ce", 2, precision=precision)(*data) for precision in ("float32", "bf16")
+    )
+    assert computed_in == [torch.float32, torch.bfloat16]
+    assert rounded.dtype == torch.float32
+    assert_close(rounded, exact, rtol=0.05, atol=0.05)
+    assert not torch.equal(rounded, exact)
+    rounded.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
