@@ -31,7 +31,7 @@ from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.convolution import Conv3d
-from dwp_pyro.models.segmentation import SegmentationModel, dice_ce
+from dwp_pyro.models.segmentation import SegmentationModel, dice_ce, in_precision
 from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block, kernel_sites
 
 Step = Callable[[], object]
@@ -72,22 +72,24 @@ class Scene:
         torch.manual_seed(0)
         return ResidualUNet3d(1, 2, self.widths).to(self.device)
 
-    def deterministic(self) -> Step:
-        return self._plain(self.network())
+    def deterministic(self, precision: str = "float32") -> Step:
+        return self._plain(self.network(), precision)
 
     def stock(self) -> Step:
         network = self.network()
         for module in network.modules():
             if isinstance(module, Conv3d):
                 module.__class__ = nn.Conv3d
-        return self._plain(network)
+        return self._plain(network, "float32")
 
-    def _plain(self, network: nn.Module) -> Step:
+    def _plain(self, network: nn.Module, precision: str) -> Step:
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
         image, *truth = self.batch
 
         def step() -> float:
-            loss = -dice_ce(network(image), *truth).sum()
+            with in_precision(precision, self.device):
+                logits = network(image)
+            loss = -dice_ce(logits.float(), *truth).sum()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -95,7 +97,7 @@ class Scene:
 
         return step
 
-    def bayesian(self, name: str, part: float, estimator: str) -> Step:
+    def bayesian(self, name: str, part: float, estimator: str, precision: str = "float32") -> Step:
         """A step as `dwp-pyro svi` takes it."""
         network = self.network()
         sites = kernel_sites(network)
@@ -103,7 +105,7 @@ class Scene:
         guide = MeanFieldNormal(
             bayesianize(network, {site: prior_at(name, site, w, learned) for site, w in sites.items()}), 1e-3
         ).to(self.device)
-        model = SegmentationModel(network, "dice-ce", num_cases=5, kernel_prior=learned)
+        model = SegmentationModel(network, "dice-ce", 5, learned, precision=precision)
         parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
         svi = SVI(model, guide, OneOptimizer(optimizer), BatchedMeanFieldELBO(part))
@@ -128,7 +130,9 @@ def rows(
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
             sides = {"deterministic": scene.deterministic(), "stock": scene.stock()}
             sides |= {what: scene.bayesian(*arguments[:3]) for what, arguments in SIDES.items()}
-            seconds = time_in_turns(sides, 25 if small else 13, device)
+            quarter = ("dwp", 0.25, "shared", "bf16")
+            sides |= {"deterministic, bf16": scene.deterministic("bf16"), "bf16": scene.bayesian(*quarter)}
+            seconds = time_in_turns(sides, 25 if small else 15, device)
         median = {what: statistics.median(values) for what, values in seconds.items()}
         where = f"widths {'-'.join(map(str, widths))}, {patch}³"
         for what, (*_, target, small_target) in SIDES.items():
@@ -140,6 +144,9 @@ def rows(
             yield Row(
                 f"SVI step, {what}; {where}", "deterministic step", small_target if small else target, *figures, note
             )
+        note = f"{median['bf16'] * 1e3:.0f} ms; deterministic in bf16 {median['deterministic, bf16'] * 1e3:.0f} ms"
+        figures = ratio(seconds["bf16"], seconds["stock"])
+        yield Row(f"SVI step, `shared`, DWP, a random quarter, bf16; {where}", "stock step", 1.0, *figures, note)
         what = "`shared`, DWP, all kernels, K = 1"
         figures = ratio(seconds[what], seconds["stock"])
         yield Row(f"SVI step, {what}; {where}", "stock step", 1.0, *figures, f"stock {median['stock'] * 1e3:.0f} ms")
