@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,9 +11,9 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LogScaleNormal"]
+from dwp_pyro.distributions.standard_normal import standard_normal_like
 
-_SHARED_FROM = 100_000  # weights: below, handing over takes longer
+__all__ = ["LogScaleNormal"]
 
 
 class LogScaleNormal(Normal):
@@ -39,30 +37,11 @@ class LogScaleNormal(Normal):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if sample_shape:
             return super().rsample(torch.Size(sample_shape))
-        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), _standard_normal_like(self.loc))
+        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), standard_normal_like(self.loc))
         return draw
 
     def entropy(self) -> Tensor:
         return self.log_scale + 0.5 * (1 + math.log(2 * math.pi))
-
-
-def _standard_normal_like(tensor: Tensor) -> Tensor:
-    """ε ~ N(0, I). PyTorch draws on one core of a CPU; here two share the work, each with a generator of its own."""
-    if tensor.device.type != "cpu" or tensor.numel() < _SHARED_FROM:
-        return torch.randn_like(tensor)
-    noise = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-    halves = noise.view(-1).split((tensor.numel() + 1) // 2)
-    seeds = torch.randint(2**62, (2,)).tolist()
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    first = _other_core().submit(halves[0].normal_, generator=generators[0])
-    halves[1].normal_(generator=generators[1])
-    first.result()
-    return noise
-
-
-@cache
-def _other_core() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "noise")
 
 
 class _Draw(torch.autograd.Function):

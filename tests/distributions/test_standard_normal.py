@@ -1,0 +1,38 @@
+"""Noise by two cores: standard normal, from the seed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from dwp_pyro.distributions import standard_normal as module
+from dwp_pyro.distributions.standard_normal import standard_normal_like
+
+
+@pytest.mark.parametrize("size", [(999,), (11, 9), (3, 5, 67)])
+def test_large_tensors_are_shared_and_standard_normal(monkeypatch, size):
+    """Shared from here on, odd sizes too; the two halves are no copies of each other."""
+    monkeypatch.setattr(module, "_SHARED_FROM", 1)
+    torch.manual_seed(1)
+    draws = torch.stack([standard_normal_like(torch.empty(size, dtype=torch.double)) for _ in range(200)])
+    assert draws.shape == (200, *size)
+    assert stats.kstest(draws.flatten(), "norm").pvalue > 0.01
+    first, second = draws.flatten(1).chunk(2, 1)
+    length = second.shape[1]
+    assert abs(float((first[:, :length] * second).mean())) < 4 / (200 * length) ** 0.5
+
+
+def test_the_seed_says_what_is_drawn(monkeypatch):
+    monkeypatch.setattr(module, "_SHARED_FROM", 1)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        draws.append([standard_normal_like(torch.empty(1001)) for _ in range(2)])
+    assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+    assert not torch.equal(draws[0][0], draws[0][1])
+
+
+def test_noise_is_contiguous_and_of_the_dtype():
+    noise = standard_normal_like(torch.empty(400, 500, dtype=torch.double).T)
+    assert noise.shape == (500, 400) and noise.dtype == torch.double and noise.is_contiguous()
