@@ -102,7 +102,7 @@ class _NormalDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale, weighted, precision = ctx.saved_tensors
         factor = ctx.factor * grad
-        by_log_scale = scale.square().mul_(factor if precision is None else precision * factor).sub_(grad)
+        by_log_scale = torch.addcmul(-grad, scale, scale * (factor if precision is None else precision * factor))
         return weighted * factor, by_log_scale, None, None, None, None, None
 
 
