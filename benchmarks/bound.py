@@ -5,6 +5,7 @@ $ python -m benchmarks.bound
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import torch
@@ -65,7 +66,8 @@ def rows() -> Iterator[Row]:
 
     seconds = time_in_turns({"ours": ours_step, "theirs": their_step}, 7)
     figures = ratio(seconds["theirs"], seconds["ours"])
-    note = f"{_KERNELS} kernels: {min(seconds['ours']) * 1e3:.0f} ms and {min(seconds['theirs']) * 1e3:.0f} ms"
+    each = (f"{statistics.median(seconds[side]) * 1e3:.0f} ms" for side in ("ours", "theirs"))
+    note = f"{_KERNELS} kernels: {' and '.join(each)}"
     yield Row(
         "times faster: DWP bound and gradient, K = 1",
         "Conv3d encoder/decoder of 32-64-128, one z",

@@ -5,6 +5,7 @@ $ python -m benchmarks.prediction
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import torch
@@ -47,7 +48,7 @@ def rows() -> Iterator[Row]:
     seconds = time_in_turns({str(samples): side for samples, side in sides.items()}, 3)
     for samples in (1, 3):
         passes = [samples * each for each in seconds["0"]]
-        note = f"{min(seconds[str(samples)]):.1f} s; a pass {min(seconds['0']):.1f} s"
+        note = f"{statistics.median(seconds[str(samples)]):.1f} s; a pass {statistics.median(seconds['0']):.1f} s"
         figures = ratio(seconds[str(samples)], passes)
         yield Row(
             f"prediction of 240×240×155, four modalities, S = {samples}", f"{samples} × a pass", 1.05, *figures, note

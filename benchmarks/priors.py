@@ -48,7 +48,11 @@ def rows() -> Iterator[Row]:
     note = ", ".join(f"{name} {nats[name]:.1f} ({short:+.2f} with more)" for name, short in behind.items())
     worst = max(behind.values())
     yield Row(
-        "held-out nats short of convergence, the worst block", f"{_LONGER} times the steps", 0.5, *[worst] * 3, note
+        "held-out nats short of convergence, the worst of scale1, bottom and up3",
+        f"{_LONGER} times the steps",
+        0.5,
+        *[worst] * 3,
+        note,
     )
 
 

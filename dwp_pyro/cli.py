@@ -31,8 +31,9 @@ __all__ = ["main"]
 # Idle threads wait for some microseconds, then sleep (read when torch loads OpenMP). To wait on and on made a step up
 # to six times slower where a core is shared, with another training or another virtual machine; to sleep at once
 # made a step of a small network half as long again, for the time that it takes to wake.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if typing.TYPE_CHECKING:
     from dwp_pyro.metrics import Summary

@@ -360,7 +360,8 @@ class PredictConfig(Settings):
     samples: int = setting(
         20,
         "Weight samples S, rounded up to a multiple of the members; a deterministic member needs one.  0 takes each "
-        "member once, at its posterior means: for a mixture nearly the same maps, in a few passes.",
+        "member once, at its posterior means: for a mixture nearly the same maps, in a few passes (of one member, no "
+        "mutual information).",
         minimum=0,
     )
     overlap: float = setting(0.25, "Overlap of neighbouring windows, as a part of a window.", minimum=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -19,14 +20,23 @@ def standard_normal_like(tensor: Tensor) -> Tensor:
         return torch.randn_like(tensor)
     noise = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     halves = noise.view(-1).split((tensor.numel() + 1) // 2)
-    seeds = torch.randint(2**62, (2,)).tolist()
+    seeds = torch.randint(2**32, (2,)).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    first = _other_core().submit(halves[0].normal_, generator=generators[0])
-    halves[1].normal_(generator=generators[1])
-    first.result()
+    # What is drawn is the same with one thread. (Inference mode is a thread's own.)
+    if torch.get_num_threads() > 1 and not torch.is_inference_mode_enabled():
+        first = _other_core().submit(halves[0].normal_, generator=generators[0])
+        halves[1].normal_(generator=generators[1])
+        first.result()
+    else:
+        for half, generator in zip(halves, generators, strict=True):
+            half.normal_(generator=generator)
     return noise
 
 
 @cache
 def _other_core() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "noise")
+
+
+# A forked process has none of its parent's threads.
+os.register_at_fork(after_in_child=_other_core.cache_clear)

@@ -27,10 +27,11 @@ def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
     """Σ KL(q‖p) over all weights of a site, []; the sum of `kl_divergence`, at a fraction of the passes over memory.
 
     In closed form and with its gradient for a `LogScaleNormal` q and a prior that is Normal, log-uniform, or a
-    `DeepWeightPrior` whose density is a full-covariance Gaussian. Any other pair takes its registered divergence.
+    `DeepWeightPrior` whose density is a full-covariance Gaussian. Any other pair takes its registered divergence,
+    and so does a prior that is itself trained: the gradients here are those of q alone.
     """
     base_q, base_p = (fn.base_dist if isinstance(fn, Independent) else fn for fn in (q, p))
-    if isinstance(base_q, LogScaleNormal):
+    if isinstance(base_q, LogScaleNormal) and not _is_trained(base_p):
         if type(base_p) is Normal:
             loc, scale = (_unexpanded(part.detach()) for part in (base_p.loc, base_p.scale))
             constant = scale.log().sum() * (base_q.loc.numel() / scale.numel())
@@ -51,6 +52,13 @@ def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
             total: Tensor = _LogUniformDivergence.apply(base_q.loc, base_q.log_scale)
             return total
     return kl_divergence(q, p).sum()
+
+
+def _is_trained(prior: Distribution) -> bool:
+    tensors = [tensor for tensor in vars(prior).values() if isinstance(tensor, Tensor)]
+    if isinstance(prior, DeepWeightPrior):
+        tensors += [*prior.density.parameters(), *prior.density.buffers()]
+    return any(tensor.requires_grad for tensor in tensors)
 
 
 def summed_entropy(q: Distribution) -> Tensor:

@@ -85,38 +85,33 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 batches[key].append((prior, guide_site))
             else:
                 divergence = divergence + guide_site["scale"] * summed_divergence(guide_site["fn"], site["fn"])
-        sizes = [prior.batch_shape.numel() for members in batches.values() for prior, _ in members]
-        count = math.ceil(self.kernel_part * sum(sizes))
-        chosen = iter(_window(sizes, count))
         for (*_, scale), members in batches.items():
-            slices = [next(chosen) for _ in members]
-            divergence = divergence + scale * _bound_divergence(members, slices, sum(sizes) / count)
+            divergence = divergence + scale * _bound_divergence(members, self.kernel_part)
         self.terms = {"log_likelihood": torch_item(log_likelihood), "divergence": torch_item(divergence)}
         loss = divergence - log_likelihood
         return torch_item(loss), loss
 
 
-def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], chosen: list[list[slice]], factor: float) -> Tensor:
-    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density and a scale, by one draw.
-
-    The density is taken at the chosen kernels of each site, and counts `factor` times.
-    """
+def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -> Tensor:
+    """Σ [−H[q] − E_q log p(w)] over the kernels of all sites that share a density and a scale, by one draw."""
     entropy = torch.stack([summed_entropy(site["fn"]) for _, site in members]).sum()
+    sizes = [prior.batch_shape.numel() for prior, _ in members]
+    count = math.ceil(part * sum(sizes))
     changes = []
-    for (prior, site), slices in zip(members, chosen, strict=True):
-        kernels, mean = site["value"].flatten(0, 1), prior.mean.expand(site["value"].shape).flatten(0, 1)
-        changes += [kernels[each] - mean[each] for each in slices]
-    if not changes:
-        return -entropy
+    for (prior, site), slices in zip(members, _window(sizes, count), strict=True):
+        value, shape = site["value"], (-1, *prior.event_shape)
+        kernels, means = value.reshape(shape), prior.mean.expand(value.shape).reshape(shape)
+        changes += [kernels[each] - means[each] for each in slices]
     prior = members[0][0]
     trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
-    return -entropy - factor * chunked_sum(prior.log_prob_of_change, torch.cat(changes), trained)
+    log_prob = chunked_sum(prior.log_prob_of_change, torch.cat(changes), trained)
+    return -entropy - sum(sizes) / count * log_prob
 
 
 def _window(sizes: list[int], count: int) -> list[list[slice]]:
-    """Some of all kernels, as slices of each site: those that follow one another from a random one, in a circle.
+    """Some of the kernels of several sites, as slices of each: those that follow a random one, in a circle of all.
 
-    Each kernel is as likely as any other. Neighbours are read in order, and few densities have to be called.
+    Each kernel is as likely as any other, and neighbours lie together in memory.
     """
     total = sum(sizes)
     start = int(torch.randint(total, ())) if count < total else 0

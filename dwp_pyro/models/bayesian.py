@@ -45,7 +45,9 @@ _classes: dict[type[nn.Module], type[nn.Module]] = {}
 def _bayesian(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a convolution of this class with a kernel site."""
     if kind not in _classes:
-        _classes[kind] = type(f"Bayesian{kind.__name__}", (BayesianConv, PyroModule[kind]), {"plain": kind})
+        # Pyro's own classes cannot be pickled.
+        plain: Any = next(base for base in kind.__mro__ if not issubclass(base, PyroModule))
+        _classes[kind] = type(f"Bayesian{plain.__name__}", (BayesianConv, PyroModule[plain]), {"plain": plain})
     return _classes[kind]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import torch
@@ -59,8 +59,8 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def in_precision(name: str, device: torch.device) -> AbstractContextManager[None]:
-    """A context for a network's forward pass: "float32", or "bf16" for autocast to bfloat16 where that is safe."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+    """A context for a network's forward pass: "bf16" for autocast to bfloat16; "float32" changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
 
 
 class SegmentationModel(nn.Module):
@@ -78,7 +78,7 @@ class SegmentationModel(nn.Module):
             the model, and what of it is not frozen (the reverse model r(z|w), say) is trained with the guide.
         pull: α of the factor exp(−α/2 Σ (θ − θ₀)²) over the network's parameters θ, θ₀ their values now
             (L2-SP; Li et al. 2018, eq. 3); 0 for none.
-        precision: "float32", or "bf16" for the network's convolutions in bfloat16 (autocast); the rest stays as it is.
+        precision: "float32", or "bf16" for the network in bfloat16 (autocast); weights, prior and likelihood stay.
     """
 
     def __init__(

@@ -125,7 +125,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     silence()
     torch.set_num_threads(threads)
-    with suppress(EOFError, BrokenPipeError, Interrupted):
+    with suppress(EOFError, ConnectionError, Interrupted):
         while True:
             task = connection.recv()
             result: Any

@@ -33,6 +33,19 @@ def test_the_seed_says_what_is_drawn(monkeypatch):
     assert not torch.equal(draws[0][0], draws[0][1])
 
 
+def test_what_is_drawn_does_not_depend_on_threads(monkeypatch):
+    monkeypatch.setattr(module, "_SHARED_FROM", 1)
+    draws = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        torch.manual_seed(2)
+        draws.append(standard_normal_like(torch.empty(1001)))
+    torch.manual_seed(2)
+    with torch.inference_mode():
+        draws.append(standard_normal_like(torch.empty(1001)))
+    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0], draws[2])
+
+
 def test_noise_is_contiguous_and_of_the_dtype():
     noise = standard_normal_like(torch.empty(400, 500, dtype=torch.double).T)
     assert noise.shape == (500, 400) and noise.dtype == torch.double and noise.is_contiguous()

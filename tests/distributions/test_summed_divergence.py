@@ -53,6 +53,20 @@ def test_it_is_the_sum_of_the_registered_divergence(name):
     assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
 
 
+@pytest.mark.parametrize("name", ["loc", "scale", "centre"])
+def test_a_prior_that_is_trained_gets_its_gradient(name):
+    torch.manual_seed(0)
+    trained = tensor(*SHAPE).exp().requires_grad_()
+    if name == "centre":
+        prior = gaussian(trained, 1.0).to_event(2)
+    else:
+        arguments = {"loc": tensor(*SHAPE), "scale": tensor(*SHAPE).exp(), name: trained}
+        prior = Normal(**arguments).to_event(5)
+    q = LogScaleNormal(tensor(*SHAPE), tensor(*SHAPE)).to_event(5)
+    ours, stock = (torch.autograd.grad(f(q, prior).sum(), trained) for f in (summed_divergence, kl_divergence))
+    assert_close(ours, stock)
+
+
 def test_a_weight_of_zero_under_the_log_uniform_prior_stays_finite():
     loc = torch.zeros(3, requires_grad=True)
     log_scale = torch.full((3,), -2.0, requires_grad=True)

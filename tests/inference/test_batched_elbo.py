@@ -19,7 +19,7 @@ from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
 from dwp_pyro.distributions.priors import PRIORS, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO, _window
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel
 from tests.conftest import random_density
@@ -196,3 +196,37 @@ def test_a_part_of_the_kernels_stands_for_all(scene, monkeypatch):
         losses.append(at_seed(lambda: BatchedMeanFieldELBO(0.1), tiny))
     assert_close(sum(losses) / 6, at_seed(BatchedMeanFieldELBO, tiny), rtol=1e-10, atol=0)
     assert max(losses) - min(losses) > 0.1
+
+
+@pytest.mark.parametrize("sizes", [[6], [1, 5], [3, 1, 4, 2]])
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.95])
+def test_every_kernel_is_chosen_as_often_as_any_other(monkeypatch, sizes, part):
+    """Over every start, around the end of the circle too."""
+    total = sum(sizes)
+    count = round(part * total)
+    times = torch.zeros(total)
+    for start in range(total):
+        monkeypatch.setattr(torch, "randint", lambda high, shape, start=start: torch.tensor(start))
+        chosen = torch.zeros(total)
+        for slices, site in zip(_window(sizes, count), chosen.split(sizes), strict=True):
+            for each in slices:
+                site[each] += 1
+        assert chosen.max() == 1 and chosen.sum() == count
+        times += chosen
+    assert torch.equal(times, torch.full((total,), float(count)))
+
+
+def test_kernels_of_any_batch_shape_are_one_batch():
+    """One axis of kernels, of another shape than 3×3×3."""
+    density = random_density("mixture", (2, 3))
+    prior = DeepWeightPrior(density).expand([4]).to_event(1)
+    guide = MeanFieldNormal({"w": torch.randn(4, 2, 3, dtype=torch.double)}, 0.1)
+    losses = []
+    for elbo in (BatchedMeanFieldELBO(), BatchedMeanFieldELBO(0.5)):
+        pyro.set_rng_seed(0)
+        losses.append(elbo.loss(lambda: pyro.sample("w", prior), guide))
+    pyro.set_rng_seed(0)
+    q = Normal(*guide.posterior("w")).to_event(3)
+    expected = (-q.entropy() - prior.log_prob(guide()["w"])).detach()
+    assert_close(losses[0], float(expected), rtol=1e-10, atol=0)
+    assert losses[1] != losses[0]
