@@ -10,19 +10,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pyro
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.comparison import time_in_turns
 from benchmarks.prediction import Volume
 from benchmarks.steps import DEFAULT, SMALL, Scene
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.models.unet import ResidualUNet3d, kernel_sites
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 _CPU = torch.device("cpu")
 
@@ -66,9 +64,11 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 def main(picture: Path) -> None:
     keep_freed_memory()
     found = curves()
-    figure, axes = pyplot.subplots(1, len(found), figsize=(3.2 * len(found), 3), layout="constrained")
-    for axis, (name, (sizes, seconds)) in zip(axes, found.items(), strict=True):
+    figure = Figure(figsize=(3.2 * len(found), 3), layout="constrained")
+    for axis, (name, (sizes, seconds)) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
         axis.loglog(sizes, seconds, "o-")
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_minor_formatter(NullFormatter())
         axis.set_title(f"exponent {exponent(sizes, seconds):.2f}")
         axis.set_xlabel(name)
         axis.set_ylabel("seconds")

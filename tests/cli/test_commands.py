@@ -257,7 +257,13 @@ def test_bf16_is_a_setting_of_training_and_of_prediction(command, in_world, tmp_
     run = tmp_path / "run"
     config = in_world / SVI_RUN / "config.yaml"
     assert command("svi", "--config", config, "--precision", "bf16", "--steps", 2, "--out", run).exit_code == 0
-    result = command("predict", run, "data/brats", "--samples", 0, "--precision", "bf16", "--out", tmp_path / "p")
-    assert result.exit_code == 0, result.output
-    cards = [json.loads(path.read_text()) for path in (tmp_path / "p").glob("*.json")]
-    assert {card["settings"]["precision"] for card in cards} == {"bf16"}
+    maps = {}
+    for precision in ("float32", "bf16"):
+        out = tmp_path / precision
+        result = command("predict", run, "data/brats", "--samples", 0, "--precision", precision, "--out", out)
+        assert result.exit_code == 0, result.output
+        cards = [json.loads(path.read_text()) for path in out.glob("*.json")]
+        assert {card["settings"]["precision"] for card in cards} == {precision}
+        maps[precision] = np.asarray(nibabel.load(out / "Brats18_PHA_004_1_prob.nii.gz").dataobj)
+    np.testing.assert_allclose(maps["bf16"], maps["float32"], atol=0.05)
+    assert not np.array_equal(maps["bf16"], maps["float32"])
