@@ -201,7 +201,7 @@ class Patches(Dataset[Batch]):
 
 @contextmanager
 def _without_meta() -> Iterator[None]:
-    """Without a record of where voxels came from, which a patch does not need and which costs half of its time."""
+    """Without a record of where voxels came from, which a patch does not need and which costs a third of its time."""
     tracked = get_track_meta()
     set_track_meta(False)
     try:

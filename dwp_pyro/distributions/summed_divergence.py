@@ -165,7 +165,8 @@ class _ChunkedSum(torch.autograd.Function):
                 part = function(chunk).sum()
             by_chunk, *rest = torch.autograd.grad(part, (chunk, *parameters))
             place.copy_(by_chunk)
-            torch._foreach_add_(by_parameters, rest) if rest else None
+            for derivative, part_of_it in zip(by_parameters, rest, strict=True):
+                derivative += part_of_it
             total += part.detach()
         ctx.save_for_backward(by_kernels, *by_parameters)
         return total

@@ -67,6 +67,8 @@ def test_frozen_it_has_the_same_bound_and_gradient(size):
         bound = vae.requires_grad_(not frozen).bound(w, noise)
         results.append((bound, *torch.autograd.grad((bound * weights).sum(), w)))
     assert_close(*results, rtol=1e-10, atol=1e-10)
+    noise.requires_grad_()
+    assert torch.autograd.grad(vae.bound(w, noise).sum(), noise)[0].abs().sum() > 0
     limited = vae.decoder(vae.encode(w)[0]).chunk(2, -1)[1].abs() > 6
     assert limited.any() == (size == 3.0)
 
