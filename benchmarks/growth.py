@@ -20,7 +20,8 @@ from benchmarks.comparison import time_in_turns
 from benchmarks.prediction import Volume
 from benchmarks.steps import DEFAULT, SMALL, Scene
 from dwp_pyro.inference.allocator import keep_freed_memory
-from dwp_pyro.models.unet import ResidualUNet3d, kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.unet import ResidualUNet3d
 
 _CPU = torch.device("cpu")
 

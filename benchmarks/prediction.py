@@ -16,7 +16,7 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
-from dwp_pyro.models.unet import kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
 
 _SHAPE = (240, 240, 155)  # of BraTS
 _MODALITIES = ("flair", "t1", "t1ce", "t2")

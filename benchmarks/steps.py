@@ -32,7 +32,8 @@ from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.convolution import Conv3d
 from dwp_pyro.models.segmentation import SegmentationModel, dice_ce, in_precision
-from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block, kernel_sites
+from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
+from dwp_pyro.models.unet import ResidualUNet3d
 
 Step = Callable[[], object]
 
@@ -52,8 +53,8 @@ SIDES = {
 def untrained_prior() -> KernelPrior:
     """VAEs of the default form, for every block of the network: what they have learned does not change their cost."""
     torch.manual_seed(0)
-    sites = kernel_sites(ResidualUNet3d(1, 2))
-    cards = {block: BlockCard(tuple(site for site in sites if in_block(site, block)), 0) for block in PRIOR_BLOCKS}
+    blocks = prior_blocks(ResidualUNet3d(1, 2))
+    cards = {name: BlockCard(tuple(site for site, block in blocks.items() if block == name), 0) for name in BLOCKS}
     prior = KernelPrior("dwp", {block: KernelVAE((3, 3, 3)) for block in cards}, cards)
     return prior.requires_grad_(False)
 

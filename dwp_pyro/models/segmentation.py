@@ -11,44 +11,54 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LIKELIHOODS", "SegmentationModel", "categorical", "dice_ce", "in_precision"]
+__all__ = ["LIKELIHOODS", "SegmentationModel", "categorical", "dice_ce", "in_precision", "region_logits"]
+
+
+def region_logits(logits: Tensor) -> Tensor:
+    """[B, 1 + R, X, Y, Z] → [B, R, X, Y, Z]: each region's logit is above that of the background, channel 0.
+
+    Regions may overlap: each is a sigmoid of its own. One region is the softmax of two classes.
+    """
+    return logits[:, 1:] - logits[:, :1]
 
 
 def categorical(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
-    """Σ over the brain voxels of a case of log p(y|x), in nats; [B].
+    """Σ over the brain voxels of a case, and over the regions, of log p(y|x), in nats; [B].
 
     On a patch it is the mean over the patch's brain voxels times the case's `brain_voxels`, which on
     a whole volume is the sum itself.
 
     Args:
-        logits: [B, C, X, Y, Z].
-        label: [B, 1, X, Y, Z], class numbers.
-        brain: [B, 1, X, Y, Z], 1 in the brain and 0 outside.
+        logits: [B, 1 + R, X, Y, Z]; see `region_logits`.
+        label: [B, R, X, Y, Z], 1 in the region and 0 outside.
+        brain: [B, 1, X, Y, Z], 1 where a voxel counts and 0 elsewhere.
         brain_voxels: [B], brain voxels of the whole case.
     """
-    return -_mean_cross_entropy(logits, label, brain) * brain_voxels
+    return -_mean_cross_entropy(region_logits(logits), label, brain).sum(1) * brain_voxels
 
 
 def dice_ce(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
     """−V·(0.99·Dice loss + 0.01·mean cross-entropy) of a case, V its brain voxels; [B].
 
     The loss of Kuzina et al. 2019 read as a generalised (Gibbs) likelihood; arguments as for
-    `categorical`. The Dice loss is 1 − soft Dice of the foreground classes, over brain voxels.
+    `categorical`. The Dice loss is 1 − soft Dice over brain voxels; both are means over the regions.
     """
-    probability = logits.softmax(1)
-    truth = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1)
+    chosen = region_logits(logits)
+    probability = chosen.sigmoid() * brain
+    label = label.to(probability.dtype)
     voxels = (2, 3, 4)
-    overlap = (probability * truth * brain).sum(voxels)
-    total = ((probability + truth) * brain).sum(voxels)
+    overlap = (probability * label).sum(voxels)
+    total = probability.sum(voxels) + (label * brain).sum(voxels)
     # +1 voxel on both sides: a case without foreground then has the Dice 1 for an empty prediction.
-    dice = ((2 * overlap + 1) / (total + 1))[:, 1:].mean(1)
-    cross_entropy = _mean_cross_entropy(logits, label, brain)
-    return -brain_voxels * (0.99 * (1 - dice) + 0.01 * cross_entropy)
+    dice = (2 * overlap + 1) / (total + 1)
+    cross_entropy = _mean_cross_entropy(chosen, label, brain)
+    return -brain_voxels * (0.99 * (1 - dice) + 0.01 * cross_entropy).mean(1)
 
 
 def _mean_cross_entropy(logits: Tensor, label: Tensor, brain: Tensor) -> Tensor:
-    loss = F.cross_entropy(logits, label[:, 0].long(), reduction="none") * brain[:, 0]
-    return loss.flatten(1).sum(1) / brain.flatten(1).sum(1).clamp_min(1)
+    """Of each region over the brain voxels, [B, R]."""
+    loss = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none") * brain
+    return loss.flatten(2).sum(2) / brain.flatten(1).sum(1, keepdim=True).clamp_min(1)
 
 
 #: Name → log-likelihood of each case of a batch.
@@ -71,7 +81,7 @@ class SegmentationModel(nn.Module):
     a model without latent variables, whose ELBO is the log-likelihood: the deterministic arms.
 
     Args:
-        network: images [B, channels, X, Y, Z] → logits [B, C, X, Y, Z]; see `bayesianize`.
+        network: images [B, channels, X, Y, Z] → logits [B, 1 + R, X, Y, Z]; see `bayesianize` and `region_logits`.
         likelihood: a name among `LIKELIHOODS`.
         num_cases: N.
         kernel_prior: the learned prior of the network's sites, where they have one: it moves and saves with

@@ -1,4 +1,4 @@
-"""The residual 3D U-Net of the deep-weight-prior papers, its blocks named."""
+"""The residual 3D U-Net of the deep-weight-prior papers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ from torch.nn import functional as F
 
 from dwp_pyro.models.convolution import Conv3d
 
-__all__ = ["PRIOR_BLOCKS", "ResidualUNet3d", "in_block", "kernel_sites"]
-
-#: The seven prior blocks of `ResidualUNet3d`: a prior is fitted to the kernels of each.
-#: A name stands for the kernels of every 3×3×3 convolution under it.
-PRIOR_BLOCKS: dict[str, tuple[str, ...]] = {
-    "input": ("input", "down1.conv1"),
-    "scale1": ("down1.conv2", "down2", "down3.conv1"),
-    "scale2": ("down3.conv2", "down4", "down5.conv1"),
-    "bottom": ("down5.conv2", "down6", "down7", "down8", "down9"),
-    "up1": ("up1",),
-    "up2": ("up2",),
-    "up3": ("up3",),
-}
+__all__ = ["ResidualUNet3d"]
 
 _DOWN_STRIDES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
 _SHORT_DOWN_BLOCKS = 6
@@ -89,7 +77,7 @@ class ResidualUNet3d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        widths: tuple[int, int, int, int] = (16, 32, 64, 128),
+        widths: tuple[int, ...] = (16, 32, 64, 128),
         short: bool = False,
     ) -> None:
         super().__init__()
@@ -130,20 +118,3 @@ class ResidualUNet3d(nn.Module):
         for up, skip in zip((self.up1, self.up2, self.up3), reversed(self._skips), strict=True):
             h = up(h, features[skip])
         return self.output(F.relu(self.norm(h)))
-
-
-def kernel_sites(network: nn.Module) -> dict[str, Tensor]:
-    """The spatial kernels of a network: parameter name → weight [out, in, k₁, …, k_d].
-
-    1×1×1 convolutions are not among them: they mix channels and have no shape in space.
-    """
-    return {
-        f"{name}.weight": module.weight
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(module.kernel_size) > 1
-    }
-
-
-def in_block(site: str, block: str) -> bool:
-    """Whether a site ("down2.conv1.weight") belongs to one of `PRIOR_BLOCKS`."""
-    return any(site.startswith(f"{prefix}.") for prefix in PRIOR_BLOCKS[block])

@@ -9,7 +9,7 @@ import torch
 from dwp_pyro.config import FinetuneConfig, RunOptions
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
-from dwp_pyro.models.unet import kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
 

@@ -13,7 +13,7 @@ from dwp_pyro.distributions.priors import LEARNED, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.unet import kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dwp_pyro.config import FitPriorConfig
 from dwp_pyro.inference.posterior import Member, Posterior
 from dwp_pyro.inference.svi import Plan
-from dwp_pyro.models.unet import kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
 from dwp_pyro.pipeline.train_network import Program, network_card, train_network, validation_dice
 from dwp_pyro.pipeline.training_data import TrainingData

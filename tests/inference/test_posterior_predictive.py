@@ -9,7 +9,7 @@ from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
-from dwp_pyro.models.unet import kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
 
 CARD = NetworkCard(("flair", "t1"), (2, 2, 3, 3), True, "brats", "whole", None, (16, 16, 16))
 

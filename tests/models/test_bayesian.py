@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.unet import ResidualUNet3d, kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.unet import ResidualUNet3d
 
 
 def make_bayesian(network: nn.Module) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel, categorical, dice_ce
+from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel, categorical, dice_ce, region_logits
 
 
 @pytest.fixture
@@ -37,16 +37,21 @@ def test_dice_ce_by_hand(by_hand):
     assert_close(dice_ce(*by_hand), torch.tensor([expected], dtype=torch.double))
 
 
-def test_dice_leaves_out_the_background_and_averages_the_other_classes():
-    """Three classes in two voxels, both predicted surely: Dice 1 for the one that is right, 1/3 and 1/2 … by hand."""
-    sure = torch.tensor([[1, 2]]).reshape(1, 2, 1, 1)
-    logits = 60.0 * nn.functional.one_hot(sure, 3).movedim(-1, 1).double()
-    label = torch.tensor([1, 1]).reshape(1, 1, 2, 1, 1)
+def test_regions_overlap_and_dice_averages_them():
+    """Two regions of two voxels, the second inside the first: each has its own sigmoid, Dice and cross-entropy."""
+    sure = torch.tensor([[0.0, 0], [60, 60], [-60, 60]]).double().reshape(1, 3, 2, 1, 1) + 5  # whole: both; core: one
+    label = torch.tensor([[1, 1], [1, 0]]).reshape(1, 2, 2, 1, 1)
     brain = torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
-    # Class 1: overlap 1, sizes 1 + 2 → 3/4; class 2: overlap 0, sizes 1 + 0 → 1/2. Cross-entropy: (0 + 60) / 2.
-    expected = -2 * (0.99 * (1 - (3 / 4 + 1 / 2) / 2) + 0.01 * 30)
-    result = dice_ce(logits, label, brain, torch.tensor([2.0], dtype=torch.double))
-    assert_close(result, torch.tensor([expected], dtype=torch.double))
+    # whole: overlap 2, sizes 2 + 2 → 5/5; core: overlap 0, sizes 1 + 1 → 1/3. Cross-entropy of core: (60 + 60) / 2.
+    expected = -2 * (0.99 * (1 - (1 + 1 / 3) / 2) + 0.01 * 60 / 2)
+    voxels = torch.tensor([2.0], dtype=torch.double)
+    assert_close(dice_ce(sure, label, brain, voxels), torch.tensor([expected], dtype=torch.double))
+    assert_close(categorical(sure, label, brain, voxels), torch.tensor([-120.0], dtype=torch.double))
+
+
+def test_one_region_is_the_softmax_of_two_classes():
+    logits = torch.randn(1, 2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert_close(region_logits(logits).sigmoid(), logits.softmax(1)[:, 1:])
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

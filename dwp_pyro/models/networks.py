@@ -1,0 +1,82 @@
+"""The networks that a command can train, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
+from torch import nn
+
+from dwp_pyro.models.convolution import Conv3d
+from dwp_pyro.models.unet import ResidualUNet3d
+
+__all__ = ["NETWORKS", "NetworkKind", "build_network"]
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """A kind of network.
+
+    Args:
+        build: input channels, output channels, four widths → network.
+        stride: of its deepest features, in voxels: sides of a patch are multiples of it.
+        ends: prefixes of the parameters of its first and last block.
+    """
+
+    build: Callable[[int, int, tuple[int, ...]], nn.Module]
+    stride: int
+    ends: tuple[str, ...]
+
+
+def _unet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
+    return UNet(3, in_channels, out_channels, widths, (2,) * (len(widths) - 1), num_res_units=2)
+
+
+def _segresnet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
+    return SegResNet(3, widths[0], in_channels, out_channels)
+
+
+def _dynunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
+    strides = (1, *(2,) * (len(widths) - 1))
+    return DynUNet(3, in_channels, out_channels, (3,) * len(widths), strides, strides[1:], widths)
+
+
+def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
+    return BasicUNet(3, in_channels, out_channels, (*widths, widths[-1], widths[0]))
+
+
+#: Name on the command line → kind; the names alone are in `config.NETWORKS`.
+NETWORKS = {
+    "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "output.")),
+    "unet": NetworkKind(_unet, 8, ("model.0.", "model.2.")),
+    "segresnet": NetworkKind(
+        _segresnet, 8, ("convInit.", "down_layers.0.", "up_samples.2.", "up_layers.2.", "conv_final.")
+    ),
+    "dynunet": NetworkKind(_dynunet, 8, ("input_block.", "upsamples.2.", "output_block.")),
+    "basicunet": NetworkKind(_basicunet, 16, ("conv_0.", "upcat_1.", "final_conv.")),
+}
+
+
+def build_network(
+    name: str, in_channels: int, out_channels: int, widths: tuple[int, ...], short: bool = False
+) -> nn.Module:
+    """A network at its random start.
+
+    Args:
+        name: one of `NETWORKS`.
+        in_channels: input channels.
+        out_channels: output channels.
+        widths: channels at full, half, quarter and eighth resolution; of "basicunet" at a sixteenth too.
+        short: six down blocks instead of nine; of "residual-unet" alone.
+
+    Raises:
+        ValueError: for a form that the network does not have.
+    """
+    if short:
+        return ResidualUNet3d(in_channels, out_channels, widths, short)
+    network = NETWORKS[name].build(in_channels, out_channels, widths)
+    for module in network.modules():
+        if type(module) is nn.Conv3d and max(module.kernel_size) > 1:
+            module.__class__ = Conv3d  # quick on a CPU, equal otherwise
+    return network
