@@ -28,8 +28,8 @@ class Volume:
     def __init__(self, shape: tuple[int, int, int] = _SHAPE) -> None:
         keep_freed_memory()
         torch.manual_seed(0)
-        card = NetworkCard(_MODALITIES, SMALL, False, "brats", "whole", None, (64, 64, 64))
-        network = card.network()
+        card = NetworkCard(_MODALITIES, ("whole",), ((1, 2, 4),), "brats", None, (64, 64, 64), widths=SMALL)
+        network = card.build()
         kernels = {site: kernel.detach() for site, kernel in kernel_sites(network).items()}
         self.image = torch.randn(len(_MODALITIES), *shape)
         self.posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.01))])

@@ -30,9 +30,9 @@ from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
+from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
 from dwp_pyro.models.convolution import Conv3d
 from dwp_pyro.models.segmentation import SegmentationModel, dice_ce, in_precision
-from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
 from dwp_pyro.models.unet import ResidualUNet3d
 
 Step = Callable[[], object]

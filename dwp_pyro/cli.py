@@ -261,6 +261,7 @@ def fit_prior(
         click.echo()
     click.echo(f"Log-density of held-out kernels, in nats a kernel (higher is better); prior: {prior.family}")
     _print_rows(["block", "kernels", *(name.replace("_", " ") for name in names)], rows)
+    _print_blocks(folder)
     click.echo(f"Prior: {folder}\nPicture: {folder / 'kernels.png'}")
 
 
@@ -349,8 +350,8 @@ def evaluate(run: Path, config_file: Path | None, root: str | None, device: str,
     from dwp_pyro.pipeline.evaluate import evaluate as run_evaluate
 
     summary = run_evaluate(run, config, root=root, device=device)
-    cases = next(iter(summary.values())).cases
-    _print_table({run.name: summary})
+    cases = next(iter(next(iter(summary.values())).values())).cases
+    _print_table({f"{run.name}: {region}": figures for region, figures in summary.items()})
     click.echo(f"Mean ± standard error over {cases} test cases. Empty masks: {EMPTY_MASK_POLICY}.")
     click.echo(f"Each case: {run / 'evaluation.csv'}")
 
@@ -406,8 +407,19 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
 
 
 def _print_trained(folder: Path) -> None:
+    _print_blocks(folder)
     click.echo(f"Run: {folder}")
     click.echo(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
+
+
+def _print_blocks(folder: Path) -> None:
+    from dwp_pyro.pipeline.blocks import BLOCKS_FILE
+    from dwp_pyro.storage import read_yaml
+
+    path = folder / BLOCKS_FILE
+    if path.exists():
+        parts = [f"{block} ({len(names)})" for block, names in read_yaml(path).items()]
+        click.echo(f"Prior blocks and their convolutions: {', '.join(parts)}; by name: {path}")
 
 
 def _print_table(table: dict[str, dict[str, Summary]]) -> None:

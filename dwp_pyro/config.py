@@ -31,6 +31,9 @@ __all__ = [
 #: Names of the layouts; the layouts themselves, which need more imports, are in `data.layouts`.
 DATASETS = ("brats", "openms", "ms")
 
+#: Names of the networks; the networks themselves are in `models.networks`.
+NETWORKS = ("residual-unet", "unet", "segresnet", "dynunet", "basicunet")
+
 DATA_VARIABLE = "DWP_PYRO_DATA"
 
 _MAX_SEED = 2**32 - 1
@@ -95,6 +98,8 @@ class Settings:
                 raise ConfigError(f"'{key}' is no setting of this command (settings: {', '.join(sorted(known))})")
             if isinstance(value, list):
                 value = tuple(value)
+            if isinstance(value, str) and hints[name] == tuple[str, ...] | None:
+                value = (value,)
             if isinstance(value, int) and not isinstance(value, bool) and hints[name] is float:
                 value = float(value)
             arguments[name] = value
@@ -165,8 +170,10 @@ class DataSettings(Settings):
     )
     validation: int = setting(4, "Validation cases, where the split file names none.", minimum=0)
     modality: tuple[str, ...] = setting(("flair",), "Modalities, by commas: flair, t1, t1ce, t2.")
-    region: str | None = setting(
-        None, "What to segment: whole, core or enhancing for brats; lesion for ms.  [default: whole or lesion]"
+    region: tuple[str, ...] | None = setting(
+        None,
+        "What to segment, several by commas, which may overlap: whole, core, enhancing for brats; lesion for ms.  "
+        "[default: whole or lesion]",
     )
     spacing: float | None = setting(None, "Resample to cubic voxels of this side, in mm.  [default: as scanned]")
     patch: int = setting(64, "Side of a training patch, in voxels; smaller scans are taken whole.", minimum=16)
@@ -180,16 +187,27 @@ class DataSettings(Settings):
             raise ConfigError(f"spacing: must be a positive number of mm, got {self.spacing:g}")
         if not all(self.modality):
             raise ConfigError("modality: an empty name; give for example flair or t1,flair")
-        if len(set(self.modality)) != len(self.modality):
-            raise ConfigError(f"modality: named twice in {','.join(self.modality)}")
+        for name, values in (("modality", self.modality), ("region", self.region or ())):
+            if len(set(values)) != len(values):
+                raise ConfigError(f"{name}: named twice in {','.join(values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(DataSettings):
-    widths: tuple[int, ...] = setting(
-        (16, 32, 64, 128), "Channels of the U-Net at its four resolutions, by commas.", minimum=1
+    network: str = setting(
+        "residual-unet",
+        "The residual U-Net of the deep-weight-prior papers, or one of MONAI's networks.",
+        choices=NETWORKS,
     )
-    short: bool = setting(False, "Six down blocks instead of nine.")
+    widths: tuple[int, ...] = setting(
+        (16, 32, 64, 128), "Channels of the network at its four resolutions, by commas.", minimum=1
+    )
+    short: bool = setting(False, "Six down blocks instead of nine (residual-unet).")
+    blocks: str | None = setting(
+        None,
+        "YAML file that puts the network's kernels into prior blocks: block: [prefix of parameter names, ...].  "
+        "[default: by the resolution of what they look at]",
+    )
     likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
     steps: int = setting(300, "Optimisation steps.", minimum=1)
     batch_size: int = setting(1, "Patches a step.", minimum=1)
@@ -201,6 +219,14 @@ class TrainingSettings(DataSettings):
         super().__post_init__()
         if len(self.widths) != 4:
             raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
+        if self.short and self.network != "residual-unet":
+            raise ConfigError(f"short: is a form of residual-unet; leave it out for {self.network}")
+        first = self.widths[0]
+        if self.network == "segresnet" and (first % 8 or self.widths != tuple(first * 2**level for level in range(4))):
+            raise ConfigError(
+                "widths: of segresnet must double, from a multiple of 8 (as 16,32,64,128); "
+                f"got {','.join(map(str, self.widths))}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +278,8 @@ class TargetSettings(TrainingSettings):
 
     def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
         chosen = {"prior.safetensors": prior, "source.safetensors": source}
-        return tuple(Path(self.prior_from) / name for name, needed in chosen.items() if needed)
+        files = [Path(self.prior_from) / name for name, needed in chosen.items() if needed]
+        return (*files, *([] if self.blocks is None else [Path(self.blocks)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +347,7 @@ class SviConfig(TargetSettings):
         )
 
     def learned_from(self) -> tuple[Path, ...]:
-        """The files of a prior's folder that a run reads."""
+        """The files that a run reads, beside scans: of a prior's folder, and of blocks."""
         full = self.resolved()
         return self._learned_files(
             prior=full.prior in LEARNED or full.init == "prior", source="source" in (full.centre, full.init)
@@ -349,7 +376,7 @@ class FinetuneConfig(TargetSettings):
             raise ConfigError("l2-sp: pulls towards the source network, which needs --init source")
 
     def learned_from(self) -> tuple[Path, ...]:
-        """The files of a prior's folder that a run reads."""
+        """The files that a run reads, beside scans: of a prior's folder, and of blocks."""
         return self._learned_files(prior=self.init == "prior", source=self.init == "source")
 
 

@@ -19,7 +19,17 @@ import yaml
 
 from dwp_pyro.errors import RunError, UserError
 
-__all__ = ["RunFolder", "atomic_path", "file_digest", "locked", "read_json", "read_yaml", "write_bytes", "write_json"]
+__all__ = [
+    "RunFolder",
+    "atomic_path",
+    "file_digest",
+    "locked",
+    "read_json",
+    "read_yaml",
+    "write_bytes",
+    "write_json",
+    "write_yaml",
+]
 
 FORMAT_VERSION = 1
 
@@ -83,6 +93,11 @@ def read_json(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path}: should hold a JSON object, found a {type(value).__name__}")
     return value
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping of plain values as YAML, whole or not at all."""
+    write_bytes(path, yaml.safe_dump(dict(value), sort_keys=False).encode())
 
 
 def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
@@ -163,7 +178,7 @@ class RunFolder:
             for litter in path.rglob(".tmp-*"):  # of a write that was killed
                 litter.unlink()
             run._write_state(command, finished=False)
-            write_bytes(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+            write_yaml(path / "config.yaml", config)
             yield run
             run._write_state(command, finished=True)
 

@@ -23,8 +23,8 @@ from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import FAMILIES, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.segmentation import SegmentationModel
 
 # Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower.
 torch.set_num_threads(1)

@@ -71,17 +71,18 @@ class Layout:
     regions: Mapping[str, frozenset[int]]
     expected: str
 
-    def region_values(self, region: str | None) -> tuple[str, frozenset[int]]:
-        """The name and label values of a region, or of the default one.
+    def region_values(self, regions: Sequence[str] | None) -> dict[str, frozenset[int]]:
+        """The label values of some regions, or of the default one alone.
 
         Raises:
             DataError: if this layout has no such region.
         """
-        if region is None:
-            region = next(iter(self.regions))
-        if region not in self.regions:
-            raise DataError(f"region: '{region}' is not one of {', '.join(self.regions)}, which {self.name} scans have")
-        return region, self.regions[region]
+        chosen = [next(iter(self.regions))] if regions is None else regions
+        for name in chosen:
+            if name not in self.regions:
+                known = ", ".join(self.regions)
+                raise DataError(f"region: '{name}' is not one of {known}, which {self.name} scans have")
+        return {name: self.regions[name] for name in chosen}
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,6 @@ from dwp_pyro.data.case import Scan
 
 __all__ = ["Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
 
-_STRIDE = 8  # of the network's deepest features
-
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -51,8 +49,8 @@ class Example:
         id: of the case.
         image: [C, X, Y, Z], normalised over the brain, 0 outside.
         brain: [1, X, Y, Z], 0 or 1.
-        label: [1, X, Y, Z], 1 in the region and 0 outside; None without a label.
-        fg_indices: flat indices of the region's voxels.
+        label: [R, X, Y, Z], 1 in a region and 0 outside; None without a label.
+        fg_indices: flat indices of the voxels of any region.
         bg_indices: flat indices of the brain's other voxels.
     """
 
@@ -89,16 +87,16 @@ class Preprocessing:
         )
         self._indices = FgBgToIndicesd("label", image_key="brain")
 
-    def __call__(self, scan: Scan, region_values: frozenset[int]) -> Example:
-        """Args: a scan, and the label values that make up the region to segment."""
+    def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
+        """Args: a scan, and of each region to segment the label values that make it up."""
         affine = torch.from_numpy(scan.affine)
         volumes = {
             "image": MetaTensor(scan.images, affine=affine),
             "brain": MetaTensor(scan.brain[None].astype(np.float32), affine=affine),
         }
         if scan.label is not None:
-            region = np.isin(scan.label, sorted(region_values))
-            volumes["label"] = MetaTensor(region[None].astype(np.float32), affine=affine)
+            masks = np.stack([np.isin(scan.label, sorted(values)) for values in regions])
+            volumes["label"] = MetaTensor(masks.astype(np.float32), affine=affine)
         # Cropped views keep the whole scan in memory; copies do not. Masks take a byte a voxel.
         cropped = self._transform(volumes)
         done: Any = {
@@ -107,7 +105,7 @@ class Preprocessing:
         if scan.label is None:
             nowhere = torch.empty(0, dtype=torch.long)
             return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)
-        indices = self._indices(done)
+        indices = self._indices({"label": done["label"].amax(0, keepdim=True), "brain": done["brain"]})
         fg, bg = (torch.as_tensor(indices[f"label_{kind}_indices"]).int() for kind in ("fg", "bg"))
         return Example(scan.id, done["image"], done["brain"], done["label"], fg, bg)
 
@@ -124,10 +122,16 @@ class Preprocessing:
         return np.asarray(inverted, dtype=np.float32) * scan.brain
 
 
-def patch_shape(examples: Sequence[Example], side: int) -> tuple[int, int, int]:
-    """Shape of a training patch: `side` voxels, but no larger than the examples; multiples of 8, at least 16."""
+def patch_shape(examples: Sequence[Example], side: int, stride: int) -> tuple[int, int, int]:
+    """Shape of a training patch: `side` voxels, but no larger than the examples.
+
+    Args:
+        examples: to take patches of.
+        side: in voxels.
+        stride: of the network's deepest features, in voxels: sides are multiples of it, two at least.
+    """
     largest = [max(example.image.shape[1 + axis] for example in examples) for axis in range(3)]
-    x, y, z = (max(2, min(math.ceil(side / _STRIDE), math.ceil(n / _STRIDE))) * _STRIDE for n in largest)
+    x, y, z = (max(2, min(math.ceil(side / stride), math.ceil(n / stride))) * stride for n in largest)
     return x, y, z
 
 
@@ -137,7 +141,7 @@ class Patches(Dataset[Batch]):
     Each round of the examples is a new permutation; patch i is drawn and augmented with the seed
     (seed, i). Stopping and resuming, or loading by other processes, therefore changes nothing.
 
-    Half of the patches are centred on the region, half on the rest of the brain. Augmentation: mirrored
+    Half of the patches are centred on a region, half on the rest of the brain. Augmentation: mirrored
     left to right; what another scanner would change: gamma, contrast, brightness, sharpness, noise.
 
     Args:
@@ -179,7 +183,7 @@ class Patches(Dataset[Batch]):
         return self.length
 
     def __getitem__(self, index: int) -> Batch:
-        """Image [C, x, y, z], label and brain [1, x, y, z], and the case's number of brain voxels []."""
+        """Image [C, x, y, z], label [R, x, y, z], brain [1, x, y, z], and the case's number of brain voxels []."""
         round_, place = divmod(index, len(self.examples))
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.examples))
         example = self.examples[order[place]]

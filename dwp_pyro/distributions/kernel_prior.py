@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,30 @@ class KernelPrior(nn.Module):
                 gaussian.standardise_by(density.loc, density.scale_tril)
             blocks[block] = gaussian
         return KernelPrior("gaussian", blocks, self.cards, self.provenance).requires_grad_(False)
+
+    def at_sites(self, blocks: Mapping[str, str]) -> KernelPrior:
+        """This prior, standing for the kernels of a network.
+
+        Args:
+            blocks: site → block. Counts where the prior was fitted to sites of other names, another kind of network.
+
+        Raises:
+            PriorError: if it has not all of these blocks.
+        """
+        known = {site for card in self.cards.values() for site in card.sites}
+        if ANY_SITE in known or blocks.keys() <= known:
+            return self
+        for site, block in blocks.items():
+            if block not in self.cards:
+                raise PriorError(
+                    f"kernel prior: has no block '{block}' for '{site}' (blocks: {', '.join(self.cards)}); "
+                    "name one of these for it by --blocks"
+                )
+        cards = {
+            name: replace(card, sites=tuple(site for site, block in blocks.items() if block == name))
+            for name, card in self.cards.items()
+        }
+        return KernelPrior(self.family, {name: self.block(name) for name in cards}, cards, self.provenance)
 
     def block_at(self, site: str, shape: Sequence[int]) -> KernelDensity:
         """The density of the kernels at a site of shape [out, in, k₁, …, k_d].

@@ -14,12 +14,13 @@ from torch.func import functional_call
 from dwp_pyro.data.layouts import LAYOUTS
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.models.networks import NETWORKS, build_network
 from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkCard", "Posterior"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ = (2, FORMAT_VERSION)
 
 
 @dataclass(frozen=True)
@@ -28,32 +29,55 @@ class NetworkCard:
 
     Args:
         modalities: input channels, in order.
-        widths: of the U-Net.
-        short: six down blocks.
-        layout: of the scans it was trained on.
-        region: that it segments; output channel 1, background being 0.
+        regions: that it segments: output channels 1, 2, …, background being 0.
+        values: of each region, the label values that make it up in the scans it was trained on.
+        layout: of those scans.
         spacing: of its voxels in mm; None if scans are taken as they are.
         patch: window [x, y, z] for prediction: the shape of a training patch.
+        network: its kind, one of `NETWORKS`.
+        widths: its channels at each resolution.
+        short: six down blocks.
     """
 
     modalities: tuple[str, ...]
-    widths: tuple[int, int, int, int]
-    short: bool
+    regions: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
     layout: str
-    region: str
     spacing: float | None
     patch: tuple[int, int, int]
+    network: str = "residual-unet"
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    short: bool = False
 
-    def network(self) -> ResidualUNet3d:
+    def build(self) -> nn.Module:
         """A network of this form, at its random start."""
-        return ResidualUNet3d(len(self.modalities), 2, self.widths, self.short)
+        return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths, self.short)
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> NetworkCard:
+        """What `dataclasses.asdict` made, after JSON; also of the format before several regions.
+
+        Raises:
+            TypeError, ValueError: if the fields are others.
+        """
+
+        def frozen(value: Any) -> Any:
+            return tuple(frozen(part) for part in value) if isinstance(value, list | tuple) else value
+
+        values = {name: frozen(value) for name, value in fields.items()}
+        if "region" in values:
+            values |= {"regions": (values.pop("region"),), "values": ((1,),)}
+        card = cls(**values)
+        if card.network not in NETWORKS:
+            raise ValueError(f"network {card.network!r}")
+        return card
 
 
 class Member(NamedTuple):
     """One network of a posterior.
 
     Args:
-        network: a plain `ResidualUNet3d`; of the sites in `guide` its own weights are not used.
+        network: a plain network of the card's form; of the sites in `guide` its own weights are not used.
         guide: q over its kernels; None for a deterministic network, whose "samples" are all alike.
     """
 
@@ -92,7 +116,7 @@ class Posterior:
         return chosen.weights({} if chosen.guide is None else chosen.guide.means())
 
     def logits(self, image: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """Image [B, channels, X, Y, Z] and weights from `draw` or `means` → logits [B, 2, X, Y, Z]."""
+        """Image [B, channels, X, Y, Z] and weights from `draw` or `means` → logits [B, 1 + R, X, Y, Z]."""
         output: Tensor = functional_call(self.members[0].network, dict(weights), (image,))
         return output
 
@@ -126,15 +150,12 @@ class Posterior:
             RunError: if the file is missing, damaged, or of another format.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("format") != FORMAT_VERSION:
+        if metadata.get("format") not in _READ:
             raise RunError(
                 f"{path}: has format {metadata.get('format')!r}, this version reads {FORMAT_VERSION}; train it again"
             )
         try:
-            fields: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in metadata["network"].items()
-            }
-            card = NetworkCard(**fields)
+            card = NetworkCard.from_mapping(metadata["network"])
             if card.layout not in LAYOUTS:
                 raise ValueError(f"layout {card.layout!r}")
             members = [_member(card, tensors, number, sites) for number, sites in enumerate(metadata["sites"])]
@@ -147,7 +168,7 @@ class Posterior:
 
 
 def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites: Sequence[str]) -> Member:
-    network = card.network()
+    network = card.build()
     means = {site: tensors[f"{number}.loc.{site}"] for site in sites}
     prefix = f"{number}.network."
     plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Posterior
-from dwp_pyro.models.segmentation import in_precision
+from dwp_pyro.models.segmentation import in_precision, region_logits
 
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
 
@@ -20,10 +20,10 @@ _WINDOWS = 4  # at once: PyTorch's CPU convolutions are several times slower on 
 
 @dataclass(frozen=True)
 class Moments:
-    """Per voxel, each [X, Y, Z]; entropies in nats.
+    """Per region and voxel, each [R, X, Y, Z]; entropies in nats.
 
     Args:
-        probability: p̄, the mean probability of the region.
+        probability: p̄, the mean probability of a region.
         entropy: H[p̄], the predictive entropy.
         mutual_information: H[p̄] − E H[p], what the weights do not agree on (epistemic).
     """
@@ -55,7 +55,8 @@ def posterior_predictive(
         precision: see `in_precision`.
         advance: called after each sample.
     """
-    total, entropies = (torch.zeros(image.shape[1:], device=image.device) for _ in range(2))
+    shape = (len(posterior.card.regions), *image.shape[1:])
+    total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
     passes = len(posterior.members) if seeds is None else len(seeds)
     for number in range(passes):
         member = number % len(posterior.members)
@@ -73,9 +74,9 @@ def posterior_predictive(
 
 @torch.no_grad()
 def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: float = 0.25) -> Tensor:
-    """The region's probability, every kernel at its posterior mean, averaged over the members.
+    """The regions' probabilities, every kernel at its posterior mean, averaged over the members.
 
-    Image [channels, X, Y, Z] → [X, Y, Z].
+    Image [channels, X, Y, Z] → [R, X, Y, Z].
     """
     members = range(len(posterior.members))
     total = sum(_probability(posterior, image, posterior.means(member), overlap) for member in members)
@@ -90,13 +91,13 @@ def _probability(
     def window_probability(window: Tensor) -> Tensor:
         with in_precision(precision, window.device):
             logits = posterior.logits(window, weights)
-        return logits.float().softmax(1)[:, 1:]
+        return region_logits(logits.float()).sigmoid()
 
     result = sliding_window_inference(
         image[None], posterior.card.patch, _WINDOWS, window_probability, overlap, mode="gaussian"
     )
     assert isinstance(result, Tensor)
-    return result[0, 0]
+    return result[0]
 
 
 def _entropy(probability: Tensor) -> Tensor:

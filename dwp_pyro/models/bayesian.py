@@ -11,6 +11,10 @@ from pyro.nn.module import to_pyro_module_
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from dwp_pyro.distributions.kernel_prior import KernelPrior
+from dwp_pyro.distributions.priors import prior_at
+from dwp_pyro.models.blocks import kernel_sites, prior_blocks
+
 __all__ = ["BayesianConv", "bayesianize"]
 
 
@@ -56,7 +60,15 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> dict[str, Tensor]:
+def _at_every_site(network: nn.Module, prior: KernelPrior | str) -> dict[str, TorchDistribution]:
+    sites = kernel_sites(network)
+    if isinstance(prior, str):
+        return {site: prior_at(prior, site, weight) for site, weight in sites.items()}
+    prior = prior.at_sites(prior_blocks(network))
+    return {site: prior_at(prior.family, site, weight, prior) for site, weight in sites.items()}
+
+
+def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | KernelPrior | str) -> dict[str, Tensor]:
     """Make sample sites of a network's kernels, in place.
 
     The network becomes a `PyroModule`; each named weight is no longer a parameter but is sampled
@@ -66,14 +78,18 @@ def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> 
 
     Args:
         network: any module with convolutions; it is the root of the sites' names.
-        priors: site → distribution over the whole weight [out, in, k₁, …, k_d].
+        prior: a learned prior, whose blocks are given to all spatial kernels by `prior_blocks` (where it was fitted
+            to sites of other names); "normal" or "log-uniform" for all of them; or, of the kernels that are
+            named, site → distribution over the whole weight [out, in, k₁, …, k_d].
 
     Returns:
         The weights that were there, site → tensor: a guide's natural first means.
 
     Raises:
         ValueError: if a name is not the weight of a convolution, or a prior has another event shape.
+        PriorError: if a learned prior does not fit the network's kernels.
     """
+    priors = prior if isinstance(prior, Mapping) else _at_every_site(network, prior)
     modules = dict(network.named_modules())
     convolutions: dict[str, Any] = {}
     for site, prior in priors.items():
@@ -88,6 +104,9 @@ def bayesianize(network: nn.Module, priors: Mapping[str, TorchDistribution]) -> 
     weights = {site: module.weight.detach().clone() for site, module in convolutions.items()}
     kinds = {site: type(module) for site, module in convolutions.items()}
     to_pyro_module_(network)
+    for path, module in modules.items():
+        # Pyro names a module that stands in two places (of DynUNet, say) after the last, PyTorch after the first.
+        module._pyro_name = path
     for site, module in convolutions.items():
         # As to_pyro_module_ does: the class of the module changes, the module stays.
         module.__class__ = _bayesian(kinds[site])

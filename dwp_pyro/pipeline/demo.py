@@ -91,5 +91,5 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
         runs[arm] = out / "runs" / name
         say(f"{number}. {arm}: 5 tumour scans to learn from, then the test scans")
         train_once(train, runs[arm], device)
-        table[arm] = evaluate(runs[arm], PredictConfig(samples=10, seed=seed), device=device)
+        (table[arm],) = evaluate(runs[arm], PredictConfig(samples=10, seed=seed), device=device).values()
     return DemoResult(table, prior, runs)

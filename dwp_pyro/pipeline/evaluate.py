@@ -17,21 +17,23 @@ from dwp_pyro.data.case import Case, Layout, Scan, read_case, read_volume
 from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
-from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
-from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_case, predict_cases
+from dwp_pyro.pipeline.predict import is_predicted, load_run, map_path, predict_case, predict_cases
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
 __all__ = ["evaluate", "measure"]
 
 
-def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto") -> dict[str, Summary]:
+def evaluate(
+    run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto"
+) -> dict[str, dict[str, Summary]]:
     """Measure a run on the test cases of its split, on each scan's own grid.
 
     Test cases that have no prediction with these settings in `run/predictions` are predicted first.
-    Writes `evaluation.csv`, a line a case, and `evaluation.json`: cases, summary, the run's settings
-    (prior, likelihood, β, n), and the policy on empty masks.
+    Writes `evaluation.csv`, a line a case and region, and `evaluation.json`: of each region the cases and
+    their summary; the run's settings (prior, likelihood, β, n), and the policy on empty masks.
 
     Args:
         run: folder of a finished `svi` or `finetune` run.
@@ -40,7 +42,7 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
         device: to compute on.
 
     Returns:
-        Each measure's mean and standard error over the cases.
+        Of each region each measure's mean and standard error over the cases.
 
     Raises:
         UserError: if the run, its split or a scan is unfit.
@@ -67,27 +69,33 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     out = run / "predictions"
     missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
     predict_cases(trained, missing, layout, config, out, torch_device(device))
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, dict[str, float]]] = {region: {} for region in card.regions}
     with progress("evaluating", len(test)) as advance:
         for name in test:
             scan = read_case(cases[name], card.modalities, layout.labels)
-            rows[name] = _figures(read_volume(out / f"{name}_prob.nii.gz").data, scan, layout, card.region)
-            advance(f"Dice {rows[name]['dice']:.3f}")
-    summary = summarise(rows.values())
+            maps = [read_volume(map_path(out, name, "prob", region, card)).data for region in card.regions]
+            for region, figures in _figures(np.stack(maps), scan, layout, card).items():
+                rows[region][name] = figures
+            advance(", ".join(f"Dice {of_region[name]['dice']:.3f}" for of_region in rows.values()))
+    summary = {region: summarise(of_region.values()) for region, of_region in rows.items()}
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", *summary])
-    writer.writerows([name, *row.values()] for name, row in rows.items())
+    writer.writerow(["case", "region", *summary[card.regions[0]]])
+    writer.writerows([name, region, *rows[region][name].values()] for name in test for region in card.regions)
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
     write_json(
         run / "evaluation.json",
         {
-            "region": card.region,
             "run": settings,
             "prediction": config.to_mapping(),
             "empty_masks": EMPTY_MASK_POLICY,
-            "summary": {name: asdict(value) for name, value in summary.items()},
-            "cases": rows,
+            "regions": {
+                region: {
+                    "summary": {name: asdict(value) for name, value in summary[region].items()},
+                    "cases": rows[region],
+                }
+                for region in card.regions
+            },
         },
     )
     return summary
@@ -106,7 +114,7 @@ def measure(
         device: to compute on.
 
     Returns:
-        Case → measure → value.
+        Case → measure → value; of several regions their mean.
 
     Raises:
         DataError: if a scan is unfit.
@@ -115,11 +123,18 @@ def measure(
     rows = {}
     for case in cases:
         prediction = predict_case(posterior, case, layout, config, device)
-        rows[case.id] = _figures(prediction.probability, prediction.scan, layout, posterior.card.region)
+        regions = list(_figures(prediction.probability, prediction.scan, layout, posterior.card).values())
+        rows[case.id] = {name: sum(figures[name] for figures in regions) / len(regions) for name in regions[0]}
     return rows
 
 
-def _figures(probability: NDArray[np.float32], scan: Scan, layout: Layout, region: str) -> dict[str, float]:
+def _figures(
+    probability: NDArray[np.float32], scan: Scan, layout: Layout, card: NetworkCard
+) -> dict[str, dict[str, float]]:
+    """Probability [R, X, Y, Z] → region → measure → value."""
     assert scan.label is not None
-    _, values = layout.region_values(region)
-    return case_metrics(probability, np.isin(scan.label, sorted(values)), scan.brain, scan.spacing)
+    regions = layout.region_values(card.regions)
+    return {
+        region: case_metrics(probability[number], np.isin(scan.label, sorted(values)), scan.brain, scan.spacing)
+        for number, (region, values) in enumerate(regions.items())
+    }

@@ -10,13 +10,12 @@ from dwp_pyro.config import FinetuneConfig, RunOptions
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.networks import NETWORKS
+from dwp_pyro.pipeline.blocks import assign_blocks
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
 
 __all__ = ["finetune"]
-
-# The first block, and the last.
-_ENDS = ("input.", "down1.", "up3.", "output.")
 
 
 def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
@@ -37,12 +36,13 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
     folder = Path(config.prior_from)
 
     def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
-        network = load_source_network(folder, card, member) if config.init == "source" else card.network()
+        network = load_source_network(folder, card, member) if config.init == "source" else card.build()
         if config.init == "prior":
-            KernelPrior.load(folder).fill(kernel_sites(network))
+            prior = KernelPrior.load(folder).at_sites(assign_blocks(network, config.blocks))
+            prior.fill(kernel_sites(network))
         if config.train == "ends":
             for name, parameter in network.named_parameters():
-                parameter.requires_grad_(name.startswith(_ENDS))
+                parameter.requires_grad_(name.startswith(NETWORKS[card.network].ends))
         return Program(network.to(device), pull=config.l2_sp)
 
     return fit_target("finetune", config, options, config.members or 1, prepare)

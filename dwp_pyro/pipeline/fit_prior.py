@@ -17,9 +17,12 @@ from dwp_pyro.distributions.priors import FAMILIES
 from dwp_pyro.errors import PriorError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density
-from dwp_pyro.inference.posterior import Posterior
-from dwp_pyro.models.unet import PRIOR_BLOCKS, in_block
+from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.models.blocks import prior_blocks
+from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.pipeline.blocks import assign_blocks, by_block, read_blocks, write_blocks
 from dwp_pyro.pipeline.collect_kernels import KernelBank, collect_kernels, read_kernels
+from dwp_pyro.pipeline.train_network import network_card
 from dwp_pyro.pipeline.train_source import train_source
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.progress import progress
@@ -63,7 +66,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
                 f"{config.kernels}: lies in {options.out}, which the new prior would replace; give another --out"
             )
         bank = read_kernels(Path(config.kernels))
-        blocks = blocks_of(bank)
+        blocks = blocks_of(bank, config.blocks)
         path = Path(config.kernels).parent / SOURCE
         sources = Posterior.load(path) if path.exists() else None
         with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
@@ -72,23 +75,32 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
                 sources.save(run.path / SOURCE)
             return _fit_blocks(config, bank, blocks, run.path)
     data = load_training_data(config, None)
+    blocks = by_block(assign_blocks(network_card(config, data).build(), config.blocks))
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
         run.pin("split.json", data.split.to_mapping())
         snapshots, best = train_source(config, data, run.path, device)
         best.save(run.path / SOURCE)
         bank = collect_kernels(snapshots)
-        return _fit_blocks(config, bank, blocks_of(bank), run.path)
+        return _fit_blocks(config, bank, blocks, run.path)
 
 
-def blocks_of(bank: KernelBank) -> dict[str, tuple[str, ...]]:
-    """The blocks of a bank, name → sites: those of `ResidualUNet3d`, or one for kernels of another network.
+def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
+    """The blocks of a bank, name → sites: as the file says; else those of the network that the bank came from, of
+    `ResidualUNet3d` where it does not say; or one for kernels of an unknown network.
 
     Raises:
-        PriorError: if kernels of another network have several shapes.
+        ConfigError: if the file does not fit the bank.
+        PriorError: if kernels of an unknown network have several shapes.
     """
-    blocks = {block: tuple(site for site in bank.kernels if in_block(site, block)) for block in PRIOR_BLOCKS}
-    if sum(map(len, blocks.values())) == len(bank.kernels):
-        return {block: sites for block, sites in blocks.items() if sites}
+    if file is not None:
+        return by_block(read_blocks(Path(file), bank.kernels))
+    try:
+        known = NetworkCard.from_mapping(bank.sources[0].network).build() if bank.sources else ResidualUNet3d(1, 2)
+    except (TypeError, ValueError):  # the description of another program
+        known = ResidualUNet3d(1, 2)
+    blocks = {site: block for site, block in prior_blocks(known).items() if site in bank.kernels}
+    if len(blocks) == len(bank.kernels):
+        return by_block(blocks)
     shapes = {tuple(kernels.shape[1:]) for kernels in bank.kernels.values()}
     if len(shapes) > 1:
         listed = ", ".join("×".join(map(str, shape)) for shape in sorted(shapes))
@@ -100,6 +112,7 @@ def _fit_blocks(
     config: FitPriorConfig, bank: KernelBank, blocks: Mapping[str, tuple[str, ...]], run: Path
 ) -> KernelPrior:
     bank.save(run)
+    write_blocks(run, {site: block for block, sites in blocks.items() for site in sites})
     kernels = {
         name: BlockKernels(
             torch.cat([bank.kernels[site] for site in sites]),

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dwp_pyro.config import FinetuneConfig, RunOptions, SviConfig
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
-from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.pipeline.blocks import write_blocks
 from dwp_pyro.pipeline.train_network import Program, network_card, train_network
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.storage import RunFolder, file_digest
@@ -69,6 +70,8 @@ def fit_target(
     with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
         run.pin("split.json", data.split.to_mapping())
         run.pin("learned_from.json", digests)
+        if programs[0].blocks:
+            write_blocks(run.path, programs[0].blocks)
         checkpoints = [run.path / f"checkpoint{member}.safetensors" for member in range(members)]
         trained: list[Member] = []
         for member, (program, seed, checkpoint) in enumerate(zip(programs, seeds, checkpoints, strict=True)):
@@ -101,8 +104,10 @@ def fit_target(
     return posterior
 
 
-def load_source_network(folder: Path, card: NetworkCard, member: int) -> ResidualUNet3d:
+def load_source_network(folder: Path, card: NetworkCard, member: int) -> nn.Module:
     """A source network that fit-prior left, if it has the target's form; member 0 is the best.
+
+    Where it segments one region and the target several, each of them starts from that one.
 
     Raises:
         RunError: if there is none, there are too few, or its channels, widths or blocks differ.
@@ -114,7 +119,7 @@ def load_source_network(folder: Path, card: NetworkCard, member: int) -> Residua
             "or do without (svi --centre none, finetune --init random)"
         )
     source = Posterior.load(path)
-    for name in ("modalities", "widths", "short"):
+    for name in ("network", "modalities", "widths", "short"):
         found, wanted = getattr(source.card, name), getattr(card, name)
         if found != wanted:
             raise RunError(
@@ -127,5 +132,17 @@ def load_source_network(folder: Path, card: NetworkCard, member: int) -> Residua
             f"give --members {len(source.members)}, or run fit-prior with more --bootstraps"
         )
     network, _ = source.members[member]
-    assert isinstance(network, ResidualUNet3d)
+    if len(source.card.regions) != len(card.regions):
+        if len(source.card.regions) > 1:
+            raise RunError(
+                f"{path}: the source network segments {len(source.card.regions)} regions, the target "
+                f"{len(card.regions)}; give as many by --region, or do without it"
+            )
+        rows = torch.tensor([0, *[1] * len(card.regions)])  # the background's, and the region's for each
+        wanted = card.build()
+        shapes = {name: tensor.shape for name, tensor in wanted.state_dict().items()}
+        wanted.load_state_dict(
+            {name: w if w.shape == shapes[name] else w[rows] for name, w in network.state_dict().items()}
+        )
+        network = wanted
     return network.requires_grad_(True)

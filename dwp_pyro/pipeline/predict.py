@@ -19,7 +19,7 @@ from dwp_pyro.data.layouts import LAYOUTS, detect_layout, find_cases
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
-from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
 from dwp_pyro.progress import progress
@@ -31,13 +31,14 @@ __all__ = [
     "TrainedRun",
     "cases_to_predict",
     "is_predicted",
+    "known_regions",
+    "label_values",
     "load_run",
+    "map_path",
     "predict",
     "predict_case",
     "predict_cases",
 ]
-
-_MAPS = ("seg", "prob", "entropy", "mi")
 
 
 def predict(
@@ -52,8 +53,9 @@ def predict(
 ) -> list[Path]:
     """Predict scans with a trained run.
 
-    Writes, for each case and on its own grid and affine: `<case>_seg.nii.gz` (1 in the region),
-    `_prob`, `_entropy` and `_mi` (nats), `<case>.png`, and `<case>.json`, written last.
+    Writes, for each case and on its own grid and affine: `<case>_seg.nii.gz` (see `label_values`),
+    `_prob`, `_entropy` and `_mi` (nats), `<case>.png`, and `<case>.json`, written last. Of several regions
+    all but `_seg` are there for each, as `<case>_prob_core.nii.gz`.
 
     Args:
         run: folder of a finished `svi` or `finetune` run.
@@ -141,8 +143,42 @@ def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConf
     return path.exists() and read_json(path).get("settings") == _settings(trained, case, config)
 
 
+def map_path(folder: Path, case: str, kind: str, region: str, card: NetworkCard) -> Path:
+    """Where a map ("prob", "entropy", "mi") of a case lies; the region is in its name where there are several."""
+    return folder / (f"{case}_{kind}.nii.gz" if len(card.regions) == 1 else f"{case}_{kind}_{region}.nii.gz")
+
+
+def known_regions(card: NetworkCard, layout: Layout) -> tuple[frozenset[int], ...]:
+    """Of each region of a network the label values in this layout; () if the layout has not all of them."""
+    if not layout.regions.keys() >= set(card.regions):
+        return ()
+    return tuple(layout.regions[region] for region in card.regions)
+
+
+def label_values(card: NetworkCard) -> tuple[int, ...]:
+    """The value that each region has in a segmentation.
+
+    One region: 1. Several: the least label value, in the scans of training, that belongs to the region and to no
+    region within it; so whole, core and enhancing of BraTS become its own values of oedema, necrosis and enhancing.
+    """
+    if len(card.regions) == 1:
+        return (1,)
+    sets = [set(values) for values in card.values]
+    own = [values.difference(*(other for other in sets if other < values)) or values for values in sets]
+    return tuple(min(values) for values in own)
+
+
+def _label(probability: NDArray[np.float32], card: NetworkCard) -> NDArray[np.uint8]:
+    """Probabilities [R, X, Y, Z] → label values [X, Y, Z]; a region lies over those that contain it."""
+    label = np.zeros(probability.shape[1:], np.uint8)
+    values = label_values(card)
+    for number in sorted(range(len(values)), key=lambda number: -len(card.values[number])):
+        label[probability[number] > 0.5] = values[number]
+    return label
+
+
 class Prediction(NamedTuple):
-    """Of one case, on the scan's own grid: each map [X, Y, Z], entropies in nats."""
+    """Of one case, on the scan's own grid: each map [R, X, Y, Z], entropies in nats."""
 
     scan: Scan
     probability: NDArray[np.float32]
@@ -175,7 +211,7 @@ def predict_case(
     card = posterior.card
     scan = read_case(case, card.modalities, layout.labels)
     preprocess = Preprocessing(card.spacing)
-    example = preprocess(scan, layout.regions.get(card.region, frozenset()))
+    example = preprocess(scan, known_regions(card, layout))
     seeds = (
         [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
     )
@@ -185,8 +221,8 @@ def predict_case(
         )
     except torch.OutOfMemoryError as problem:
         raise RunError(f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu") from problem
-    maps = torch.stack([moments.probability, moments.entropy, moments.mutual_information])
-    probability, entropy, mutual_information = preprocess.invert(maps, example, scan)
+    maps = torch.cat([moments.probability, moments.entropy, moments.mutual_information])
+    probability, entropy, mutual_information = np.split(preprocess.invert(maps, example, scan), 3)
     return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information)
 
 
@@ -207,44 +243,34 @@ def predict_cases(
     posterior = trained.posterior.to(device)
     card = posterior.card
     # The label is drawn in the picture where its values mean the same structures as in training.
-    values = layout.regions.get(card.region, frozenset())
+    known = known_regions(card, layout)
     pictures = []
     with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information = predict_case(
                 posterior, case, layout, config, device, partial(advance, case.id)
             )
-            segmentation = (probability > 0.5).astype(np.uint8)
+            segmentation = _label(probability, card)
             marker = out / f"{case.id}.json"
             marker.unlink(missing_ok=True)  # until all maps of this prediction are there
-            maps: tuple[NDArray[Any], ...] = (segmentation, probability, entropy, mutual_information)
-            volumes = dict(zip(_MAPS, maps, strict=True))
-            for name, volume in volumes.items():
-                _save_like(scan.reference, volume, out / f"{case.id}_{name}.nii.gz")
-            truth = np.isin(scan.label, sorted(values)) if scan.label is not None and values else None
-            picture = out / f"{case.id}.png"
-            save_case_figure(
-                picture,
-                f"{case.id}: {card.region}",
-                scan.affine,
-                scan.images[0],
-                truth,
-                probability,
-                entropy,
-                mutual_information,
-            )
+            _save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")
             voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
-            write_json(
-                marker,
-                {
-                    "settings": _settings(trained, case, config),
-                    "region": card.region,
-                    "volume_ml": float(segmentation.sum()) * voxel_ml,
-                    "mean_entropy_of_brain": float(entropy[scan.brain].mean()),
-                    "mean_mutual_information_of_brain": float(mutual_information[scan.brain].mean()),
-                },
-            )
-            pictures.append(picture)
+            figures = {}
+            for number, region in enumerate(card.regions):
+                maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
+                for kind, volume in maps.items():
+                    _save_like(scan.reference, volume, map_path(out, case.id, kind, region, card))
+                truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
+                suffix = "" if len(card.regions) == 1 else f"_{region}"
+                picture = out / f"{case.id}{suffix}.png"
+                save_case_figure(picture, f"{case.id}: {region}", scan.affine, scan.images[0], truth, *maps.values())
+                pictures.append(picture)
+                figures[region] = {
+                    "volume_ml": float((maps["prob"] > 0.5).sum()) * voxel_ml,
+                    "mean_entropy_of_brain": float(maps["entropy"][scan.brain].mean()),
+                    "mean_mutual_information_of_brain": float(maps["mi"][scan.brain].mean()),
+                }
+            write_json(marker, {"settings": _settings(trained, case, config), "regions": figures})
     return pictures
 
 

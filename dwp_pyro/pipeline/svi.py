@@ -14,6 +14,7 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.pipeline.blocks import assign_blocks
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
 
@@ -41,10 +42,13 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
         kernel_prior = KernelPrior.load(folder).to(device) if learned or init == "prior" else None
         source = load_source_network(folder, card, member).to(device) if centred or init == "source" else None
-        network = source if source is not None and init == "source" else card.network().to(device)
+        network = source if source is not None and init == "source" else card.build().to(device)
+        blocks = assign_blocks(network, config.blocks)
         sites = kernel_sites(network)
         # Copies: bayesianize takes the parameters out of the network.
         centres = {site: w.detach().clone() for site, w in kernel_sites(source).items()} if source and centred else {}
+        if kernel_prior is not None:
+            kernel_prior = kernel_prior.at_sites(blocks)
         if kernel_prior is not None and init == "prior":
             kernel_prior.fill(sites)
         if kernel_prior is not None and learned:
@@ -69,7 +73,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         for site, mean in means.items():
             # Relative: kernels of the deepest blocks, and of trained networks, are many times smaller than others.
             guide.set_scale(site, (config.init_scale * mean.square().mean().sqrt()).expand_as(mean))
-        return Program(network, guide, kernel_prior if learned else None)
+        return Program(network, guide, blocks, kernel_prior if learned else None)
 
     def beta(part: float) -> float:
         return max(_SMALLEST_BETA, config.beta * min(1.0, part / config.anneal if config.anneal else 1.0))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from dwp_pyro.config import TrainingSettings
 from dwp_pyro.data.transforms import Patches
@@ -16,7 +18,6 @@ from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
 from dwp_pyro.inference.svi import Plan, optimise, steps_done
 from dwp_pyro.models.segmentation import SegmentationModel
-from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block
 from dwp_pyro.pipeline.metrics_log import MetricsLog
 from dwp_pyro.pipeline.training_data import TrainingData
 
@@ -25,26 +26,33 @@ __all__ = ["Program", "network_card", "train_network", "validation_dice"]
 
 def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
     """The form of a network for these settings and data."""
-    a, b, c, d = settings.widths
     return NetworkCard(
         modalities=settings.modality,
-        widths=(a, b, c, d),
-        short=settings.short,
+        regions=tuple(data.regions),
+        values=tuple(tuple(sorted(values)) for values in data.regions.values()),
         layout=data.layout.name,
-        region=data.region,
         spacing=settings.spacing,
         patch=data.patch,
+        network=settings.network,
+        widths=settings.widths,
+        short=settings.short,
     )
 
 
 class Program(NamedTuple):
-    """What is trained: a network, bare or made a program by `bayesianize`; the guide and learned prior of its sites.
+    """What is trained.
 
-    `pull` is the weight of L2-SP, towards the weights that the network has at its start.
+    Args:
+        network: bare, or made a program by `bayesianize`.
+        guide: of its sites.
+        blocks: of the sites: site → prior block.
+        kernel_prior: the learned prior of the sites.
+        pull: weight of L2-SP, towards the weights that the network has at its start.
     """
 
-    network: ResidualUNet3d
+    network: nn.Module
     guide: MeanFieldNormal | None = None
+    blocks: Mapping[str, str] = MappingProxyType({})
     kernel_prior: KernelPrior | None = None
     pull: float = 0.0
 
@@ -79,7 +87,7 @@ def train_network(
     Returns:
         The posterior of one member, on `device`.
     """
-    network, guide, kernel_prior, pull = program
+    network, guide, blocks, kernel_prior, pull = program
     model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull, settings.precision)
     model.to(device)
     if guide is not None:
@@ -88,12 +96,12 @@ def train_network(
 
     def posterior() -> Posterior:
         # A plain copy of the deterministic weights; the sites' weights come from the guide.
-        plain = card.network().to(device)
+        plain = card.build().to(device)
         plain.load_state_dict(network.state_dict(), strict=guide is None)
         return Posterior(card, [Member(plain, guide)])
 
     def validate() -> dict[str, float]:
-        figures = signal_to_noise(guide)
+        figures = signal_to_noise(guide, blocks)
         if data.validation:
             figures["validation_dice"] = validation_dice(posterior(), data, device)
         return figures
@@ -116,33 +124,28 @@ def train_network(
 
 @torch.no_grad()
 def validation_dice(posterior: Posterior, data: TrainingData, device: torch.device) -> float:
-    """Mean Dice of the region over the validation cases, on the network's grid, kernels at their means.
+    """Mean Dice of the regions over the validation cases, on the network's grid, kernels at their means.
 
-    A case with an empty region counts 1 for an empty prediction and 0 for any other.
+    An empty region counts 1 for an empty prediction and 0 for any other.
     """
     scores = []
     for example in data.validation:
         assert example.label is not None
         predicted = posterior_mean_probability(posterior, example.image.as_tensor().to(device)) > 0.5
-        predicted &= example.brain.as_tensor()[0].to(device) > 0
-        truth = example.label.as_tensor()[0].to(device) > 0
-        total = int(predicted.sum() + truth.sum())
-        scores.append(2 * int((predicted & truth).sum()) / total if total else 1.0)
+        predicted &= example.brain.as_tensor().to(device) > 0
+        for here, there in zip(predicted, example.label.as_tensor().to(device) > 0, strict=True):
+            total = int(here.sum() + there.sum())
+            scores.append(2 * int((here & there).sum()) / total if total else 1.0)
     return sum(scores) / len(scores)
 
 
 @torch.no_grad()
-def signal_to_noise(guide: MeanFieldNormal | None) -> dict[str, float]:
+def signal_to_noise(guide: MeanFieldNormal | None, blocks: Mapping[str, str]) -> dict[str, float]:
     """For each prior block, the median |m|/s of its weights: below 1 the data say little about them."""
-    figures = {}
-    for block in PRIOR_BLOCKS if guide is not None else ():
-        assert guide is not None
-        ratios = [
-            (loc.abs() / scale).flatten()
-            for site in guide.sites
-            if in_block(site, block)
-            for loc, scale in [guide.posterior(site)]
-        ]
-        if ratios:
-            figures[f"signal_to_noise_{block}"] = float(torch.cat(ratios).median())
-    return figures
+    if guide is None:
+        return {}
+    ratios: dict[str, list[Tensor]] = {}
+    for site in guide.sites:
+        loc, scale = guide.posterior(site)
+        ratios.setdefault(blocks[site], []).append((loc.abs() / scale).flatten())
+    return {f"signal_to_noise_{block}": float(torch.cat(parts).median()) for block, parts in ratios.items()}

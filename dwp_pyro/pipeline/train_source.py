@@ -71,7 +71,7 @@ def _train_bootstrap(
 ) -> None:
     drawn = np.random.default_rng([config.seed, bootstrap]).integers(len(data.train), size=len(data.train))
     bag = TrainingData(
-        data.layout, data.region, data.split, tuple(data.train[i] for i in drawn), data.validation, data.patch
+        data.layout, data.regions, data.split, tuple(data.train[i] for i in drawn), data.validation, data.patch
     )
     ends = [round(number * config.steps / config.snapshots) for number in range(config.snapshots + 1)]
     seed = config.seed * 1009 + bootstrap  # as far apart as bootstraps are
@@ -95,7 +95,7 @@ def _train_bootstrap(
 
     torch.manual_seed(seed)
     card = network_card(config, data)
-    network = card.network()
+    network = card.build()
     start = _flat(network)
     plan = Plan(
         steps=config.steps,

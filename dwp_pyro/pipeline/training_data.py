@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dwp_pyro.config import DataSettings, data_root
+from dwp_pyro.config import DataSettings, TrainingSettings, data_root
 from dwp_pyro.data.case import Case, Layout, read_case
 from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.data.split import Split, read_split, seeded_split
 from dwp_pyro.data.transforms import Example, Preprocessing, patch_shape
 from dwp_pyro.errors import DataError
+from dwp_pyro.models.networks import NETWORKS
 from dwp_pyro.progress import progress
 
 __all__ = ["TrainingData", "find_split", "load_training_data", "with_defaults"]
@@ -24,7 +26,7 @@ class TrainingData:
 
     Args:
         layout: of the scans.
-        region: that is segmented.
+        regions: that are segmented, each with the label values that make it up.
         split: case ids by role.
         train: examples to train on, in the split's order.
         validation: examples to validate on.
@@ -32,7 +34,7 @@ class TrainingData:
     """
 
     layout: Layout
-    region: str
+    regions: Mapping[str, frozenset[int]]
     split: Split
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -43,13 +45,13 @@ _SettingsT = TypeVar("_SettingsT", bound=DataSettings)
 
 
 def with_defaults(settings: _SettingsT) -> _SettingsT:
-    """The settings with root and region as they are found when none are given: what a run's config should say.
+    """The settings with root and regions as they are found when none are given: what a run's config should say.
 
     Raises:
         DataError: if the layout has no such region.
     """
-    region, _ = LAYOUTS[settings.dataset].region_values(settings.region)
-    return dataclasses.replace(settings, root=str(data_root(settings.dataset, settings.root)), region=region)
+    regions = LAYOUTS[settings.dataset].region_values(settings.region)
+    return dataclasses.replace(settings, root=str(data_root(settings.dataset, settings.root)), region=tuple(regions))
 
 
 def find_split(settings: DataSettings, n: int | None) -> tuple[dict[str, Case], Split]:
@@ -68,7 +70,7 @@ def find_split(settings: DataSettings, n: int | None) -> tuple[dict[str, Case], 
     return cases, seeded_split(*chosen) if settings.split is None else read_split(Path(settings.split), *chosen)
 
 
-def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
+def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingData:
     """Find, split, read, check and preprocess the cases; nothing is written.
 
     Args:
@@ -79,7 +81,7 @@ def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
         DataError: if a case is unfit, or there are too few.
     """
     layout = LAYOUTS[settings.dataset]
-    region, values = layout.region_values(settings.region)
+    regions = layout.region_values(settings.region)
     cases, split = find_split(settings, n)
     preprocess = Preprocessing(settings.spacing)
     examples = {}
@@ -89,11 +91,12 @@ def load_training_data(settings: DataSettings, n: int | None) -> TrainingData:
             case = cases[name]
             if case.label is None:
                 raise DataError(f"case {name}: has no label file, which training needs; add it, or leave the case out")
-            examples[name] = preprocess(read_case(case, settings.modality, layout.labels), values)
+            examples[name] = preprocess(read_case(case, settings.modality, layout.labels), tuple(regions.values()))
             advance("")
     train = tuple(examples[name] for name in split.train)
     if not any(len(example.fg_indices) for example in train):
         root = data_root(settings.dataset, settings.root)
-        raise DataError(f"{root}: no training case holds any '{region}' voxel; there is nothing to learn")
+        raise DataError(f"{root}: no training case holds any voxel of {', '.join(regions)}; there is nothing to learn")
     validation = tuple(examples[name] for name in split.validation)
-    return TrainingData(layout, region, split, train, validation, patch_shape(train, settings.patch))
+    patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
+    return TrainingData(layout, regions, split, train, validation, patch)

@@ -27,7 +27,7 @@ def scan() -> Scan:
 
 
 def test_images_are_normalised_over_the_brain_and_0_outside(scan):
-    example = Preprocessing(None)(scan, frozenset({4}))
+    example = Preprocessing(None)(scan, [frozenset({4})])
     inside = example.brain[0].as_tensor() > 0
     assert int(inside.sum()) == scan.brain.sum()
     for channel in example.image.as_tensor():
@@ -37,14 +37,14 @@ def test_images_are_normalised_over_the_brain_and_0_outside(scan):
 
 
 def test_the_region_is_made_of_its_label_values(scan):
-    whole, enhancing = (Preprocessing(None)(scan, frozenset(values)) for values in ({2, 4}, {4}))
+    whole, enhancing = (Preprocessing(None)(scan, [frozenset(values)]) for values in ({2, 4}, {4}))
     assert int(whole.label.sum()) == (scan.label > 0).sum() == len(whole.fg_indices)
     assert int(enhancing.label.sum()) == (scan.label == 4).sum()
     assert len(enhancing.bg_indices) == scan.brain.sum() - (scan.label == 4).sum()
 
 
 def test_the_grid_is_ras_and_cropped_to_the_brain(scan):
-    example = Preprocessing(None)(scan, frozenset({4}))
+    example = Preprocessing(None)(scan, [frozenset({4})])
     # Rows of the affine say which array axis goes right, front and up: brain sides in that order.
     assert tuple(example.image.shape) == (2, 17, 23, 14)
     rotation = example.image.affine[:3, :3].numpy()
@@ -54,14 +54,14 @@ def test_the_grid_is_ras_and_cropped_to_the_brain(scan):
 
 def test_the_way_back_restores_every_voxel(scan):
     preprocess = Preprocessing(None)
-    example = preprocess(scan, frozenset({2, 4}))
+    example = preprocess(scan, [frozenset({2, 4})])
     back = preprocess.invert(example.label.as_tensor(), example, scan)
     np.testing.assert_array_equal(back[0], scan.label > 0)
 
 
 def test_the_way_back_from_another_spacing_lands_on_the_scans_grid(scan):
     preprocess = Preprocessing(2.0)
-    example = preprocess(scan, frozenset({2, 4}))
+    example = preprocess(scan, [frozenset({2, 4})])
     spacing = torch.linalg.vector_norm(example.image.affine[:3, :3], dim=0)
     assert torch.allclose(spacing, torch.full((3,), 2.0, dtype=spacing.dtype))
     back = preprocess.invert(example.label.as_tensor(), example, scan)
@@ -72,7 +72,7 @@ def test_the_way_back_from_another_spacing_lands_on_the_scans_grid(scan):
 
 
 def test_patches_are_a_function_of_their_position(scan):
-    example = Preprocessing(None)(scan, frozenset({2, 4}))
+    example = Preprocessing(None)(scan, [frozenset({2, 4})])
     first, second = (Patches([example], (16, 16, 8), 3, 50) for _ in range(2))
     _ = [second[i] for i in (7, 1)]
     for a, b in zip(first[5], second[5], strict=True):
@@ -84,7 +84,7 @@ def test_patches_are_a_function_of_their_position(scan):
 
 def test_patches_take_each_case_once_a_round_and_meet_the_region(scan):
     preprocess = Preprocessing(None)
-    examples = [preprocess(scan, frozenset(values)) for values in ({2, 4}, {2}, {4})]
+    examples = [preprocess(scan, [frozenset(values)]) for values in ({2, 4}, {2}, {4})]
     patches = Patches(examples, (8, 8, 8), 0, 300)
     sizes = [int(torch.as_tensor(example.label).sum()) for example in examples]
     full = Patches(examples, (40, 40, 40), 0, 9)
@@ -97,7 +97,7 @@ def test_patches_take_each_case_once_a_round_and_meet_the_region(scan):
 def test_a_patch_keeps_image_label_and_brain_aligned(scan):
     preprocess = Preprocessing(None)
     marked = Scan("c", np.where(scan.label > 0, 900, 500)[None].astype(np.float32) * scan.brain, *_rest(scan))
-    patches = Patches([preprocess(marked, frozenset({2, 4}))], (16, 16, 8), 0, 20)
+    patches = Patches([preprocess(marked, [frozenset({2, 4})])], (16, 16, 8), 0, 20)
     for i in range(20):
         image, label, brain, voxels = patches[i]
         assert image.shape == label.shape == brain.shape == (1, 16, 16, 8)
@@ -112,9 +112,9 @@ def _rest(scan: Scan) -> tuple:
 
 
 def test_patch_shape_is_no_larger_than_the_scans(scan):
-    example = Preprocessing(None)(scan, frozenset({4}))
-    assert patch_shape([example], 64) == (24, 24, 16)
-    assert patch_shape([example], 16) == (16, 16, 16)
+    example = Preprocessing(None)(scan, [frozenset({4})])
+    assert patch_shape([example], 64, 8) == (24, 24, 16)
+    assert patch_shape([example], 16, 8) == (16, 16, 16)
 
 
 def test_patches_differ_as_scanners_do():
@@ -125,7 +125,7 @@ def test_patches_differ_as_scanners_do():
     brain = np.ones(image.shape[1:], bool)
     label = np.zeros(brain.shape, np.int16)
     label[12, 6, 6] = 4
-    example = Preprocessing(None)(Scan("c", image, brain, label, np.eye(4), Path("c.nii")), frozenset({4}))
+    example = Preprocessing(None)(Scan("c", image, brain, label, np.eye(4), Path("c.nii")), [frozenset({4})])
     patches, draws = Patches([example], (24, 12, 12), 0, 200), 200
     inside = (slice(3, 5), slice(11, 13), slice(19, 21))  # away from edges, which blur reaches
     parts = [[patches[i][0][0][part] for part in inside] for i in range(draws)]

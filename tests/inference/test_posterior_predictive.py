@@ -11,12 +11,21 @@ from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
 from dwp_pyro.models.blocks import kernel_sites
 
-CARD = NetworkCard(("flair", "t1"), (2, 2, 3, 3), True, "brats", "whole", None, (16, 16, 16))
+CARD = NetworkCard(
+    modalities=("flair", "t1"),
+    regions=("whole",),
+    values=((1, 2, 4),),
+    layout="brats",
+    spacing=None,
+    patch=(16, 16, 16),
+    widths=(2, 2, 3, 3),
+    short=True,
+)
 
 
 def make_posterior(scale: float | None, seed: int = 0) -> Posterior:
     torch.manual_seed(seed)
-    network = CARD.network()
+    network = CARD.build()
     torch.nn.init.normal_(network.output.weight)  # its small start would leave nothing to disagree on
     guide = None if scale is None else MeanFieldNormal(kernel_sites(network), scale)
     return Posterior(CARD, [Member(network, guide)])
@@ -32,7 +41,7 @@ def test_moments_are_those_of_the_samples(image):
     seeds = range(5)
     moments = posterior_predictive(posterior, image, seeds)
     with torch.no_grad():
-        p = torch.stack([posterior.logits(image[None], posterior.draw(s)).softmax(1)[0, 1] for s in seeds])
+        p = torch.stack([posterior.logits(image[None], posterior.draw(s)).softmax(1)[0, 1:] for s in seeds])
 
     def entropy(q: torch.Tensor) -> torch.Tensor:
         return torch.special.entr(q) + torch.special.entr(1 - q)
@@ -107,7 +116,7 @@ def test_memory_does_not_grow_with_the_samples(image):
     def count() -> None:
         import gc
 
-        alive.append(sum(isinstance(o, torch.Tensor) and o.shape == (16, 16, 16) for o in gc.get_objects()))
+        alive.append(sum(isinstance(o, torch.Tensor) and o.shape == (1, 16, 16, 16) for o in gc.get_objects()))
 
     posterior_predictive(posterior, image, range(8), advance=count)
     assert alive[1] == alive[-1]
@@ -123,7 +132,7 @@ def test_the_members_of_a_mixture_take_turns(image, tmp_path, scale):
     moments = posterior_predictive(Posterior.load(tmp_path / "p.safetensors"), image, seeds)
     with torch.no_grad():
         p = torch.stack(
-            [(one, two)[s % 2].logits(image[None], (one, two)[s % 2].draw(s)).softmax(1)[0, 1] for s in seeds]
+            [(one, two)[s % 2].logits(image[None], (one, two)[s % 2].draw(s)).softmax(1)[0, 1:] for s in seeds]
         )
     torch.testing.assert_close(moments.probability, p.mean(0), atol=1e-5, rtol=0)
     assert float(moments.mutual_information.max()) > 0.01

@@ -19,8 +19,8 @@ from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.svi import Plan, optimise, steps_done
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d
 
 STEPS = 6

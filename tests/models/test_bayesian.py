@@ -7,16 +7,21 @@ import pickle
 
 import pytest
 import torch
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
 from pyro import poutine
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import prior_at
+from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
 from dwp_pyro.models.unet import ResidualUNet3d
 
 
@@ -168,3 +173,44 @@ def test_twice_raises():
 def test_a_prior_of_another_shape_raises(prior):
     with pytest.raises(ValueError, match=r"'0.weight' has the shape \(2, 1, 3, 3\)"):
         bayesianize(small(), {"0.weight": prior})
+
+
+def learned_prior(kernel_shape: tuple[int, ...]) -> KernelPrior:
+    """Of the blocks of another network: its sites have other names."""
+    cards = {block: BlockCard((f"{block}.weight",), 0) for block in BLOCKS}
+    prior = KernelPrior("dwp", {block: KernelVAE(kernel_shape, 2, (4,)) for block in BLOCKS}, cards)
+    return prior.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d: UNet(d, 2, 2, (8, 8, 8), (2, 2), num_res_units=1),
+        lambda d: SegResNet(d, 8, 2, 2),
+        lambda d: DynUNet(d, 2, 2, (3, 3, 3), (1, 2, 2), (2, 2), (4, 4, 4)),
+        lambda d: BasicUNet(d, 2, 2, (4, 4, 4, 4, 4, 4)),
+    ],
+    ids=["UNet", "SegResNet", "DynUNet", "BasicUNet"],
+)
+def test_networks_of_monai_take_a_learned_prior(make, dimensions):
+    """Every spatial kernel is a site under the density of its block; a step of SVI moves all of its means."""
+    network, prior = make(dimensions), learned_prior((3,) * dimensions)
+    sites, blocks = kernel_sites(network), prior_blocks(network)
+    kernels = bayesianize(network, prior)
+    assert kernels.keys() == sites.keys()
+    guide = MeanFieldNormal(kernels)
+    image = torch.randn(2, 2, *[32] * dimensions)  # of one volume PyTorch's convolutions are slow
+    trace = poutine.trace(network).get_trace(image)
+    for site, block in blocks.items():
+        base = trace.nodes[site]["fn"].base_dist
+        assert isinstance(base, DeepWeightPrior) and base.density is prior.block(block)
+    with poutine.replay(trace=poutine.trace(guide).get_trace(image)):
+        network(image).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in guide.parameters())
+
+
+def test_one_word_is_a_prior_for_every_kernel():
+    network = small()
+    assert list(bayesianize(network, "normal")) == ["0.weight", "1.1.weight"]
+    assert latent_sites(network, torch.randn(1, 1, 8, 8)) == ["0.weight", "1.1.weight"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dwp_pyro.models.unet import PRIOR_BLOCKS, ResidualUNet3d, in_block, kernel_sites
+from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.unet import ResidualUNet3d
 
 WIDTHS = (2, 3, 4, 5)
 
@@ -28,19 +28,6 @@ def test_the_default_network_has_the_numbers_of_the_paper():
         *(f"up{i}.reduce.weight" for i in (1, 2, 3)),
         "output.weight",
     }
-
-
-@pytest.mark.parametrize("short", [False, True])
-def test_prior_blocks_cover_every_kernel_once(short):
-    """Seven blocks, none empty, by whole names: "down2" does not stand for "down20"."""
-    sites = kernel_sites(ResidualUNet3d(1, 2, WIDTHS, short=short))
-    assert len(sites) == (19 if short else 25)
-    assert len(PRIOR_BLOCKS) == 7
-    for site in sites:
-        assert sum(site.startswith(f"{name}.") for names in PRIOR_BLOCKS.values() for name in names) == 1
-        assert sum(in_block(site, block) for block in PRIOR_BLOCKS) == 1
-    assert all(any(in_block(site, block) for site in sites) for block in PRIOR_BLOCKS)
-    assert not in_block("down20.conv1.weight", "scale1")
 
 
 def test_strides_of_the_down_blocks():
@@ -122,13 +109,3 @@ def test_every_parameter_receives_a_gradient():
 def test_wrong_widths_raise(widths):
     with pytest.raises(ValueError, match="four positive numbers"):
         ResidualUNet3d(1, 2, widths)
-
-
-def test_kernel_sites_leave_out_pointwise_convolutions():
-    """By the name of the parameter, for convolutions in one, two and three dimensions."""
-    network = nn.ModuleDict(
-        {"a": nn.Conv1d(1, 2, 3), "b": nn.Conv2d(1, 2, (1, 3)), "c": nn.Conv3d(1, 2, 1), "d": nn.Linear(3, 3)}
-    )
-    sites = kernel_sites(network)
-    assert list(sites) == ["a.weight", "b.weight"]
-    assert sites["a.weight"] is network["a"].weight

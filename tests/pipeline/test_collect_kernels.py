@@ -86,12 +86,12 @@ def test_unknown_files_are_named(tmp_path):
 
 
 def test_blocks_are_those_of_the_network_or_one_for_another(bank):
-    assert blocks_of(bank) == {"input": ("input.weight",), "up1": ("up1.conv1.weight",)}
+    assert blocks_of(bank, None) == {"input": ("input.weight",), "up1": ("up1.conv1.weight",)}
     foreign = KernelBank({"encoder.0.weight": torch.ones(4, 3, 3), "encoder.1.weight": torch.ones(4, 3, 3)})
-    assert blocks_of(foreign) == {"all": ("encoder.0.weight", "encoder.1.weight")}
+    assert blocks_of(foreign, None) == {"all": ("encoder.0.weight", "encoder.1.weight")}
     mixed = KernelBank({"a": torch.ones(4, 3, 3), "b": torch.ones(4, 5, 5)})
     with pytest.raises(PriorError, match="3×3, 5×5"):
-        blocks_of(mixed)
+        blocks_of(mixed, None)
 
 
 def test_a_bank_of_one_kernel_or_with_a_bad_card_is_refused(bank, tmp_path):

@@ -1,0 +1,87 @@
+"""Other networks and several regions, through every command."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel
+import numpy as np
+
+from dwp_pyro.inference.posterior import Posterior
+
+SMALL = ("--widths", "8,16,32,64", "--patch", "32", "--validation", "1", "--steps", "2", "--spacing", "4")
+
+
+def test_a_network_of_monai_goes_through_every_command(copy_of_world, command):
+    """Its own prior and source networks; centred, fine-tuned whole and at its ends; evaluated; predicted."""
+    form = ("--network", "segresnet", *SMALL)
+    steps = [
+        ("fit-prior", *form, "--bootstraps", "1", "--snapshots", "1", "--vae-steps", "2", "--out", "prior"),
+        ("svi", "--n", "2", *form, "--members", "1", "--prior-from", "prior", "--out", "run"),
+        ("finetune", "--n", "1", *form, "--init", "source", "--train", "ends", "--prior-from", "prior", "--out", "ft"),
+        ("evaluate", "run", "--samples", "2"),
+        ("predict", "ft", next(copy_of_world.glob("data/brats/HGG/*/*_flair.nii.gz")), "--out", "maps"),
+    ]
+    for arguments in steps:
+        result = command(*arguments)
+        assert result.exit_code == 0, result.output
+    card = json.loads((copy_of_world / "prior" / "prior.json").read_text())
+    assert set(card["blocks"]) == {"input", "scale1", "scale2", "bottom", "up1", "up2", "up3"}
+    assert Posterior.load(copy_of_world / "run" / "posterior.safetensors").card.network == "segresnet"
+
+
+def test_a_prior_serves_another_network_with_other_channels(copy_of_world, command):
+    """Learned by the residual U-Net on one modality; blocks are told by resolution. Fine-tuning cannot, and says so."""
+    target = ("--n", "1", "--network", "segresnet", *SMALL, "--modality", "flair,t1", "--prior-from", "runs/prior-ms")
+    result = command("svi", *target, "--centre", "none", "--out", "run")
+    assert result.exit_code == 0, result.output
+    result = command("finetune", *target, "--init", "source", "--out", "ft")
+    assert result.exit_code == 2
+    assert "the source network has network residual-unet, the target segresnet" in result.output
+    assert not (copy_of_world / "ft").exists()
+
+
+def test_blocks_can_be_given(copy_of_world, command):
+    blocks = copy_of_world / "blocks.yaml"
+    blocks.write_text("early: [input, down1, down2, down3]\nlate: [down4, down5, down6, up1, up2, up3]\n")
+    form = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "2")
+    fit = ("fit-prior", *form, "--bootstraps", "1", "--snapshots", "1", "--vae-steps", "2", "--blocks", blocks)
+    assert command(*fit, "--out", "prior").exit_code == 0
+    assert set(json.loads((copy_of_world / "prior" / "prior.json").read_text())["blocks"]) == {"early", "late"}
+    result = command("svi", "--n", "1", *form, "--prior-from", "prior", "--members", "1", "--out", "run")
+    assert result.exit_code == 0, result.output
+    for content, says in {
+        "early: [input]": "kernel 'down1.conv1.weight' is in no block",
+        "early: [input, down1]\nlate: [down1, down2, down3, down4, down5, down6, up1, up2, up3]": "in two blocks",
+        "early: input": "'early' should be a list",
+    }.items():
+        blocks.write_text(content)
+        result = command("svi", "--n", "1", *form, "--blocks", blocks, "--members", "1", "--out", "other")
+        assert result.exit_code == 2
+        assert says in result.output and "blocks.yaml" in result.output
+
+
+def test_three_regions_at_once(copy_of_world, command):
+    """Overlapping: each its own maps and figures; one segmentation in the values of the scans."""
+    form = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "4")
+    regions = ("whole", "core", "enhancing")
+    arguments = ("--n", "2", *form, "--region", ",".join(regions), "--members", "1")
+    result = command("svi", *arguments, "--out", "run")
+    assert result.exit_code == 0, result.output
+    result = command("evaluate", "run", "--samples", "2")
+    assert result.exit_code == 0, result.output
+    assert all(f"run: {region}" in result.output for region in regions)
+    evaluation = json.loads((copy_of_world / "run" / "evaluation.json").read_text())
+    assert tuple(evaluation["regions"]) == regions
+    (case, *_) = evaluation["regions"]["core"]["cases"]
+    folder = copy_of_world / "run" / "predictions"
+    maps = {region: nibabel.load(folder / f"{case}_prob_{region}.nii.gz").get_fdata() for region in regions}
+    label = nibabel.load(folder / f"{case}_seg.nii.gz").get_fdata()
+    expected = np.zeros(label.shape)
+    for region, value in (("whole", 2), ("core", 1), ("enhancing", 4)):
+        expected[maps[region] > 0.5] = value
+    np.testing.assert_array_equal(label, expected)
+    for region in regions:
+        assert (folder / f"{case}_{region}.png").exists()
+        assert (folder / f"{case}_mi_{region}.nii.gz").exists()
+        assert 0 <= evaluation["regions"][region]["cases"][case]["dice"] <= 1
