@@ -208,6 +208,13 @@ class TrainingSettings(DataSettings):
         "YAML file that puts the network's kernels into prior blocks: block: [prefix of parameter names, ...].  "
         "[default: by the resolution of what they look at]",
     )
+    modality_dropout: float = setting(
+        0.0,
+        "Probability with which a modality is left out of a training patch (one stays). Above 0, scans may lack "
+        "modalities: in training, and when predicted.",
+        minimum=0,
+        maximum=0.9,
+    )
     likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
     steps: int = setting(300, "Optimisation steps.", minimum=1)
     batch_size: int = setting(1, "Patches a step.", minimum=1)

@@ -161,32 +161,35 @@ def read_volume(path: Path) -> Volume:
     return Volume(data, affine)
 
 
-def read_case(case: Case, modalities: Sequence[str], labels: Mapping[int, str]) -> Scan:
+def read_case(
+    case: Case, modalities: Sequence[str], labels: Mapping[int, str], *, may_lack_modalities: bool = False
+) -> Scan:
     """Read a case, all of its files on one grid.
 
     Args:
         case: its files.
         modalities: the channels, in order.
         labels: label value → structure.
+        may_lack_modalities: whether a modality that the case has not is a channel of zeros; one it must have.
 
     Raises:
         DataError: naming the file, if one is missing, damaged, or lies on another grid, if a label holds a
             fraction or a value the layout does not know, or if the brain is empty.
     """
     missing = [name for name in modalities if name not in case.images]
-    if missing:
+    if missing and not (may_lack_modalities and len(missing) < len(modalities)):
         raise DataError(
-            f"case {case.id}: has no {missing[0]} scan (it has {', '.join(case.images)}); "
-            "add the file, leave the case out, or choose another --modality"
+            f"case {case.id}: has no {missing[0]} scan (it has {', '.join(case.images)}); add the file, leave the "
+            "case out, choose another --modality, or train with --modality-dropout"
         )
-    reference = case.images[modalities[0]]
+    reference = next(case.images[name] for name in modalities if name in case.images)
     first = read_volume(reference)
-    images = [first.data]
-    for name in modalities[1:]:
-        volume = read_volume(case.images[name])
-        _check_same_grid(volume, case.images[name], first, reference)
-        images.append(volume.data)
-    stack = np.stack(images)
+    stack = np.zeros((len(modalities), *first.data.shape), np.float32)
+    for channel, name in zip(stack, modalities, strict=True):
+        if name in case.images:
+            volume = first if case.images[name] == reference else read_volume(case.images[name])
+            _check_same_grid(volume, case.images[name], first, reference)
+            channel[:] = volume.data
     if case.brain is None:
         brain = (stack != 0).any(0)
     else:

@@ -149,12 +149,21 @@ class Patches(Dataset[Batch]):
         shape: patch shape [x, y, z]; smaller examples are padded with 0.
         seed: of everything random here.
         length: number of patches.
+        modality_dropout: probability with which a modality is all 0, one staying that the case has.
     """
 
-    def __init__(self, examples: Sequence[Example], shape: tuple[int, int, int], seed: int, length: int) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        shape: tuple[int, int, int],
+        seed: int,
+        length: int,
+        modality_dropout: float = 0.0,
+    ) -> None:
         self.examples = list(examples)
         self.seed = seed
         self.length = length
+        self.modality_dropout = modality_dropout
         keys = ("image", "label", "brain")
         blur = (0.3, 0.9)  # standard deviation in voxels
         self._transform = Compose(
@@ -200,7 +209,18 @@ class Patches(Dataset[Batch]):
                 }
             )
         image, label, brain = (patch[key] for key in ("image", "label", "brain"))
+        if self.modality_dropout:
+            image = image * self._kept(index, example)[:, None, None, None]
         return image, label.long(), brain.float(), example.brain.as_tensor().sum().float()
+
+    def _kept(self, index: int, example: Example) -> Tensor:
+        """1 for the modalities that stay in a patch, 0 for the others, [C]; noise has been added to all of them."""
+        random = np.random.default_rng([self.seed, index, 2])
+        there = example.image.as_tensor().flatten(1).any(1).numpy()
+        kept = there & (random.random(len(there)) >= self.modality_dropout)
+        if not kept.any():
+            kept[random.choice(np.flatnonzero(there))] = True
+        return torch.from_numpy(kept).float()
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class NetworkCard:
         network: its kind, one of `NETWORKS`.
         widths: its channels at each resolution.
         short: six down blocks.
+        may_lack_modalities: it has learned to do without some.
     """
 
     modalities: tuple[str, ...]
@@ -48,6 +49,7 @@ class NetworkCard:
     network: str = "residual-unet"
     widths: tuple[int, ...] = (16, 32, 64, 128)
     short: bool = False
+    may_lack_modalities: bool = False
 
     def build(self) -> nn.Module:
         """A network of this form, at its random start."""

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from dwp_pyro.config import PredictConfig, data_root
-from dwp_pyro.data.case import Case, Layout, Scan, read_case, read_volume
+from dwp_pyro.data.case import Case, Layout, Scan, read_volume
 from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
-from dwp_pyro.pipeline.predict import is_predicted, load_run, map_path, predict_case, predict_cases
+from dwp_pyro.pipeline.predict import is_predicted, load_run, map_path, predict_case, predict_cases, read_scan
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
@@ -72,7 +72,7 @@ def evaluate(
     rows: dict[str, dict[str, dict[str, float]]] = {region: {} for region in card.regions}
     with progress("evaluating", len(test)) as advance:
         for name in test:
-            scan = read_case(cases[name], card.modalities, layout.labels)
+            scan = read_scan(cases[name], card, layout)
             maps = [read_volume(map_path(out, name, "prob", region, card)).data for region in card.regions]
             for region, figures in _figures(np.stack(maps), scan, layout, card).items():
                 rows[region][name] = figures

@@ -164,7 +164,7 @@ def _task(study: Study, cell: Cell, out: Path, device: str) -> _Task:
             if cases[name].label is None:
                 raise DataError(f"case {name}: has no label file; add it, or leave the case out")
             missing = [modality for modality in config.modality if modality not in cases[name].images]
-            if missing:
+            if missing and not (config.modality_dropout and len(missing) < len(config.modality)):
                 raise DataError(f"case {name}: has no {missing[0]} scan; add it, or leave the case out")
         files = config.learned_from()
         for path in files:

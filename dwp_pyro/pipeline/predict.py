@@ -38,6 +38,7 @@ __all__ = [
     "predict",
     "predict_case",
     "predict_cases",
+    "read_scan",
 ]
 
 
@@ -87,7 +88,7 @@ def predict(
         cases = [case for case in cases if not is_predicted(out, case, trained, config)]
     with progress("checking scans", len(cases)) as advance:
         for case in cases:  # all of them, before anything is written
-            read_case(case, trained.posterior.card.modalities, layout.labels)
+            read_scan(case, trained.posterior.card, layout)
             advance("")
     return predict_cases(trained, cases, layout, config, out, torch_device(device))
 
@@ -141,6 +142,11 @@ def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConf
     """Whether a case has been predicted whole: the same scans by the same posterior, with the same settings."""
     path = out / f"{case.id}.json"
     return path.exists() and read_json(path).get("settings") == _settings(trained, case, config)
+
+
+def read_scan(case: Case, card: NetworkCard, layout: Layout) -> Scan:
+    """A case as a network takes it; see `read_case`."""
+    return read_case(case, card.modalities, layout.labels, may_lack_modalities=card.may_lack_modalities)
 
 
 def map_path(folder: Path, case: str, kind: str, region: str, card: NetworkCard) -> Path:
@@ -209,7 +215,7 @@ def predict_case(
         RunError: if the device's memory is too small.
     """
     card = posterior.card
-    scan = read_case(case, card.modalities, layout.labels)
+    scan = read_scan(case, card, layout)
     preprocess = Preprocessing(card.spacing)
     example = preprocess(scan, known_regions(card, layout))
     seeds = (

@@ -36,6 +36,7 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
         network=settings.network,
         widths=settings.widths,
         short=settings.short,
+        may_lack_modalities=settings.modality_dropout > 0,
     )
 
 
@@ -92,7 +93,7 @@ def train_network(
     model.to(device)
     if guide is not None:
         guide.to(device)
-    patches = Patches(data.train, data.patch, plan.seed, plan.steps * settings.batch_size)
+    patches = Patches(data.train, data.patch, plan.seed, plan.steps * settings.batch_size, settings.modality_dropout)
 
     def posterior() -> Posterior:
         # A plain copy of the deterministic weights; the sites' weights come from the guide.

@@ -91,7 +91,8 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
             case = cases[name]
             if case.label is None:
                 raise DataError(f"case {name}: has no label file, which training needs; add it, or leave the case out")
-            examples[name] = preprocess(read_case(case, settings.modality, layout.labels), tuple(regions.values()))
+            scan = read_case(case, settings.modality, layout.labels, may_lack_modalities=settings.modality_dropout > 0)
+            examples[name] = preprocess(scan, tuple(regions.values()))
             advance("")
     train = tuple(examples[name] for name in split.train)
     if not any(len(example.fg_indices) for example in train):

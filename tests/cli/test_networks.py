@@ -85,3 +85,18 @@ def test_three_regions_at_once(copy_of_world, command):
         assert (folder / f"{case}_{region}.png").exists()
         assert (folder / f"{case}_mi_{region}.nii.gz").exists()
         assert 0 <= evaluation["regions"][region]["cases"][case]["dice"] <= 1
+
+
+def test_a_missing_modality_is_an_error_unless_dropout_was_learned(copy_of_world, command):
+    """In training and in prediction."""
+    form = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "2", "--n", "2")
+    run = ("svi", *form, "--modality", "flair,t1", "--prior", "normal")
+    for scan in sorted(copy_of_world.glob("data/brats/HGG/*/*_t1.nii.gz"))[:-1]:
+        scan.unlink()
+    result = command(*run, "--out", "run")
+    assert result.exit_code == 2
+    assert "has no t1 scan (it has" in result.output and "--modality-dropout" in result.output
+    result = command(*run, "--modality-dropout", "0.3", "--out", "run")
+    assert result.exit_code == 0, result.output
+    result = command("evaluate", "run", "--samples", "1")
+    assert result.exit_code == 0, result.output

@@ -138,3 +138,18 @@ def test_patches_differ_as_scanners_do():
         assert 0.8 * probability * draws - 30 < count < probability * draws + 30
     assert float(contrast.std() / contrast.mean()) > 0.1
     assert float(medians[:, 1].std() / contrast.mean()) > 0.05
+
+
+def test_modality_dropout_leaves_one_that_is_there(scan):
+    """Of three modalities, the second of which the case lacks; counts within four standard errors of a binomial."""
+    images = np.concatenate([scan.images[:1], 0 * scan.images[:1], scan.images[:1]])
+    example = Preprocessing(None)(Scan("c", images, *_rest(scan)), [frozenset({4})])
+    assert not example.image[1].any()
+    patches = Patches([example], (16, 16, 16), 0, 200, modality_dropout=0.5)
+    seen = torch.stack([patches[i][0].flatten(1).any(1) for i in range(200)])
+    assert not seen[:, 1].any()
+    assert seen.any(1).all()
+    # Both with probability 1/4; none is lifted to one.
+    assert abs(float((seen[:, 0] & seen[:, 2]).float().mean()) - 0.25) < 4 * (0.25 * 0.75 / 200) ** 0.5
+    again = Patches([example], (16, 16, 16), 0, 200, modality_dropout=0.5)
+    assert torch.equal(again[7][0], patches[7][0])
