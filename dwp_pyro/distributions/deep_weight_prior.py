@@ -40,6 +40,13 @@ class DeepWeightPrior(TorchDistribution):
 
     Raises:
         ValueError: if `particles` is below 1, `scale` is not positive, or a value's last axes are not a kernel's.
+
+    Example:
+        >>> from dwp_pyro import DeepWeightPrior, KernelVAE
+        >>> prior = DeepWeightPrior(KernelVAE((3, 3, 3)).requires_grad_(False)).expand([16, 4]).to_event(2)
+        >>> kernels = prior.sample()
+        >>> tuple(kernels.shape), tuple(prior.log_prob(kernels).shape)
+        ((16, 4, 3, 3, 3), ())
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - torch's own contract

@@ -27,6 +27,14 @@ class MeanFieldNormal(PyroModule):
 
     Raises:
         ValueError: if `scale` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from dwp_pyro import MeanFieldNormal
+        >>> guide = MeanFieldNormal({"0.weight": torch.zeros(2, 1, 3, 3, 3)}, scale=0.1)
+        >>> mean, deviation = guide.posterior("0.weight")
+        >>> f"{deviation.mean().item():.2f}"
+        '0.10'
     """
 
     def __init__(self, locs: Mapping[str, Tensor], scale: float = 0.01) -> None:

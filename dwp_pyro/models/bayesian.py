@@ -88,6 +88,13 @@ def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | Ker
     Raises:
         ValueError: if a name is not the weight of a convolution, or a prior has another event shape.
         PriorError: if a learned prior does not fit the network's kernels.
+
+    Example:
+        >>> from monai.networks.nets import SegResNet
+        >>> from dwp_pyro import bayesianize
+        >>> kernels = bayesianize(SegResNet(init_filters=8), "normal")
+        >>> len(kernels), tuple(kernels["convInit.conv.weight"].shape)
+        (28, (8, 1, 3, 3, 3))
     """
     priors = prior if isinstance(prior, Mapping) else _at_every_site(network, prior)
     modules = dict(network.named_modules())

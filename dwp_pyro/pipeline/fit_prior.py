@@ -54,6 +54,18 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
 
     Raises:
         UserError: if the scans, the kernels or the folder are unfit; nothing is then written.
+
+    Example:
+        Of a folder `data/ms` of scans, with a budget that suits a doctest:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import FitPriorConfig, RunOptions, fit_prior
+        >>> config = FitPriorConfig(
+        ...     root="data/ms", widths=(2, 3, 4, 5), patch=16, steps=2, bootstraps=1, validation=1, vae_steps=2
+        ... )
+        >>> prior = fit_prior(config, RunOptions(Path("runs/prior-ms")))
+        >>> list(prior.cards), prior.cards["input"].kernels
+        (['input', 'scale1', 'scale2', 'bottom', 'up1', 'up2', 'up3'], 16)
     """
     device = torch_device(options.device)
     if config.kernels is None:

@@ -72,6 +72,15 @@ def predict(
 
     Raises:
         UserError: if the run or a scan is unfit, or a prediction exists; what is there is not touched.
+
+    Example:
+        With the run of `svi`'s example:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import PredictConfig, predict
+        >>> pictures = predict(Path("runs/svi"), [Path("data/brats")], PredictConfig(samples=2), out=Path("maps"))
+        >>> len(pictures), len(list(Path("maps").glob("*_mi.nii.gz")))
+        (9, 9)
     """
     trained = load_run(run)
     cases, layout = cases_to_predict(scans, trained.posterior)

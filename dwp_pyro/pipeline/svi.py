@@ -32,6 +32,18 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
 
     Raises:
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
+
+    Example:
+        With the prior of `fit_prior`'s example, and five scans of `data/brats`:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import RunOptions, SviConfig, svi
+        >>> config = SviConfig(
+        ...     root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1, members=1
+        ... )
+        >>> posterior = svi(config, RunOptions(Path("runs/svi")))
+        >>> len(posterior.members), posterior.card.regions
+        (1, ('whole',))
     """
     folder = Path(config.prior_from)
     config = config.resolved()

@@ -1,0 +1,33 @@
+"""The examples in the public names' docstrings run, one after the other, in a folder with generated scans."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+import dwp_pyro
+from dwp_pyro.data.phantom import write_phantoms
+
+#: In the order in which each needs the one before.
+NAMES = ("bayesianize", "DeepWeightPrior", "MeanFieldNormal", "fit_prior", "svi", "predict")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("examples")
+    for dataset, cases in (("ms", 4), ("brats", 9)):
+        write_phantoms(dataset, path / "data" / dataset, cases, shape=(20, 24, 20))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_runs_and_prints_what_it_says(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found = doctest.DocTestFinder(recurse=False).find(getattr(dwp_pyro, name), name)
+    assert sum(len(test.examples) for test in found) >= 3
+    runner = doctest.DocTestRunner()
+    said: list[str] = []
+    for test in found:
+        runner.run(test, out=said.append)
+    assert not runner.failures, "".join(said)
