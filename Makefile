@@ -1,10 +1,11 @@
 # make demo: the whole algorithm on generated scans. make test: the tests. make bench: speed and memory, against targets.
+# make docs: the documentation as web pages, in build/docs.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test bench check clean
+.PHONY: demo test bench docs check clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -21,6 +22,9 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN)/python -m benchmarks
+
+docs: $(INSTALLED)
+	$(RUN)/mkdocs build --quiet --site-dir build/docs
 
 check: $(INSTALLED)
 	$(RUN)/ruff check .
