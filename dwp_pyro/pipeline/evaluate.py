@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,11 @@ from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Posterior
-from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarise
+from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_case, predict_cases
 from dwp_pyro.progress import progress
+from dwp_pyro.report.figures import save_reliability, save_risk_coverage
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
 __all__ = ["evaluate", "measure"]
@@ -30,8 +35,9 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     """Measure a run on the test cases of its split, on each scan's own grid.
 
     Test cases that have no prediction with these settings in `run/predictions` are predicted first.
-    Writes `evaluation.csv`, a line a case, and `evaluation.json`: cases, summary, the run's settings
-    (prior, likelihood, β, n), and the policy on empty masks.
+    Writes `evaluation.csv`, a line a case; `evaluation.json`: cases, summary, curves, the run's settings
+    (prior, likelihood, β, n), and the policy on empty masks; and the curves as `reliability.png` and
+    `risk_coverage.png`.
 
     Args:
         run: folder of a finished `svi` or `finetune` run.
@@ -67,18 +73,30 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     out = run / "predictions"
     missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
     predict_cases(trained, missing, layout, config, out, torch_device(device))
-    rows: dict[str, dict[str, float]] = {}
+    measured: dict[str, CaseMetrics] = {}
+    entropies = []
     with progress("evaluating", len(test)) as advance:
         for name in test:
             scan = read_case(cases[name], card.modalities, layout.labels)
-            rows[name] = _figures(read_volume(out / f"{name}_prob.nii.gz").data, scan, layout, card.region)
-            advance(f"Dice {rows[name]['dice']:.3f}")
+            probability, entropy = (read_volume(out / f"{name}_{kind}.nii.gz").data for kind in ("prob", "entropy"))
+            agreement = read_json(out / f"{name}.json").get("pairwise_dice")
+            agreement = math.nan if agreement is None else agreement
+            measured[name] = _measure(probability, entropy, agreement, scan, layout, card.region)
+            entropies.append(float(entropy[scan.brain].mean()))
+            advance(f"Dice {measured[name].measures['dice']:.3f}")
+    rows = {name: case.measures for name, case in measured.items()}
     summary = summarise(rows.values())
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", *summary])
-    writer.writerows([name, *row.values()] for name, row in rows.items())
+    writer = csv.DictWriter(table, ["case", *MEASURES], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"case": name, **row} for name, row in rows.items())
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
+    reliability = reduce(add, (case.reliability for case in measured.values()))
+    curves = [case.risk_coverage for case in measured.values()]
+    of_voxels = RiskCoverage(curves[0].coverage, np.mean([curve.risk for curve in curves], 0))
+    score, of_cases = _case_risk_coverage(list(rows.values()), entropies)
+    save_reliability(run / "reliability.png", reliability)
+    save_risk_coverage(run / "risk_coverage.png", of_voxels, of_cases, score)
     write_json(
         run / "evaluation.json",
         {
@@ -88,6 +106,13 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
             "empty_masks": EMPTY_MASK_POLICY,
             "summary": {name: asdict(value) for name, value in summary.items()},
             "cases": rows,
+            "curves": {
+                "reliability": {
+                    name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")
+                },
+                "risk_coverage": _as_lists(of_voxels),
+                "case_risk_coverage": {**_as_lists(of_cases), "score": score, "aurc": of_cases.aurc},
+            },
         },
     )
     return summary
@@ -115,11 +140,41 @@ def measure(
     rows = {}
     for case in cases:
         prediction = predict_case(posterior, case, layout, config, device)
-        rows[case.id] = _figures(prediction.probability, prediction.scan, layout, posterior.card.region)
+        scan, probability, entropy, _, agreement = prediction
+        measured = _measure(probability, entropy, agreement, scan, layout, posterior.card.region)
+        rows[case.id] = measured.measures
     return rows
 
 
-def _figures(probability: NDArray[np.float32], scan: Scan, layout: Layout, region: str) -> dict[str, float]:
+def _measure(
+    probability: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    agreement: float,
+    scan: Scan,
+    layout: Layout,
+    region: str,
+) -> CaseMetrics:
+    """With "pairwise_dice" where there were several passes."""
     assert scan.label is not None
     _, values = layout.region_values(region)
-    return case_metrics(probability, np.isin(scan.label, sorted(values)), scan.brain, scan.spacing)
+    truth = np.isin(scan.label, sorted(values))
+    measured = case_metrics(probability, entropy, truth, scan.brain, scan.spacing)
+    if not math.isnan(agreement):
+        measured.measures["pairwise_dice"] = agreement
+    return measured
+
+
+def _case_risk_coverage(rows: Sequence[Mapping[str, float]], entropies: Sequence[float]) -> tuple[str, RiskCoverage]:
+    """What says that a case has failed, and the curve of the risk 1 − Dice that it gives.
+
+    It is the pairwise Dice of the weight samples; where a case has none, for all the mean entropy of the brain.
+    """
+    risk = np.array([1 - row["dice"] for row in rows])
+    if all("pairwise_dice" in row for row in rows):
+        disagreement = np.array([1 - row["pairwise_dice"] for row in rows])
+        return "pairwise Dice", risk_coverage(disagreement, risk, len(rows))
+    return "mean entropy of the brain", risk_coverage(np.array(entropies), risk, len(rows))
+
+
+def _as_lists(curve: RiskCoverage) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in curve._asdict().items()}

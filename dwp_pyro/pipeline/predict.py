@@ -142,12 +142,13 @@ def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConf
 
 
 class Prediction(NamedTuple):
-    """Of one case, on the scan's own grid: each map [X, Y, Z], entropies in nats."""
+    """Of one case: maps on the scan's own grid, [X, Y, Z], entropies in nats; `agreement` as in `Moments`."""
 
     scan: Scan
     probability: NDArray[np.float32]
     entropy: NDArray[np.float32]
     mutual_information: NDArray[np.float32]
+    agreement: float
 
 
 def predict_case(
@@ -180,14 +181,15 @@ def predict_case(
         [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
     )
     try:
+        image, brain = (volume.as_tensor().to(device) for volume in (example.image, example.brain))
         moments = posterior_predictive(
-            posterior, example.image.as_tensor().to(device), seeds, config.overlap, config.precision, advance
+            posterior, image, seeds, config.overlap, config.precision, advance, brain[0].bool()
         )
     except torch.OutOfMemoryError as problem:
         raise RunError(f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu") from problem
     maps = torch.stack([moments.probability, moments.entropy, moments.mutual_information])
     probability, entropy, mutual_information = preprocess.invert(maps, example, scan)
-    return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information)
+    return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information, moments.agreement)
 
 
 def predict_cases(
@@ -211,7 +213,7 @@ def predict_cases(
     pictures = []
     with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
-            scan, probability, entropy, mutual_information = predict_case(
+            scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, layout, config, device, partial(advance, case.id)
             )
             segmentation = (probability > 0.5).astype(np.uint8)
@@ -239,6 +241,7 @@ def predict_cases(
                 {
                     "settings": _settings(trained, case, config),
                     "region": card.region,
+                    "pairwise_dice": agreement,
                     "volume_ml": float(segmentation.sum()) * voxel_ml,
                     "mean_entropy_of_brain": float(entropy[scan.brain].mean()),
                     "mean_mutual_information_of_brain": float(mutual_information[scan.brain].mean()),
