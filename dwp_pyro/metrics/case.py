@@ -40,8 +40,8 @@ HEADLINE = ("dice", "hd95", "nsd", "lesion_f1", "nll", "ece", "qu_brats")
 
 #: What is done about empty masks; written beside every figure.
 EMPTY_MASK_POLICY = (
-    "truth and prediction both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of "
-    "them empty: these 0, HD95 the diagonal of the scan"
+    "two masks both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of them empty: "
+    "these 0, HD95 the diagonal of the scan"
 )
 
 _CURVE_POINTS = 100

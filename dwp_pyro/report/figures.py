@@ -161,13 +161,12 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
 
 def save_reliability(path: Path, reliability: Reliability) -> None:
     """Draw the observed frequency of each bin against its mean probability, above how many voxels it holds."""
-    figure = Figure(figsize=(4.8, 5.6), layout="constrained")
+    figure = Figure(figsize=(4.8, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
     above.plot(reliability.confidence, reliability.frequency, color=_COLOURS[0], marker="o", label="observed")
     above.set_ylabel("part of the voxels in the region")
-    above.set_aspect("equal")
     above.legend()
     bins = len(reliability.count)
     below.bar(np.arange(bins) / bins, reliability.count, 1 / bins, align="edge", color=_COLOURS[0], edgecolor="white")
