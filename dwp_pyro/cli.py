@@ -342,18 +342,20 @@ def predict(
 def evaluate(run: Path, config_file: Path | None, root: str | None, device: str, **given: Any) -> None:
     """Measure a trained RUN on the test cases of its split.
 
-    Dice, IoU, HD95, NLL and calibration error (ECE) of each case and their means, into
-    RUN/evaluation.csv and RUN/evaluation.json. Predicts the cases first, where that is not done.
+    Overlap, surface distance, lesions, calibration and uncertainty of each case and their means, into
+    RUN/evaluation.csv and RUN/evaluation.json; reliability and risk-coverage curves into the latter and into
+    pictures beside it. Predicts the cases first, where that is not done.
     """
     config = _resolve(PredictConfig, config_file, given)
     from dwp_pyro.metrics import EMPTY_MASK_POLICY
     from dwp_pyro.pipeline.evaluate import evaluate as run_evaluate
 
     summary = run_evaluate(run, config, root=root, device=device)
-    cases = next(iter(next(iter(summary.values())).values())).cases
+    cases = next(iter(summary.values()))["dice"].cases
     _print_table({f"{run.name}: {region}": figures for region, figures in summary.items()})
     click.echo(f"Mean ± standard error over {cases} test cases. Empty masks: {EMPTY_MASK_POLICY}.")
-    click.echo(f"Each case: {run / 'evaluation.csv'}")
+    click.echo(f"Each case, and all measures: {run / 'evaluation.csv'}")
+    click.echo(f"Curves: {run}/reliability*.png, {run}/risk_coverage*.png")
 
 
 @main.command()
@@ -423,10 +425,10 @@ def _print_blocks(folder: Path) -> None:
 
 
 def _print_table(table: dict[str, dict[str, Summary]]) -> None:
-    from dwp_pyro.metrics import MEASURES, show
+    from dwp_pyro.metrics import HEADLINE, MEASURES, show
 
-    rows = [[arm, *(show(name, s) for name, s in summary.items())] for arm, summary in table.items()]
-    _print_rows(["", *(title for title, _ in MEASURES.values())], rows)
+    rows = [[arm, *(show(name, summary.get(name)) for name in HEADLINE)] for arm, summary in table.items()]
+    _print_rows(["", *(MEASURES[name][0] for name in HEADLINE)], rows)
 
 
 def _print_cases(report: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.metrics.overlap import PairwiseDice
 from dwp_pyro.models.segmentation import in_precision, region_logits
 
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
@@ -20,17 +21,20 @@ _WINDOWS = 4  # at once: PyTorch's CPU convolutions are several times slower on 
 
 @dataclass(frozen=True)
 class Moments:
-    """Per region and voxel, each [R, X, Y, Z]; entropies in nats.
+    """Per region and voxel, each [R, X, Y, Z], entropies in nats; and of the whole scan.
 
     Args:
         probability: p̄, the mean probability of a region.
         entropy: H[p̄], the predictive entropy.
         mutual_information: H[p̄] − E H[p], what the weights do not agree on (epistemic).
+        agreement: of each region the mean Dice over all pairs of the passes' own segmentations (p > 1/2); NaN of a
+            single pass.
     """
 
     probability: Tensor
     entropy: Tensor
     mutual_information: Tensor
+    agreement: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -41,10 +45,11 @@ def posterior_predictive(
     overlap: float = 0.25,
     precision: str = "float32",
     advance: Callable[[], None] = lambda: None,
+    brain: Tensor | None = None,
 ) -> Moments:
     """One coherent pass over the whole image for each weight sample: the same kernels in every window.
 
-    Memory does not grow with the number of samples: two running sums are kept.
+    Memory hardly grows with the number of samples: two running sums are kept, and of each segmentation a bit a voxel.
 
     Args:
         posterior: on the image's device.
@@ -54,22 +59,28 @@ def posterior_predictive(
         overlap: of neighbouring windows, as a part of a window.
         precision: see `in_precision`.
         advance: called after each sample.
+        brain: bool [X, Y, Z], where segmentations are compared with each other; None for everywhere.
     """
     shape = (len(posterior.card.regions), *image.shape[1:])
     total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
     passes = len(posterior.members) if seeds is None else len(seeds)
+    segmentations = [PairwiseDice() for _ in posterior.card.regions]
     for number in range(passes):
         member = number % len(posterior.members)
         weights = posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
         probability = _probability(posterior, image, weights, overlap, precision)
         total += probability
         entropies += _entropy(probability)
+        segmented = probability > 0.5 if brain is None else (probability > 0.5) & brain
+        for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
+            masks.add(mask)
         del probability  # or it would lie beside that of the next sample
         advance()
     mean = total.div_(passes)
     entropy = _entropy(mean)
     # Jensen's inequality makes it positive; rounding may not.
-    return Moments(mean, entropy, (entropy - entropies / passes).clamp_min(0))
+    mutual_information = (entropy - entropies / passes).clamp_min(0)
+    return Moments(mean, entropy, mutual_information, tuple(masks.mean() for masks in segmentations))
 
 
 @torch.no_grad()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +21,12 @@ from dwp_pyro.data.case import Case, Layout, Scan, read_volume
 from dwp_pyro.data.layouts import LAYOUTS, find_cases
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
-from dwp_pyro.inference.posterior import NetworkCard, Posterior
-from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
+from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarise
+from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.pipeline.predict import is_predicted, load_run, map_path, predict_case, predict_cases, read_scan
 from dwp_pyro.progress import progress
+from dwp_pyro.report.figures import save_reliability, save_risk_coverage
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
 __all__ = ["evaluate", "measure"]
@@ -32,8 +38,9 @@ def evaluate(
     """Measure a run on the test cases of its split, on each scan's own grid.
 
     Test cases that have no prediction with these settings in `run/predictions` are predicted first.
-    Writes `evaluation.csv`, a line a case and region, and `evaluation.json`: of each region the cases and
-    their summary; the run's settings (prior, likelihood, β, n), and the policy on empty masks.
+    Writes `evaluation.csv`, a line a case and region; `evaluation.json`: of each region cases, summary and curves;
+    the run's settings (prior, likelihood, β, n), and the policy on empty masks; and the curves as `reliability.png`
+    and `risk_coverage.png`, of several regions `reliability_core.png`.
 
     Args:
         run: folder of a finished `svi` or `finetune` run.
@@ -69,20 +76,32 @@ def evaluate(
     out = run / "predictions"
     missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
     predict_cases(trained, missing, layout, config, out, torch_device(device))
-    rows: dict[str, dict[str, dict[str, float]]] = {region: {} for region in card.regions}
+    measured: dict[str, dict[str, CaseMetrics]] = {region: {} for region in card.regions}
+    entropies: dict[str, list[float]] = {region: [] for region in card.regions}
     with progress("evaluating", len(test)) as advance:
         for name in test:
             scan = read_scan(cases[name], card, layout)
-            maps = [read_volume(map_path(out, name, "prob", region, card)).data for region in card.regions]
-            for region, figures in _figures(np.stack(maps), scan, layout, card).items():
-                rows[region][name] = figures
-            advance(", ".join(f"Dice {of_region[name]['dice']:.3f}" for of_region in rows.values()))
+            predicted = read_json(out / f"{name}.json").get("regions", {})
+            for region in card.regions:
+                probability, entropy = (
+                    read_volume(map_path(out, name, kind, region, card)).data for kind in ("prob", "entropy")
+                )
+                agreement = predicted[region].get("pairwise_dice")
+                agreement = math.nan if agreement is None else agreement
+                measured[region][name] = _measure(probability, entropy, agreement, scan, layout, region)
+                entropies[region].append(float(entropy[scan.brain].mean()))
+            advance(", ".join(f"Dice {of_region[name].measures['dice']:.3f}" for of_region in measured.values()))
+    rows = {region: {name: case.measures for name, case in cases.items()} for region, cases in measured.items()}
     summary = {region: summarise(of_region.values()) for region, of_region in rows.items()}
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", "region", *summary[card.regions[0]]])
-    writer.writerows([name, region, *rows[region][name].values()] for name in test for region in card.regions)
+    writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"case": name, "region": region, **rows[region][name]} for name in test for region in rows)
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
+    curves = {
+        region: _curves(run, "" if len(measured) == 1 else f"_{region}", list(of_region.values()), entropies[region])
+        for region, of_region in measured.items()
+    }
     write_json(
         run / "evaluation.json",
         {
@@ -93,6 +112,7 @@ def evaluate(
                 region: {
                     "summary": {name: asdict(value) for name, value in summary[region].items()},
                     "cases": rows[region],
+                    "curves": curves[region],
                 }
                 for region in card.regions
             },
@@ -123,18 +143,59 @@ def measure(
     rows = {}
     for case in cases:
         prediction = predict_case(posterior, case, layout, config, device)
-        regions = list(_figures(prediction.probability, prediction.scan, layout, posterior.card).values())
+        scan, probability, entropy, _, agreement = prediction
+        regions = [
+            _measure(probability[number], entropy[number], agreement[number], scan, layout, region).measures
+            for number, region in enumerate(posterior.card.regions)
+        ]
         rows[case.id] = {name: sum(figures[name] for figures in regions) / len(regions) for name in regions[0]}
     return rows
 
 
-def _figures(
-    probability: NDArray[np.float32], scan: Scan, layout: Layout, card: NetworkCard
-) -> dict[str, dict[str, float]]:
-    """Probability [R, X, Y, Z] → region → measure → value."""
+def _measure(
+    probability: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    agreement: float,
+    scan: Scan,
+    layout: Layout,
+    region: str,
+) -> CaseMetrics:
+    """With "pairwise_dice" where there were several passes."""
     assert scan.label is not None
-    regions = layout.region_values(card.regions)
+    values = layout.region_values([region])[region]
+    truth = np.isin(scan.label, sorted(values))
+    measured = case_metrics(probability, entropy, truth, scan.brain, scan.spacing)
+    if not math.isnan(agreement):
+        measured.measures["pairwise_dice"] = agreement
+    return measured
+
+
+def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics], entropies: Sequence[float]) -> dict[str, Any]:
+    """Draw the curves of a region over its cases, and return what was drawn."""
+    reliability = reduce(add, (case.reliability for case in cases))
+    each = [case.risk_coverage for case in cases]
+    of_voxels = RiskCoverage(each[0].coverage, np.mean([curve.risk for curve in each], 0))
+    score, of_cases = _case_risk_coverage([case.measures for case in cases], entropies)
+    save_reliability(run / f"reliability{suffix}.png", reliability)
+    save_risk_coverage(run / f"risk_coverage{suffix}.png", of_voxels, of_cases, score)
     return {
-        region: case_metrics(probability[number], np.isin(scan.label, sorted(values)), scan.brain, scan.spacing)
-        for number, (region, values) in enumerate(regions.items())
+        "reliability": {name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")},
+        "risk_coverage": _as_lists(of_voxels),
+        "case_risk_coverage": {**_as_lists(of_cases), "score": score, "aurc": of_cases.aurc},
     }
+
+
+def _case_risk_coverage(rows: Sequence[Mapping[str, float]], entropies: Sequence[float]) -> tuple[str, RiskCoverage]:
+    """What says that a case has failed, and the curve of the risk 1 − Dice that it gives.
+
+    It is the pairwise Dice of the weight samples; where a case has none, for all the mean entropy of the brain.
+    """
+    risk = np.array([1 - row["dice"] for row in rows])
+    if all("pairwise_dice" in row for row in rows):
+        disagreement = np.array([1 - row["pairwise_dice"] for row in rows])
+        return "pairwise Dice", risk_coverage(disagreement, risk, len(rows))
+    return "mean entropy of the brain", risk_coverage(np.array(entropies), risk, len(rows))
+
+
+def _as_lists(curve: RiskCoverage) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in curve._asdict().items()}

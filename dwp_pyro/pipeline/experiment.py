@@ -8,7 +8,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +27,14 @@ from dwp_pyro.pipeline.train_once import train_once
 from dwp_pyro.pipeline.training_data import find_split, with_defaults
 from dwp_pyro.pipeline.workers import in_processes
 from dwp_pyro.progress import progress
-from dwp_pyro.report.comparison import Row, Table, compare, markdown, summarise_arms
+from dwp_pyro.report.comparison import COMPARED, Row, Table, compare, markdown, summarise_arms
 from dwp_pyro.report.figures import save_learning_curves
 from dwp_pyro.storage import file_digest, locked, read_json, write_bytes, write_json
 
 __all__ = ["experiment"]
 
 _COLUMNS = ["arm", "n", "seed", "case", *MEASURES, "seconds", "settings"]
+_NEEDED = {"arm", "n", "seed", "case", *COMPARED, "seconds", "settings"}  # a table may be older than a measure
 _REPORT_INTERVAL = 10.0  # seconds
 
 
@@ -209,7 +210,8 @@ def _read_rows(path: Path) -> list[Row]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            if reader.fieldnames != _COLUMNS:
+            columns = set(reader.fieldnames or ())
+            if not columns.issuperset(_NEEDED) or not columns.issubset(_COLUMNS):
                 raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
             return [
                 Row(
@@ -217,7 +219,7 @@ def _read_rows(path: Path) -> list[Row]:
                     int(line["n"]),
                     int(line["seed"]),
                     line["case"],
-                    {name: float(line[name]) for name in MEASURES},
+                    {name: float(line[name]) for name in MEASURES if line.get(name) or name in COMPARED},
                     float(line["seconds"]),
                     line["settings"],
                 )
@@ -229,9 +231,9 @@ def _read_rows(path: Path) -> list[Row]:
 
 def _write_rows(path: Path, cells: Iterable[Iterable[Row]]) -> None:
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for row in (row for cell in cells for row in cell):
-        figures = (row.measures[name] for name in MEASURES)
-        writer.writerow([row.arm, row.n, row.seed, row.case, *figures, f"{row.seconds:.1f}", row.settings])
+        values = asdict(row)
+        writer.writerow(values.pop("measures") | values | {"seconds": f"{row.seconds:.1f}"})
     write_bytes(path, table.getvalue().encode())

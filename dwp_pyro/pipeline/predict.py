@@ -193,12 +193,13 @@ def _label(probability: NDArray[np.float32], card: NetworkCard) -> NDArray[np.ui
 
 
 class Prediction(NamedTuple):
-    """Of one case, on the scan's own grid: each map [R, X, Y, Z], entropies in nats."""
+    """Of one case: maps on the scan's own grid, [R, X, Y, Z], entropies in nats; `agreement` as in `Moments`."""
 
     scan: Scan
     probability: NDArray[np.float32]
     entropy: NDArray[np.float32]
     mutual_information: NDArray[np.float32]
+    agreement: tuple[float, ...]
 
 
 def predict_case(
@@ -231,14 +232,15 @@ def predict_case(
         [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
     )
     try:
+        image, brain = (volume.as_tensor().to(device) for volume in (example.image, example.brain))
         moments = posterior_predictive(
-            posterior, example.image.as_tensor().to(device), seeds, config.overlap, config.precision, advance
+            posterior, image, seeds, config.overlap, config.precision, advance, brain[0].bool()
         )
     except torch.OutOfMemoryError as problem:
         raise RunError(f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu") from problem
     maps = torch.cat([moments.probability, moments.entropy, moments.mutual_information])
     probability, entropy, mutual_information = np.split(preprocess.invert(maps, example, scan), 3)
-    return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information)
+    return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information, moments.agreement)
 
 
 def predict_cases(
@@ -262,7 +264,7 @@ def predict_cases(
     pictures = []
     with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
-            scan, probability, entropy, mutual_information = predict_case(
+            scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, layout, config, device, partial(advance, case.id)
             )
             segmentation = _label(probability, card)
@@ -281,6 +283,7 @@ def predict_cases(
                 save_case_figure(picture, f"{case.id}: {region}", scan.affine, scan.images[0], truth, *maps.values())
                 pictures.append(picture)
                 figures[region] = {
+                    "pairwise_dice": agreement[number],
                     "volume_ml": float((maps["prob"] > 0.5).sum()) * voxel_ml,
                     "mean_entropy_of_brain": float(maps["entropy"][scan.brain].mean()),
                     "mean_mutual_information_of_brain": float(maps["mi"][scan.brain].mean()),
@@ -311,6 +314,7 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "seed": config.seed,
         "precision": config.precision,
         "posterior": trained.digest,
+        "regions": list(trained.posterior.card.regions),
         "scans": [file_digest(path) for path in files],
     }
 

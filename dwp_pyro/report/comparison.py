@@ -9,11 +9,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, Summary, show, summarise
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, HEADLINE, MEASURES, Summary, show, summarise
 
-__all__ = ["Interval", "Row", "Table", "bootstrap_means", "compare", "markdown", "paired_difference", "summarise_arms"]
+__all__ = [
+    "COMPARED",
+    "Interval",
+    "Row",
+    "Table",
+    "bootstrap_means",
+    "compare",
+    "markdown",
+    "paired_difference",
+    "summarise_arms",
+]
 
-_COMPARED = ("dice", "nll", "ece")
+#: Measures whose differences are shown; every row has them.
+COMPARED = ("dice", "nll", "ece")
 _DRAWS = 10_000
 
 _MEANS_NOTE = (
@@ -36,7 +47,7 @@ class Row:
         n: training cases.
         seed: of the training.
         case: id of the case.
-        measures: as `case_metrics` gives them.
+        measures: those of `MEASURES` that were measured; a row that is older than a measure lacks it.
         seconds: that the training took.
         settings: digest of all that the row depends on.
     """
@@ -135,11 +146,11 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
         leaders = _best_of_each_split(row for row in rows if row.n == n)
         for arm, summary in arms.items():
             measured = _pairs((row for row in rows if (row.n, row.arm) == (n, arm)), "dice")
-            figures = [show(name, summary[name]) for name in (*MEASURES, "seconds")]
+            figures = [show(name, summary.get(name)) for name in (*HEADLINE, "seconds")]
             common = leaders.keys() & measured.keys()  # arms may have other cases
             behind = _show_interval(paired_difference(leaders, measured), "dice") if common else "-"
             means.append([f"{n}", arm, f"{summary['dice'].cases}", *figures, behind])
-    titles = [title for title, _ in MEASURES.values()]
+    titles = [MEASURES[name][0] for name in HEADLINE]
     tables = [Table(["n", "arm", "seeds", *titles, "seconds", "behind the best"], means, _MEANS_NOTE)]
     differences = []
     for n, arms in summaries.items():
@@ -149,10 +160,10 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
         for arm, theirs in others.items():
             seeds = {seed for seed, _ in _pairs(own, "dice").keys() & _pairs(theirs, "dice").keys()}
             if seeds:
-                shown = (_difference(own, theirs, name) for name in _COMPARED)
+                shown = (_difference(own, theirs, name) for name in COMPARED)
                 differences.append([f"{n}", f"{chosen} − {arm}", f"{len(seeds)}", *shown])
     if differences:
-        header = ["n", "difference", "seeds", *(MEASURES[name][0] for name in _COMPARED)]
+        header = ["n", "difference", "seeds", *(MEASURES[name][0] for name in COMPARED)]
         tables.append(Table(header, differences, _DIFFERENCES_NOTE))
     return tables
 

@@ -1,4 +1,4 @@
-"""Pictures: a case in three planes, real kernels beside samples of the prior, and learning curves."""
+"""Pictures: a case in three planes, kernels beside samples of the prior, learning curves, and those of `evaluate`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ from torch import Tensor
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.metrics import MEASURES, Summary
+from dwp_pyro.metrics.calibration import Reliability
+from dwp_pyro.metrics.uncertainty import RiskCoverage
 from dwp_pyro.storage import atomic_path
 
-__all__ = ["save_case_figure", "save_kernel_figure", "save_learning_curves"]
+__all__ = [
+    "save_case_figure",
+    "save_kernel_figure",
+    "save_learning_curves",
+    "save_reliability",
+    "save_risk_coverage",
+]
 
 _PLANES = ("sagittal", "coronal", "axial")
 _KERNELS_SHOWN = 12
@@ -147,6 +155,54 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
         ax.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle("Mean and standard error over seeds")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def save_reliability(path: Path, reliability: Reliability) -> None:
+    """Draw the observed frequency of each bin against its mean probability, above how many voxels it holds."""
+    figure = Figure(figsize=(4.8, 6.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
+    above.plot(reliability.confidence, reliability.frequency, color=_COLOURS[0], marker="o", label="observed")
+    above.set_ylabel("part of the voxels in the region")
+    above.legend()
+    bins = len(reliability.count)
+    below.bar(np.arange(bins) / bins, reliability.count, 1 / bins, align="edge", color=_COLOURS[0], edgecolor="white")
+    below.set_yscale("symlog", linthresh=1)  # empty bins are 0
+    below.set_xlabel("probability of the region")
+    below.set_ylabel("voxels")
+    for ax in (above, below):
+        ax.grid(alpha=0.3)
+    figure.suptitle("Reliability over the brain's voxels")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def save_risk_coverage(path: Path, voxels: RiskCoverage, cases: RiskCoverage, score: str) -> None:
+    """Draw selective risk against coverage.
+
+    Args:
+        path: of the picture.
+        voxels: most certain first, their risk an error.
+        cases: most certain first, their risk 1 − Dice.
+        score: what cases are sorted by.
+    """
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = {
+        "Voxels of the brain, by entropy": (voxels, "part of the voxels that is wrong", ""),
+        f"Cases, by {score}": (cases, "mean of 1 − Dice", "o"),
+    }
+    for ax, (title, (curve, risk, marker)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        ax.plot(curve.coverage, curve.risk, color=_COLOURS[0], marker=marker)
+        ax.set_title(f"{title}: AURC {curve.aurc:.3g}", fontsize=10)
+        ax.set_xlabel("coverage: part kept, the most certain")
+        ax.set_ylabel(risk)
+        ax.set_xlim(0, 1.03)
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

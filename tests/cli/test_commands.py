@@ -142,10 +142,34 @@ def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
         assert float(row["dice"]) == pytest.approx(2 * (a & b).sum() / max(1, a.sum() + b.sum()), abs=1e-6)
     mean = np.mean([float(row["nll"]) for row in rows])
     assert report["summary"]["nll"]["mean"] == pytest.approx(mean)
+    cards = [json.loads((copy_of_world / SVI_RUN / f"predictions/{row['case']}.json").read_text()) for row in rows]
+    assert [float(row["pairwise_dice"]) for row in rows] == pytest.approx([card["pairwise_dice"] for card in cards])
+    assert report["curves"]["case_risk_coverage"]["score"] == "pairwise Dice"
     # A second evaluation finds the predictions and agrees.
     again = command("evaluate", SVI_RUN, "--samples", 2)
     assert "predicting" not in again.stderr
     assert json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text()) == report
+
+
+def test_curves_of_the_test_cases(command, copy_of_world):
+    """Reliability is summed over cases, voxels' risk averaged; cases of a single pass are sorted by their entropy."""
+    assert command("evaluate", FINETUNE_RUN).exit_code == 0
+    report = json.loads((copy_of_world / FINETUNE_RUN / "evaluation.json").read_text())
+    brain = 0
+    for case in report["cases"]:
+        scan = nibabel.load(f"data/brats/HGG/{case}/{case}_flair.nii.gz")
+        brain += int((np.asarray(scan.dataobj) != 0).sum())
+    curves = report["curves"]
+    assert len(curves["reliability"]["count"]) == 15 and sum(curves["reliability"]["count"]) == brain
+    assert len(curves["risk_coverage"]["coverage"]) == 100
+    assert np.mean(curves["risk_coverage"]["risk"]) == pytest.approx(report["summary"]["aurc"]["mean"])
+    of_cases = curves["case_risk_coverage"]
+    assert of_cases["score"] == "mean entropy of the brain" and of_cases["coverage"] == [0.5, 1.0]
+    assert of_cases["risk"][-1] == pytest.approx(1 - report["summary"]["dice"]["mean"])
+    assert of_cases["aurc"] == pytest.approx(np.mean(of_cases["risk"]))
+    assert "pairwise_dice" not in report["summary"]
+    for name in ("reliability.png", "risk_coverage.png"):
+        assert (copy_of_world / FINETUNE_RUN / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_config_file_gives_settings_and_options_win(command, in_world, tmp_path):

@@ -140,6 +140,20 @@ def test_finished_cells_are_not_run_again_and_others_are_kept(command, in_world,
     assert "UNet-RI" in (copied / "table.md").read_text() and "DWP" not in (copied / "table.md").read_text()
 
 
+def test_a_table_older_than_a_measure_is_gone_on_with(command, in_world, copied, tmp_path):
+    """What the old rows lack is empty in the file and a dash in the table; nothing is run again."""
+    old = ["arm", "n", "seed", "case", "dice", "iou", "hd95", "nll", "ece", "seconds", "settings"]
+    before = rows_of(copied)
+    lines = [",".join(old), *(",".join(row[name] for name in old) for row in before)]
+    (copied / "results.csv").write_text("\n".join(lines) + "\n")
+    result = command("experiment", write(tmp_path), "--out", copied)
+    assert result.exit_code == 0 and cells_reported(result.stdout) == []
+    after = rows_of(copied)
+    assert [{name: row[name] for name in old} for row in after] == [{name: row[name] for name in old} for row in before]
+    assert {row["nsd"] for row in after} == {""} and "" not in {row["nsd"] for row in before}
+    assert " | - | " in (copied / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,6 +1,7 @@
 """Streaming moments against their definition, and one kernel sample for a whole scan."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -52,6 +53,22 @@ def test_moments_are_those_of_the_samples(image):
     torch.testing.assert_close(moments.mutual_information, expected.clamp_min(0), atol=1e-4, rtol=0)
     assert float(moments.mutual_information.max()) > 0.01
     assert float(moments.entropy.max()) <= math.log(2) + 1e-6
+
+
+def test_agreement_is_the_mean_dice_of_all_pairs_of_samples(image):
+    """In the brain alone, where that is given; one pass has no pair."""
+    posterior, seeds = make_posterior(0.2, seed=3), range(4)  # which finds some of the image
+    with torch.no_grad():
+        p = torch.stack([posterior.logits(image[None], posterior.draw(s)).softmax(1)[0, 1] for s in seeds])
+    brain = torch.rand(16, 16, 16) < 0.3
+    for where in (None, brain):
+        segmented = (p > 0.5) if where is None else (p > 0.5) & where
+        dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in combinations(segmented, 2)]
+        moments = posterior_predictive(posterior, image, seeds, brain=where)
+        assert moments.agreement == pytest.approx(float(torch.stack(dice).mean()), abs=1e-3)
+        assert 0 < moments.agreement < 1
+    assert posterior_predictive(make_posterior(1e-6, seed=3), image, [0, 1, 2]).agreement > 0.99
+    assert math.isnan(posterior_predictive(posterior, image, [0]).agreement)
 
 
 def test_a_sample_is_drawn_once_for_all_windows(image, monkeypatch):

@@ -1,9 +1,11 @@
 """Means over seeds, and the bootstrap of paired differences against what is known of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from dwp_pyro.metrics import MEASURES, case_metrics
+from dwp_pyro.metrics import MEASURES
 from dwp_pyro.report.comparison import Row, bootstrap_means, compare, markdown, paired_difference, summarise_arms
 from dwp_pyro.report.figures import save_learning_curves
 
@@ -25,11 +27,6 @@ def design(rng: np.random.Generator, seeds: int, cases: int, spreads: tuple[floa
     """μ + aₛ + b_c + e_sc with Gaussian effects."""
     a, b, e = spreads
     return 0.1 + a * rng.normal(size=(seeds, 1)) + b * rng.normal(size=cases) + e * rng.normal(size=(seeds, cases))
-
-
-def test_the_measures_are_those_of_a_case():
-    mask = np.ones((2, 2, 2), dtype=bool)
-    assert list(MEASURES) == list(case_metrics(mask.astype(np.float32), mask, mask, (1.0, 1.0, 1.0)))
 
 
 def test_means_are_over_cases_first_and_errors_over_seeds():
@@ -99,6 +96,15 @@ def test_tables():
     assert "| 5 | A\\|B | 2 | 0.600 ± 0.100 |" in text
     assert "resample seeds and cases" in text and "these cases only" in text
     assert len(compare(grid("C", [[0.4]]), "A")) == 1
+
+
+def test_a_measure_that_rows_lack_is_a_dash():
+    """Rows of before there was the measure, beside rows that have it."""
+    old = [replace(each, measures={"dice": 0.5, "nll": 0.1, "ece": 0.01}) for each in grid("old", [[0.5]])]
+    means, _ = compare([*grid("new", [[0.4]]), *old], None)
+    lines = {line[1]: dict(zip(means.header, line, strict=True)) for line in means.rows}
+    assert (lines["old"]["Dice"], lines["old"]["NSD"]) == ("0.500", "-")
+    assert (lines["new"]["Dice"], lines["new"]["NSD"]) == ("0.400", "0.000")
 
 
 def test_learning_curves(tmp_path):

@@ -1,0 +1,105 @@
+"""All measures of one region of one predicted case against its label."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dwp_pyro.metrics.calibration import Reliability, ace, brier, nll
+from dwp_pyro.metrics.lesions import lesion_scores
+from dwp_pyro.metrics.overlap import dice, iou
+from dwp_pyro.metrics.surface import hd95, surface_dice
+from dwp_pyro.metrics.uncertainty import RiskCoverage, qu_brats, risk_coverage
+
+__all__ = ["EMPTY_MASK_POLICY", "HEADLINE", "MEASURES", "CaseMetrics", "case_metrics"]
+
+#: What a case may have been measured by → its title in tables, and the decimals it is shown with.
+MEASURES = {
+    "dice": ("Dice", 3),
+    "iou": ("IoU", 3),
+    "hd95": ("HD95 (mm)", 1),
+    "nsd": ("NSD", 3),
+    "lesion_dice": ("lesion Dice", 3),
+    "lesion_f1": ("lesion F1", 3),
+    "nll": ("NLL", 4),
+    "brier": ("Brier", 4),
+    "ece": ("ECE", 4),
+    "ace": ("ACE", 4),
+    "mce": ("MCE", 3),
+    "qu_brats": ("QU-BraTS", 3),
+    "aurc": ("AURC", 5),
+    "pairwise_dice": ("pairwise Dice", 3),
+}
+
+#: Those that tables show; files hold all.
+HEADLINE = ("dice", "hd95", "nsd", "lesion_f1", "nll", "ece", "qu_brats")
+
+#: What is done about empty masks; written beside every figure.
+EMPTY_MASK_POLICY = (
+    "two masks both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of them empty: "
+    "these 0, HD95 the diagonal of the scan"
+)
+
+_CURVE_POINTS = 100
+
+
+class CaseMetrics(NamedTuple):
+    """Of one region of one case.
+
+    Args:
+        measures: those of `MEASURES`, but for "pairwise_dice", which takes the weight samples.
+        reliability: over brain voxels; to be summed over cases.
+        risk_coverage: over brain voxels, 100 points; to be averaged over cases.
+    """
+
+    measures: dict[str, float]
+    reliability: Reliability
+    risk_coverage: RiskCoverage
+
+
+def case_metrics(
+    probability: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    brain: NDArray[np.bool_],
+    spacing: tuple[float, ...],
+) -> CaseMetrics:
+    """Measure one region of one case. Empty masks: `EMPTY_MASK_POLICY`.
+
+    Args:
+        probability: of the region, [X, Y, Z]; segmented where it is above 1/2.
+        entropy: of that probability, in nats, [X, Y, Z]: the uncertainty of "qu_brats" and "aurc".
+        truth: the region, [X, Y, Z].
+        brain: voxels over which calibration and uncertainty are measured, [X, Y, Z]; one at least.
+        spacing: sides of a voxel, in mm.
+    """
+    segmented = probability > 0.5
+    diagonal = math.hypot(*(side * voxels for side, voxels in zip(spacing, truth.shape, strict=True)))
+    # Masks are compared in the box that holds both: of a brain it is a small part.
+    (box,) = ndimage.find_objects((segmented | truth).view(np.uint8)) or [...]
+    masks = segmented[box], truth[box]
+    lesions = lesion_scores(*masks, spacing)
+    p, y, predicted = probability[brain], truth[brain], segmented[brain]
+    uncertainty = entropy[brain] * (100 / math.log(2))
+    reliability = Reliability.of(p, y)
+    curve = risk_coverage(uncertainty, predicted != y, _CURVE_POINTS)
+    measures = {
+        "dice": dice(*masks),
+        "iou": iou(*masks),
+        "hd95": hd95(*masks, spacing, diagonal),
+        "nsd": surface_dice(*masks, spacing),
+        "lesion_dice": lesions.dice,
+        "lesion_f1": lesions.f1,
+        "nll": nll(p, y),
+        "brier": brier(p, y),
+        "ece": reliability.ece,
+        "ace": ace(p, y),
+        "mce": reliability.mce,
+        "qu_brats": qu_brats(predicted, y, uncertainty),
+        "aurc": curve.aurc,
+    }
+    return CaseMetrics(measures, reliability, curve)

@@ -1,0 +1,59 @@
+"""How far two masks cover each other, and how far many do."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_iou
+from numpy.typing import NDArray
+
+__all__ = ["PairwiseDice", "as_batch", "dice", "iou"]
+
+
+def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """2 |A ∩ B| / (|A| + |B|) of two masks [X, Y, Z]; 1 if both are empty."""
+    return float(compute_dice(as_batch(predicted), as_batch(truth), ignore_empty=False))
+
+
+def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """|A ∩ B| / |A ∪ B| of two masks [X, Y, Z]; 1 if both are empty."""
+    return float(compute_iou(as_batch(predicted), as_batch(truth), ignore_empty=False))
+
+
+def as_batch(mask: NDArray[np.bool_]) -> torch.Tensor:
+    """[X, Y, Z] → [1, 1, X, Y, Z], as MONAI measures masks."""
+    return torch.from_numpy(mask)[None, None]
+
+
+class PairwiseDice:
+    """The mean Dice over all pairs of masks that come one by one, 1 for a pair of empty ones.
+
+    Of the segmentations of S weight samples it says how far the samples agree: low where a segmentation is likely to
+    have failed (Roy et al. 2019; Zenk et al. 2025). A mask is kept at a bit a voxel: 32 of them weigh what one
+    float32 map does.
+    """
+
+    def __init__(self) -> None:
+        self._masks: list[NDArray[np.uint64]] = []
+        self._sizes: list[int] = []
+        self._total = 0.0
+
+    def add(self, mask: NDArray[np.bool_]) -> None:
+        """Compare a mask with those that came before it; all have the same number of voxels."""
+        packed = np.packbits(mask)
+        bits = np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
+        size = _count(bits)
+        for other, other_size in zip(self._masks, self._sizes, strict=True):
+            both = size + other_size
+            self._total += 2 * _count(bits & other) / both if both else 1.0
+        self._masks.append(bits)
+        self._sizes.append(size)
+
+    def mean(self) -> float:
+        """Over S (S − 1) / 2 pairs; NaN where there is none."""
+        pairs = len(self._masks) * (len(self._masks) - 1) // 2
+        return self._total / pairs if pairs else float("nan")
+
+
+def _count(bits: NDArray[np.uint64]) -> int:
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))

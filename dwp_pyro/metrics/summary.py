@@ -1,0 +1,41 @@
+"""Measures over cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwp_pyro.metrics.case import MEASURES
+
+__all__ = ["Summary", "show", "summarise"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of one measure over cases: mean, standard error of the mean (NaN for one case), number of cases."""
+
+    mean: float
+    standard_error: float
+    cases: int
+
+
+def summarise(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
+    """Each measure over the cases that have it."""
+    rows = list(cases)
+    summaries = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = np.array([row[name] for row in rows if name in row])
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+        summaries[name] = Summary(float(values.mean()), error, len(values))
+    return summaries
+
+
+def show(measure: str, summary: Summary | None) -> str:
+    """Mean ± standard error, of one case the mean alone, of none a dash; no decimals if it is none of `MEASURES`."""
+    if summary is None:
+        return "-"
+    _, digits = MEASURES.get(measure, ("", 0))
+    error = f" ± {summary.standard_error:.{digits}f}" if summary.cases > 1 else ""
+    return f"{summary.mean:.{digits}f}{error}"

@@ -1,0 +1,83 @@
+"""Lesions by hand: lines of voxels of 1 mm³."""
+
+import numpy as np
+import pytest
+
+from dwp_pyro.metrics.lesions import lesion_scores
+
+SPACING = (1.0, 1.0, 1.0)
+
+
+def line(*voxels: int) -> np.ndarray:
+    mask = np.zeros((32, 9, 9), bool)
+    mask[list(voxels), 4, 4] = True
+    return mask
+
+
+def point(*at: int) -> np.ndarray:
+    mask = np.zeros((9, 9, 9), bool)
+    mask[at] = True
+    return mask
+
+
+def test_found_missed_and_false():
+    truth = line(0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23)
+    # Half of the first and as much beside it; the second missed; the third in two parts; one where nothing is.
+    predicted = line(2, 3, 4, 5, 20, 21, 23, 28)
+    scores = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
+    assert scores.dice == pytest.approx((2 * 2 / 8 + 0 + 2 * 3 / 7) / (3 + 1))
+    assert scores.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+
+
+def test_dilation_merges_what_is_near():
+    truth, predicted = line(0, 1, 4, 5), line(0, 1)
+    together = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
+    assert together == pytest.approx((2 * 2 / 6, 1.0))
+    apart = lesion_scores(predicted, truth, SPACING, dilation=0, smallest=0)
+    assert apart == pytest.approx((0.5, 2 / 3))
+
+
+def test_one_part_may_match_several_lesions_and_counts_whole_in_each():
+    truth, predicted = line(0, 1, 8, 9), line(*range(10))
+    scores = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
+    assert scores == pytest.approx((2 * 2 / (2 + 10), 1.0))
+
+
+def test_dilation_goes_to_18_neighbours():
+    truth = point(4, 4, 4)
+    assert lesion_scores(point(5, 5, 4), truth, SPACING, dilation=1, smallest=0) == (0, 1)  # found, nothing covered
+    assert lesion_scores(point(5, 5, 5), truth, SPACING, dilation=1, smallest=0) == (0, 0)
+
+
+def test_voxels_that_share_a_corner_are_one_lesion():
+    both = point(4, 4, 4) | point(5, 5, 5)
+    assert lesion_scores(point(4, 4, 4), both, SPACING, dilation=0, smallest=0) == pytest.approx((2 / 3, 1.0))
+
+
+def test_small_lesions_do_not_count():
+    truth, predicted = line(0, 1, 2, 10), line(0, 1, 2)
+    assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=1) == (1, 1)
+    assert lesion_scores(predicted, truth, (1.5, 1.0, 1.0), dilation=1, smallest=1) == pytest.approx((0.5, 2 / 3))
+    # One that is found is not false either; one predicted where nothing is always is.
+    assert lesion_scores(line(10), line(10), SPACING, dilation=1, smallest=1) == (1, 1)
+    assert lesion_scores(line(20), line(10), SPACING, dilation=1, smallest=1) == (0, 0)
+
+
+def test_the_defaults_are_those_of_gliomas():
+    """Three voxels of dilation; 50 mm³ do not count, 51 do."""
+    truth = line(*range(25)) & False
+    truth[0:5, :5, :2] = True
+    assert lesion_scores(truth & False, truth, SPACING) == (1, 1)
+    truth[0, 0, 2] = True
+    assert lesion_scores(truth & False, truth, SPACING) == (0, 0)
+    truth[11:16, :5, :2] = True  # six voxels further: three of each side
+    found_one = truth.copy()
+    found_one[11:] = False
+    assert lesion_scores(found_one, truth, SPACING) == pytest.approx((2 * 51 / (51 + 101), 1.0))
+
+
+def test_empty_masks():
+    full, empty = line(*range(4)), line()
+    assert lesion_scores(empty, empty, SPACING, smallest=0) == (1, 1)
+    for masks in ((full, empty), (empty, full)):
+        assert lesion_scores(*masks, SPACING, smallest=0) == (0, 0)
