@@ -77,9 +77,9 @@ def test_doubles_are_refused(tmp_path):
 
 
 def test_regions_by_layout():
-    assert LAYOUTS["brats"].region_values(None) == ("whole", {1, 2, 4})
-    assert LAYOUTS["brats"].region_values("core") == ("core", {1, 4})
-    assert LAYOUTS["brats"].region_values("enhancing") == ("enhancing", {4})
-    assert LAYOUTS["ms"].region_values(None) == ("lesion", {1})
+    assert LAYOUTS["brats"].region_values(None) == {"whole": {1, 2, 4}}
+    assert LAYOUTS["brats"].region_values(["core"]) == {"core": {1, 4}}
+    assert LAYOUTS["brats"].region_values(["enhancing", "whole"]) == {"enhancing": {4}, "whole": {1, 2, 4}}
+    assert LAYOUTS["ms"].region_values(None) == {"lesion": {1}}
     with pytest.raises(DataError, match="'whole' is not one of lesion"):
-        LAYOUTS["ms"].region_values("whole")
+        LAYOUTS["ms"].region_values(["whole"])

@@ -138,7 +138,8 @@ def test_every_density_gets_its_own_kernels(linear_gaussian):
     """Sites under one density or another, moved or scaled by themselves, of more particles: each counted once."""
     first, second = (linear_gaussian((3, 3, 3), standardised=True)[0] for _ in range(2))
     gaussian, mixture, flow = (random_density(family) for family in ("gaussian", "mixture", "flow"))
-    network = nn.Sequential(*[nn.Conv3d(1, 1, 3, padding=1, bias=False) for _ in range(12)]).double()
+    convolutions = [nn.Conv3d(1, 1, 3, padding=1, bias=False) for _ in range(12)]
+    network = nn.Sequential(*convolutions, nn.Conv3d(1, 2, 1)).double()
     centre = torch.randn(1, 1, 3, 3, 3, dtype=torch.double)
     learned = [
         DeepWeightPrior(first),
