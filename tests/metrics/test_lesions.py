@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from dwp_pyro.metrics import case_metrics
 from dwp_pyro.metrics.lesions import lesion_scores
 
 SPACING = (1.0, 1.0, 1.0)
@@ -18,6 +20,41 @@ def point(*at: int) -> np.ndarray:
     mask = np.zeros((9, 9, 9), bool)
     mask[at] = True
     return mask
+
+
+def one_by_one(predicted: np.ndarray, truth: np.ndarray, dilation: int, smallest: float) -> tuple[float, float]:
+    """The definition, lesion by lesion, each dilated by itself."""
+    near, around = (ndimage.generate_binary_structure(3, order) for order in (2, 3))
+    parts, number = ndimage.label(predicted, around)
+    merged, lesions = ndimage.label(ndimage.binary_dilation(truth, near, dilation), around)
+    scores, matched = [], set()
+    found = 0
+    for each in range(1, lesions + 1):
+        lesion = truth & (merged == each)
+        touching = set(parts[ndimage.binary_dilation(lesion, near, dilation)]) - {0}
+        matched |= touching
+        match = np.isin(parts, list(touching))
+        if lesion.sum() > smallest:
+            scores.append(2 * (match & lesion).sum() / (match.sum() + lesion.sum()))
+            found += bool(touching)
+    false = number - len(matched)
+    return sum(scores) / (len(scores) + false), 2 * found / (found + len(scores) + false)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_lesions_are_scored_as_if_one_by_one(seed):
+    """Also where a case's masks are cut to the box that holds them."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.normal(size=(2, 40, 36, 32)), (0, 1.2, 1.2, 1.2))
+    field = np.pad(field[:, 4:30, 6:30, 2:30], ((0, 0), (4, 10), (6, 6), (2, 2)))
+    truth, predicted = field[0] > 0.28, field[0] + field[1] > 0.4
+    expected = one_by_one(predicted, truth, 1, 5.0)
+    assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=5.0) == pytest.approx(expected)
+    assert 0.05 < expected[0] < expected[1] < 1
+    brain = np.ones(truth.shape, bool)
+    measures = case_metrics(predicted.astype(np.float32), np.zeros(truth.shape, np.float32), truth, brain, SPACING)
+    of_case = measures.measures["lesion_dice"], measures.measures["lesion_f1"]
+    assert of_case == pytest.approx(one_by_one(predicted, truth, 3, 50.0))
 
 
 def test_found_missed_and_false():
