@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -25,6 +25,7 @@ from dwp_pyro.config import (
     data_root,
 )
 from dwp_pyro.errors import Interrupted, UserError
+from dwp_pyro.progress import fail, message, progress, set_style
 
 __all__ = ["main"]
 
@@ -61,8 +62,8 @@ class _Group(click.Group):
             _fail(f"{stop}; {again}", 128 + stop.signum)
 
 
-def _fail(message: str, code: int) -> typing.NoReturn:
-    click.echo(f"Error: {message}", err=True)
+def _fail(problem: str, code: int) -> typing.NoReturn:
+    fail(problem)
     sys.exit(code)
 
 
@@ -137,13 +138,26 @@ def _run_options(command: _Command) -> _Command:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dwp-pyro", prog_name="dwp-pyro")
-def main() -> None:
+@click.option(
+    "--quiet", is_flag=True, envvar="DWP_PYRO_QUIET", show_envvar=True, help="Print results and errors, nothing else."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="DWP_PYRO_LOG_FORMAT",
+    show_envvar=True,
+    help="Progress, messages and errors for people, or as a JSON object a line on standard error.",
+)
+def main(quiet: bool, log_format: Literal["text", "json"]) -> None:
     """Bayesian knowledge transfer for 3D medical segmentation.
 
     Convolution kernels learned on one disease become a prior for another: fit-prior learns the prior
     on a large source set, svi infers a network from 5 to 20 target scans under it, predict segments
     with a map of the uncertainty. Start with: dwp-pyro demo
     """
+    set_style("quiet" if quiet else log_format, errors_as_json=log_format == "json")
 
 
 @main.command()
@@ -164,7 +178,7 @@ def demo(out: Path, device: str, seed: int) -> None:
     """
     from dwp_pyro.pipeline.demo import demo as run_demo
 
-    result = run_demo(out, device, seed, say=click.echo)
+    result = run_demo(out, device, seed, say=message)
     click.echo()
     _print_table(result.table)
     click.echo("\nGenerated scans and short training: this shows that everything works, not which arm is better.")
@@ -188,7 +202,6 @@ def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
     ms: heads with multiple sclerosis, as open_ms_data; brats: heads with a tumour, as BraTS 2018.
     """
     from dwp_pyro.data.phantom import write_phantoms
-    from dwp_pyro.progress import progress
 
     with progress(f"{dataset} scans", cases) as advance:
         ids = write_phantoms(dataset, out, cases, seed, progress=lambda: advance(""))  # type: ignore[arg-type]
@@ -371,7 +384,7 @@ def experiment(study: Path, out: Path | None, workers: int, device: str) -> None
     from dwp_pyro.pipeline.study import Study
 
     folder = out or Path("runs") / study.stem
-    tables = run(Study.read(study), folder, workers=workers, device=device, say=click.echo)
+    tables = run(Study.read(study), folder, workers=workers, device=device, say=message)
     for table in tables:
         click.echo()
         _print_rows(table.header, table.rows)
@@ -407,7 +420,7 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
 
 def _print_trained(folder: Path) -> None:
     click.echo(f"Run: {folder}")
-    click.echo(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
+    message(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
 
 
 def _print_table(table: dict[str, dict[str, Summary]]) -> None:

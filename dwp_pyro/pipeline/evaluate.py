@@ -19,7 +19,7 @@ from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, Summary, case_metrics, summarise
-from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_case, predict_cases
+from dwp_pyro.pipeline.predict import load_run, not_predicted, predict_case, predict_cases
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
@@ -65,7 +65,7 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     if not test:
         raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
     out = run / "predictions"
-    missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
+    missing = not_predicted(out, [cases[name] for name in test], trained, config)
     predict_cases(trained, missing, layout, config, out, torch_device(device))
     rows: dict[str, dict[str, float]] = {}
     with progress("evaluating", len(test)) as advance:

@@ -30,8 +30,8 @@ __all__ = [
     "Prediction",
     "TrainedRun",
     "cases_to_predict",
-    "is_predicted",
     "load_run",
+    "not_predicted",
     "predict",
     "predict_case",
     "predict_cases",
@@ -82,7 +82,7 @@ def predict(
             "--resume to keep it, or another --out"
         )
     if resume:
-        cases = [case for case in cases if not is_predicted(out, case, trained, config)]
+        cases = not_predicted(out, cases, trained, config)
     with progress("checking scans", len(cases)) as advance:
         for case in cases:  # all of them, before anything is written
             read_case(case, trained.posterior.card.modalities, layout.labels)
@@ -135,10 +135,16 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> tuple[list[
     return [Case(name, dict(zip(modalities, scans, strict=True)))], LAYOUTS[posterior.card.layout]
 
 
-def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConfig) -> bool:
-    """Whether a case has been predicted whole: the same scans by the same posterior, with the same settings."""
-    path = out / f"{case.id}.json"
-    return path.exists() and read_json(path).get("settings") == _settings(trained, case, config)
+def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config: PredictConfig) -> list[Case]:
+    """The cases without a whole prediction of the same scans by the same posterior, with the same settings."""
+    missing = []
+    with progress("looking for predictions", len(cases)) as advance:
+        for case in cases:
+            path = out / f"{case.id}.json"
+            if not path.exists() or read_json(path).get("settings") != _settings(trained, case, config):
+                missing.append(case)
+            advance("")
+    return missing
 
 
 class Prediction(NamedTuple):
