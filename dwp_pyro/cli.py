@@ -16,6 +16,7 @@ import click
 
 from dwp_pyro.config import (
     DATASETS,
+    EXPORT_FORMATS,
     FinetuneConfig,
     FitPriorConfig,
     PredictConfig,
@@ -366,6 +367,29 @@ def evaluate(run: Path, config_file: Path | None, root: str | None, device: str,
     _print_table({run.name: summary})
     click.echo(f"Mean ± standard error over {cases} test cases. Empty masks: {EMPTY_MASK_POLICY}.")
     click.echo(f"Each case: {run / 'evaluation.csv'}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(EXPORT_FORMATS), required=True, help="What OUT is to be.")
+def export(run: Path, out: Path, format_: str) -> None:
+    """Write a trained RUN into a new folder OUT, for another tool.
+
+    monai-bundle: configuration and weights with which MONAI predicts any folder of scans. nnunet: the label volumes
+    of RUN/predictions (predict first) in nnU-Net's names, and the maps of the uncertainty in a folder beside them.
+    """
+    from dwp_pyro.pipeline.export import export_monai_bundle, export_nnunet
+
+    if format_ == "nnunet":
+        cases = export_nnunet(run, out)
+        click.echo(f"{len(cases)} cases in {out}, their maps in {out / 'uncertainty'}")
+    else:
+        export_monai_bundle(run, out)
+        click.echo(f"Bundle: {out}")
+        message(
+            f"Next: cd {out} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS"
+        )
 
 
 @main.command()

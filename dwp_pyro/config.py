@@ -31,6 +31,9 @@ __all__ = [
 #: Names of the layouts; the layouts themselves, which need more imports, are in `data.layouts`.
 DATASETS = ("brats", "openms", "ms")
 
+#: What a run can be exported as; see `pipeline.export`.
+EXPORT_FORMATS = ("monai-bundle", "nnunet")
+
 DATA_VARIABLE = "DWP_PYRO_DATA"
 
 _MAX_SEED = 2**32 - 1

@@ -35,6 +35,7 @@ __all__ = [
     "predict",
     "predict_case",
     "predict_cases",
+    "save_like",
 ]
 
 _MAPS = ("seg", "prob", "entropy", "mi")
@@ -226,7 +227,7 @@ def predict_cases(
             maps: tuple[NDArray[Any], ...] = (segmentation, probability, entropy, mutual_information)
             volumes = dict(zip(_MAPS, maps, strict=True))
             for name, volume in volumes.items():
-                _save_like(scan.reference, volume, out / f"{case.id}_{name}.nii.gz")
+                save_like(scan.reference, volume, out / f"{case.id}_{name}.nii.gz")
             truth = np.isin(scan.label, sorted(values)) if scan.label is not None and values else None
             picture = out / f"{case.id}.png"
             save_case_figure(
@@ -280,7 +281,7 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
     }
 
 
-def _save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:
+def save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:
     """Write a volume with the header of the scan: its affine, its codes, its units."""
     header: Any = nibabel.load(reference).header.copy()
     header.set_data_dtype(volume.dtype)
