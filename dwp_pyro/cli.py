@@ -8,7 +8,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +39,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if typing.TYPE_CHECKING:
     from dwp_pyro.metrics import Summary
+    from dwp_pyro.report.comparison import Table
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SettingsT = TypeVar("_SettingsT", bound=Settings)
@@ -254,15 +255,11 @@ def fit_prior(
     """
     config = _resolve(FitPriorConfig, config_file, given)
     from dwp_pyro.pipeline.fit_prior import fit_prior as run
+    from dwp_pyro.report.prior import prior_card
 
     name = f"prior-{config.dataset}" if config.kernels is None else f"prior-{Path(config.kernels).stem}"
     folder = out or Path("runs") / name
     prior = run(config, RunOptions(folder, device, resume, overwrite))
-    names = list(next(iter(prior.cards.values())).nats_per_kernel)
-    rows = [
-        [block, f"{card.kernels}", *(f"{card.nats_per_kernel[name]:.1f}" for name in names)]
-        for block, card in prior.cards.items()
-    ]
     sources = [
         [f"{number}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
         for number, figures in enumerate(
@@ -273,8 +270,7 @@ def fit_prior(
         click.echo("Source networks; kernels still like those they started from say little about the task:")
         _print_rows(["snapshot", "Dice", "correlation with start"], sources)
         click.echo()
-    click.echo(f"Log-density of held-out kernels, in nats a kernel (higher is better); prior: {prior.family}")
-    _print_rows(["block", "kernels", *(name.replace("_", " ") for name in names)], rows)
+    _print_tables(prior_card(prior)[1:])
     click.echo(f"Prior: {folder}\nPicture: {folder / 'kernels.png'}")
 
 
@@ -409,10 +405,8 @@ def experiment(study: Path, out: Path | None, workers: int, device: str) -> None
 
     folder = out or Path("runs") / study.stem
     tables = run(Study.read(study), folder, workers=workers, device=device, say=message)
-    for table in tables:
-        click.echo()
-        _print_rows(table.header, table.rows)
-        click.echo(table.note)
+    click.echo()
+    _print_tables(tables)
     click.echo(f"\nTables: {folder / 'table.md'}\nFigure: {folder / 'learning_curve.png'}")
     click.echo(f"Each case: {folder / 'results.csv'}")
 
@@ -440,6 +434,24 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
             ["kernels", *(name.replace("_", " ") for name in nats)],
             [[str(result["kernels"]), *(f"{value:.2f}" for value in nats.values())]],
         )
+
+
+@main.command("inspect-prior")
+@click.argument("prior", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures.  [default: runs/inspect-PRIOR]")
+def inspect_prior(prior: Path, out: Path | None) -> None:
+    """Show what a PRIOR is: its card, and pictures.
+
+    Draws of it beside the kernels it was fitted to (where those lie with it); mean kernels along its most used latent
+    dimensions (of VAEs); and what networks with kernels drawn from it make of a generated scan.
+    """
+    from dwp_pyro.pipeline.inspect_prior import inspect_prior as run
+
+    found = run(prior, out or Path("runs") / f"inspect-{prior.resolve().name}")
+    _print_tables(found.card)
+    click.echo()
+    for what, path in found.pictures.items():
+        click.echo(f"{what}: {path}")
 
 
 def _print_trained(folder: Path) -> None:
@@ -470,6 +482,14 @@ def _print_cases(report: dict[str, Any]) -> None:
         )
     click.echo(f"Layout {report['layout']}, {len(rows)} cases")
     _print_rows(["case", "modalities", "voxels", "spacing (mm)", "label voxels", "problems"], rows)
+
+
+def _print_tables(tables: Sequence[Table]) -> None:
+    for number, table in enumerate(tables):
+        if number:
+            click.echo()
+        _print_rows(table.header, table.rows)
+        click.echo(table.note)
 
 
 def _print_rows(header: list[str], rows: list[list[str]]) -> None:

@@ -227,6 +227,10 @@ class FitPriorConfig(TrainingSettings):
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
     hidden: tuple[int, ...] = setting((32, 32), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE or flow.", minimum=1)
+    source: str | None = setting(
+        None, "Data set that the kernels come from and its citation, for the prior's card.  [default: not stated]"
+    )
+    licence: str | None = setting(None, "Licence of the prior, for its card.  [default: not stated]")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,7 +36,10 @@ from torch.utils.data import Dataset
 
 from dwp_pyro.data.case import Scan
 
-__all__ = ["Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
+__all__ = ["NORMALISATION", "Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
+
+#: What `Preprocessing` does to the intensities, for those who have to do it elsewhere.
+NORMALISATION = "0 outside the brain; mean 0, variance 1 over the voxels that are not 0, each channel"
 
 _STRIDE = 8  # of the network's deepest features
 
