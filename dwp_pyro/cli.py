@@ -134,8 +134,15 @@ _resume = click.option("--resume", is_flag=True, help="Go on where an unfinished
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what a former run left in the folder.")
 
 
+_mlflow = click.option(
+    "--mlflow",
+    is_flag=True,
+    help="Log settings, figures and files to MLflow too: $MLFLOW_TRACKING_URI, or runs/mlruns.",
+)
+
+
 def _run_options(command: _Command) -> _Command:
-    return _out(_device(_resume(_overwrite(command))))
+    return _out(_device(_resume(_overwrite(_mlflow(command)))))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -244,7 +251,7 @@ def check_data(dataset: str | None, root: str | None, modality: tuple[str, ...] 
 @_settings_options(FitPriorConfig)
 @_run_options
 def fit_prior(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
 ) -> None:
     """Learn a prior over convolution kernels.
 
@@ -259,7 +266,7 @@ def fit_prior(
 
     name = f"prior-{config.dataset}" if config.kernels is None else f"prior-{Path(config.kernels).stem}"
     folder = out or Path("runs") / name
-    prior = run(config, RunOptions(folder, device, resume, overwrite))
+    prior = run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     sources = [
         [f"{number}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
         for number, figures in enumerate(
@@ -277,7 +284,9 @@ def fit_prior(
 @main.command()
 @_settings_options(SviConfig)
 @_run_options
-def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any) -> None:
+def svi(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+) -> None:
     """Infer a network from n target scans, with a prior over its kernels.
 
     Mean-field variational inference. The prior comes from the folder that fit-prior made.
@@ -287,7 +296,7 @@ def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, o
 
     prior = config.prior if config.centre is None else f"{config.prior}-around-{config.centre}"
     folder = out or Path(f"runs/svi-{config.dataset}-{prior}-n{config.n}-seed{config.seed}")
-    run(config, RunOptions(folder, device, resume, overwrite))
+    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     _print_trained(folder)
 
 
@@ -295,7 +304,7 @@ def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, o
 @_settings_options(FinetuneConfig)
 @_run_options
 def finetune(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
 ) -> None:
     """Train a deterministic network on n target scans: the arms to compare with.
 
@@ -307,7 +316,7 @@ def finetune(
 
     how = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.train}"
     folder = out or Path(f"runs/finetune-{config.dataset}-{how}-n{config.n}-seed{config.seed}")
-    run(config, RunOptions(folder, device, resume, overwrite))
+    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     _print_trained(folder)
 
 

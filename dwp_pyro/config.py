@@ -390,12 +390,14 @@ class RunOptions:
         device: "auto", "cpu", "cuda" or "cuda:1".
         resume: go on with an unfinished run.
         overwrite: replace a former run of the same command.
+        mlflow: log settings, figures and files to MLflow too.
     """
 
     out: Path
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
+    mlflow: bool = False
 
 
 def data_root(dataset: str, root: str | None) -> Path:

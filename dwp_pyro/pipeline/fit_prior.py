@@ -21,6 +21,7 @@ from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_densit
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.models.unet import PRIOR_BLOCKS, in_block
 from dwp_pyro.pipeline.collect_kernels import KernelBank, collect_kernels, read_kernels
+from dwp_pyro.pipeline.tracking import check_tracker, tracked
 from dwp_pyro.pipeline.train_source import train_source
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.progress import progress
@@ -55,6 +56,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         UserError: if the scans, the kernels or the folder are unfit; nothing is then written.
     """
     device = torch_device(options.device)
+    check_tracker(options)
     if config.kernels is None:
         config = with_defaults(config)
     folder = (options.out, "fit-prior", config.to_mapping())
@@ -68,15 +70,21 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         blocks = blocks_of(bank)
         path = Path(config.kernels).parent / SOURCE
         sources = Posterior.load(path) if path.exists() else None
-        with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+        with (
+            RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+            tracked(run.path, config.to_mapping(), options),
+        ):
             run.pin("learned_from.json", {config.kernels: file_digest(Path(config.kernels))})
             if sources is not None:
                 sources.save(run.path / SOURCE)
             return _fit_blocks(config, bank, blocks, run.path)
     data = load_training_data(config, None)
-    with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+    with (
+        RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+        tracked(run.path, config.to_mapping(), options) as track,
+    ):
         run.pin("split.json", data.split.to_mapping())
-        snapshots, best = train_source(config, data, run.path, device)
+        snapshots, best = train_source(config, data, run.path, device, track)
         best.save(run.path / SOURCE)
         bank = collect_kernels(snapshots)
         return _fit_blocks(config, bank, blocks_of(bank), run.path)

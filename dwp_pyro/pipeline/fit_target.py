@@ -14,6 +14,7 @@ from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.pipeline.tracking import check_tracker, tracked
 from dwp_pyro.pipeline.train_network import Program, network_card, train_network
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.storage import RunFolder, file_digest
@@ -54,6 +55,7 @@ def fit_target(
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
     """
     device = torch_device(options.device)
+    check_tracker(options)
     config = with_defaults(config)
     folder = (options.out, command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
@@ -66,7 +68,10 @@ def fit_target(
         torch.manual_seed(seed)
         programs.append(prepare(card, device, member))
     digests = {str(path): file_digest(path) for path in config.learned_from()}
-    with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+    with (
+        RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+        tracked(run.path, config.to_mapping(), options) as track,
+    ):
         run.pin("split.json", data.split.to_mapping())
         run.pin("learned_from.json", digests)
         checkpoints = [run.path / f"checkpoint{member}.safetensors" for member in range(members)]
@@ -92,6 +97,7 @@ def fit_target(
                 checkpoint=checkpoint,
                 device=device,
                 stage=command if members == 1 else f"{command}-member{member}",
+                track=track,
             )
             trained += one.members
         posterior = Posterior(card, trained)
