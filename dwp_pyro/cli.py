@@ -8,14 +8,15 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 from dwp_pyro.config import (
     DATASETS,
+    EXPORT_FORMATS,
     FinetuneConfig,
     FitPriorConfig,
     PredictConfig,
@@ -25,6 +26,7 @@ from dwp_pyro.config import (
     data_root,
 )
 from dwp_pyro.errors import Interrupted, UserError
+from dwp_pyro.progress import fail, message, progress, set_style
 
 __all__ = ["main"]
 
@@ -37,6 +39,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if typing.TYPE_CHECKING:
     from dwp_pyro.metrics import Summary
+    from dwp_pyro.report.comparison import Table
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SettingsT = TypeVar("_SettingsT", bound=Settings)
@@ -61,8 +64,8 @@ class _Group(click.Group):
             _fail(f"{stop}; {again}", 128 + stop.signum)
 
 
-def _fail(message: str, code: int) -> typing.NoReturn:
-    click.echo(f"Error: {message}", err=True)
+def _fail(problem: str, code: int) -> typing.NoReturn:
+    fail(problem)
     sys.exit(code)
 
 
@@ -131,19 +134,39 @@ _resume = click.option("--resume", is_flag=True, help="Go on where an unfinished
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what a former run left in the folder.")
 
 
+_mlflow = click.option(
+    "--mlflow",
+    is_flag=True,
+    help="Log settings, figures and files to MLflow too: $MLFLOW_TRACKING_URI, or runs/mlruns.",
+)
+
+
 def _run_options(command: _Command) -> _Command:
-    return _out(_device(_resume(_overwrite(command))))
+    return _out(_device(_resume(_overwrite(_mlflow(command)))))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dwp-pyro", prog_name="dwp-pyro")
-def main() -> None:
+@click.option(
+    "--quiet", is_flag=True, envvar="DWP_PYRO_QUIET", show_envvar=True, help="Print results and errors, nothing else."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="DWP_PYRO_LOG_FORMAT",
+    show_envvar=True,
+    help="Progress, messages and errors for people, or as a JSON object a line on standard error.",
+)
+def main(quiet: bool, log_format: Literal["text", "json"]) -> None:
     """Bayesian knowledge transfer for 3D medical segmentation.
 
     Convolution kernels learned on one disease become a prior for another: fit-prior learns the prior
     on a large source set, svi infers a network from 5 to 20 target scans under it, predict segments
     with a map of the uncertainty. Start with: dwp-pyro demo
     """
+    set_style("quiet" if quiet else log_format, errors_as_json=log_format == "json")
 
 
 @main.command()
@@ -164,7 +187,7 @@ def demo(out: Path, device: str, seed: int) -> None:
     """
     from dwp_pyro.pipeline.demo import demo as run_demo
 
-    result = run_demo(out, device, seed, say=click.echo)
+    result = run_demo(out, device, seed, say=message)
     click.echo()
     _print_table(result.table)
     click.echo("\nGenerated scans and short training: this shows that everything works, not which arm is better.")
@@ -188,7 +211,6 @@ def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
     ms: heads with multiple sclerosis, as open_ms_data; brats: heads with a tumour, as BraTS 2018.
     """
     from dwp_pyro.data.phantom import write_phantoms
-    from dwp_pyro.progress import progress
 
     with progress(f"{dataset} scans", cases) as advance:
         ids = write_phantoms(dataset, out, cases, seed, progress=lambda: advance(""))  # type: ignore[arg-type]
@@ -229,7 +251,7 @@ def check_data(dataset: str | None, root: str | None, modality: tuple[str, ...] 
 @_settings_options(FitPriorConfig)
 @_run_options
 def fit_prior(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
 ) -> None:
     """Learn a prior over convolution kernels.
 
@@ -240,15 +262,11 @@ def fit_prior(
     """
     config = _resolve(FitPriorConfig, config_file, given)
     from dwp_pyro.pipeline.fit_prior import fit_prior as run
+    from dwp_pyro.report.prior import prior_card
 
     name = f"prior-{config.dataset}" if config.kernels is None else f"prior-{Path(config.kernels).stem}"
     folder = out or Path("runs") / name
-    prior = run(config, RunOptions(folder, device, resume, overwrite))
-    names = list(next(iter(prior.cards.values())).nats_per_kernel)
-    rows = [
-        [block, f"{card.kernels}", *(f"{card.nats_per_kernel[name]:.1f}" for name in names)]
-        for block, card in prior.cards.items()
-    ]
+    prior = run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     sources = [
         [f"{number}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
         for number, figures in enumerate(
@@ -259,8 +277,7 @@ def fit_prior(
         click.echo("Source networks; kernels still like those they started from say little about the task:")
         _print_rows(["snapshot", "Dice", "correlation with start"], sources)
         click.echo()
-    click.echo(f"Log-density of held-out kernels, in nats a kernel (higher is better); prior: {prior.family}")
-    _print_rows(["block", "kernels", *(name.replace("_", " ") for name in names)], rows)
+    _print_tables(prior_card(prior)[1:])
     _print_blocks(folder)
     click.echo(f"Prior: {folder}\nPicture: {folder / 'kernels.png'}")
 
@@ -268,7 +285,9 @@ def fit_prior(
 @main.command()
 @_settings_options(SviConfig)
 @_run_options
-def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any) -> None:
+def svi(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+) -> None:
     """Infer a network from n target scans, with a prior over its kernels.
 
     Mean-field variational inference. The prior comes from the folder that fit-prior made.
@@ -278,7 +297,7 @@ def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, o
 
     prior = config.prior if config.centre is None else f"{config.prior}-around-{config.centre}"
     folder = out or Path(f"runs/svi-{config.dataset}-{prior}-n{config.n}-seed{config.seed}")
-    run(config, RunOptions(folder, device, resume, overwrite))
+    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     _print_trained(folder)
 
 
@@ -286,7 +305,7 @@ def svi(config_file: Path | None, out: Path | None, device: str, resume: bool, o
 @_settings_options(FinetuneConfig)
 @_run_options
 def finetune(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, **given: Any
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
 ) -> None:
     """Train a deterministic network on n target scans: the arms to compare with.
 
@@ -298,7 +317,7 @@ def finetune(
 
     how = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.train}"
     folder = out or Path(f"runs/finetune-{config.dataset}-{how}-n{config.n}-seed{config.seed}")
-    run(config, RunOptions(folder, device, resume, overwrite))
+    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     _print_trained(folder)
 
 
@@ -359,6 +378,29 @@ def evaluate(run: Path, config_file: Path | None, root: str | None, device: str,
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(EXPORT_FORMATS), required=True, help="What OUT is to be.")
+def export(run: Path, out: Path, format_: str) -> None:
+    """Write a trained RUN into a new folder OUT, for another tool.
+
+    monai-bundle: configuration and weights with which MONAI predicts any folder of scans. nnunet: the label volumes
+    of RUN/predictions (predict first) in nnU-Net's names, and the maps of the uncertainty in a folder beside them.
+    """
+    from dwp_pyro.pipeline.export import export_monai_bundle, export_nnunet
+
+    if format_ == "nnunet":
+        cases = export_nnunet(run, out)
+        click.echo(f"{len(cases)} cases in {out}, their maps in {out / 'uncertainty'}")
+    else:
+        export_monai_bundle(run, out)
+        click.echo(f"Bundle: {out}")
+        message(
+            f"Next: cd {out} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS"
+        )
+
+
+@main.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings side by side.")
@@ -374,11 +416,9 @@ def experiment(study: Path, out: Path | None, workers: int, device: str) -> None
     from dwp_pyro.pipeline.study import Study
 
     folder = out or Path("runs") / study.stem
-    tables = run(Study.read(study), folder, workers=workers, device=device, say=click.echo)
-    for table in tables:
-        click.echo()
-        _print_rows(table.header, table.rows)
-        click.echo(table.note)
+    tables = run(Study.read(study), folder, workers=workers, device=device, say=message)
+    click.echo()
+    _print_tables(tables)
     click.echo(f"\nTables: {folder / 'table.md'}\nFigure: {folder / 'learning_curve.png'}")
     click.echo(f"Each case: {folder / 'results.csv'}")
 
@@ -408,10 +448,28 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
         )
 
 
+@main.command("inspect-prior")
+@click.argument("prior", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures.  [default: runs/inspect-PRIOR]")
+def inspect_prior(prior: Path, out: Path | None) -> None:
+    """Show what a PRIOR is: its card, and pictures.
+
+    Draws of it beside the kernels it was fitted to (where those lie with it); mean kernels along its most used latent
+    dimensions (of VAEs); and what networks with kernels drawn from it make of a generated scan.
+    """
+    from dwp_pyro.pipeline.inspect_prior import inspect_prior as run
+
+    found = run(prior, out or Path("runs") / f"inspect-{prior.resolve().name}")
+    _print_tables(found.card)
+    click.echo()
+    for what, path in found.pictures.items():
+        click.echo(f"{what}: {path}")
+
+
 def _print_trained(folder: Path) -> None:
     _print_blocks(folder)
     click.echo(f"Run: {folder}")
-    click.echo(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
+    message(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
 
 
 def _print_blocks(folder: Path) -> None:
@@ -447,6 +505,14 @@ def _print_cases(report: dict[str, Any]) -> None:
         )
     click.echo(f"Layout {report['layout']}, {len(rows)} cases")
     _print_rows(["case", "modalities", "voxels", "spacing (mm)", "label voxels", "problems"], rows)
+
+
+def _print_tables(tables: Sequence[Table]) -> None:
+    for number, table in enumerate(tables):
+        if number:
+            click.echo()
+        _print_rows(table.header, table.rows)
+        click.echo(table.note)
 
 
 def _print_rows(header: list[str], rows: list[list[str]]) -> None:

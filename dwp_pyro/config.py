@@ -34,6 +34,9 @@ DATASETS = ("brats", "openms", "ms")
 #: Names of the networks; the networks themselves are in `models.networks`.
 NETWORKS = ("residual-unet", "unet", "segresnet", "dynunet", "basicunet")
 
+#: What a run can be exported as; see `pipeline.export`.
+EXPORT_FORMATS = ("monai-bundle", "nnunet")
+
 DATA_VARIABLE = "DWP_PYRO_DATA"
 
 _MAX_SEED = 2**32 - 1
@@ -257,6 +260,10 @@ class FitPriorConfig(TrainingSettings):
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
     hidden: tuple[int, ...] = setting((32, 32), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE or flow.", minimum=1)
+    source: str | None = setting(
+        None, "Data set that the kernels come from and its citation, for the prior's card.  [default: not stated]"
+    )
+    licence: str | None = setting(None, "Licence of the prior, for its card.  [default: not stated]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -417,12 +424,14 @@ class RunOptions:
         device: "auto", "cpu", "cuda" or "cuda:1".
         resume: go on with an unfinished run.
         overwrite: replace a former run of the same command.
+        mlflow: log settings, figures and files to MLflow too.
     """
 
     out: Path
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
+    mlflow: bool = False
 
 
 def data_root(dataset: str, root: str | None) -> Path:

@@ -24,6 +24,7 @@ __all__ = [
     "atomic_path",
     "file_digest",
     "locked",
+    "new_folder",
     "read_json",
     "read_yaml",
     "write_bytes",
@@ -48,13 +49,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; results are shared in a lab, so follow the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        _share(temporary, 0o666)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, to be filled; on success it takes the name `path`.
+
+    Raises:
+        RunError: if there is something at `path` already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path}: exists already and is not overwritten; choose another folder, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as hidden:
+        temporary = Path(hidden, path.name)
+        temporary.mkdir()
+        yield temporary
+        _share(temporary, 0o777)
+        temporary.replace(path)
+
+
+def _share(path: Path, mode: int) -> None:
+    """What is made for a temporary use is private; results are shared in a lab, so follow the user's umask."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -36,7 +36,10 @@ from torch.utils.data import Dataset
 
 from dwp_pyro.data.case import Scan
 
-__all__ = ["Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
+__all__ = ["NORMALISATION", "Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
+
+#: What `Preprocessing` does to the intensities, for those who have to do it elsewhere.
+NORMALISATION = "0 outside the brain; mean 0, variance 1 over the voxels that are not 0, each channel"
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -88,13 +91,13 @@ class Preprocessing:
         self._indices = FgBgToIndicesd("label", image_key="brain")
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
-        """Args: a scan, and of each region to segment the label values that make it up."""
+        """Args: a scan, and of each region to segment the label values that make it up; none if the scan's are unknown."""
         affine = torch.from_numpy(scan.affine)
         volumes = {
             "image": MetaTensor(scan.images, affine=affine),
             "brain": MetaTensor(scan.brain[None].astype(np.float32), affine=affine),
         }
-        if scan.label is not None:
+        if scan.label is not None and regions:
             masks = np.stack([np.isin(scan.label, sorted(values)) for values in regions])
             volumes["label"] = MetaTensor(masks.astype(np.float32), affine=affine)
         # Cropped views keep the whole scan in memory; copies do not. Masks take a byte a voxel.
@@ -102,7 +105,7 @@ class Preprocessing:
         done: Any = {
             name: (cropped[name] if name == "image" else cropped[name].to(torch.uint8)).clone() for name in volumes
         }
-        if scan.label is None:
+        if "label" not in volumes:
             nowhere = torch.empty(0, dtype=torch.long)
             return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)
         indices = self._indices({"label": done["label"].amax(0, keepdim=True), "brain": done["brain"]})

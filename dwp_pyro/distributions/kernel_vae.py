@@ -81,6 +81,26 @@ class KernelVAE(KernelDensity):
         log_likelihood, log_ratio = self._log_weights(self.standardise(w), noise)
         return log_likelihood - self.log_volume(), log_ratio
 
+    @torch.no_grad()
+    def latent_divergence(self, w: Tensor) -> Tensor:
+        """KL(r(z_j|w) ‖ p(z_j)) of each latent dimension j, in nats, its mean over kernels [n, *kernel_shape]; [L].
+
+        0 of a dimension that says nothing about a kernel.
+        """
+        m, s = self.encode(w)
+        return (0.5 * (m.square() + s.square() - 1) - s.log()).mean(0)
+
+    def latent_information(self, samples: int = 256) -> Tensor:
+        """Fisher information of each z_j in the mean of p(u|z), Σ_i (∂μ_i/∂z_j / σ_i)², its mean over p(z); [L].
+
+        What the decoder makes of a dimension, where there are no kernels to encode: 0 of one that it ignores.
+        """
+        z = torch.randn(samples, self.latent_size, dtype=self.loc.dtype, device=self.loc.device, requires_grad=True)
+        with torch.enable_grad():
+            loc, scale = self.decode(z)
+            slopes = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in loc.unbind(-1)]
+        return (torch.stack(slopes, 1) / scale.detach().unsqueeze(-1)).square().sum(1).mean(0)
+
     def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
         """One draw of the K-sample bound, K = `samples`; [..., D] → [...]."""
         return self._bound(u, torch.randn(samples, *u.shape[:-1], self.latent_size, dtype=u.dtype, device=u.device))

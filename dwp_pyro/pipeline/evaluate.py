@@ -24,7 +24,7 @@ from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarise
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
-from dwp_pyro.pipeline.predict import is_predicted, load_run, map_path, predict_case, predict_cases, read_scan
+from dwp_pyro.pipeline.predict import load_run, map_path, not_predicted, predict_case, predict_cases, read_scan
 from dwp_pyro.progress import progress
 from dwp_pyro.report.figures import save_reliability, save_risk_coverage
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
@@ -74,7 +74,7 @@ def evaluate(
     if not test:
         raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
     out = run / "predictions"
-    missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
+    missing = not_predicted(out, [cases[name] for name in test], trained, config)
     predict_cases(trained, missing, layout, config, out, torch_device(device))
     measured: dict[str, dict[str, CaseMetrics]] = {region: {} for region in card.regions}
     entropies: dict[str, list[float]] = {region: [] for region in card.regions}

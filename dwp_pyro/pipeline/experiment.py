@@ -68,7 +68,11 @@ def experiment(
         Interrupted: after SIGINT or SIGTERM; trainings under way have saved their checkpoints.
     """
     torch_device(device)
-    tasks = [_task(study, cell, out, device) for cell in study.cells]
+    tasks = []
+    with progress("checking cells", len(study.cells)) as advance:
+        for cell in study.cells:
+            tasks.append(_task(study, cell, out, device))
+            advance("")
     results = out / "results.csv"
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; --out names a folder")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dwp_pyro.config import FitPriorConfig, RunOptions
+from dwp_pyro.data.transforms import NORMALISATION
 from dwp_pyro.distributions.kernel_density import KernelDensity
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
 from dwp_pyro.distributions.priors import FAMILIES
@@ -22,12 +23,14 @@ from dwp_pyro.models.blocks import prior_blocks
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.pipeline.blocks import assign_blocks, by_block, read_blocks, write_blocks
 from dwp_pyro.pipeline.collect_kernels import KernelBank, collect_kernels, read_kernels
+from dwp_pyro.pipeline.tracking import check_tracker, tracked
 from dwp_pyro.pipeline.train_network import network_card
 from dwp_pyro.pipeline.train_source import train_source
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.progress import progress
-from dwp_pyro.report.figures import save_kernel_figure
-from dwp_pyro.storage import RunFolder, file_digest
+from dwp_pyro.report.comparison import markdown
+from dwp_pyro.report.prior import prior_card, save_kernel_figure
+from dwp_pyro.storage import RunFolder, file_digest, write_bytes
 from dwp_pyro.tensors import load_tensors, save_tensors
 
 __all__ = ["SOURCE", "blocks_of", "fit_prior"]
@@ -40,10 +43,10 @@ _FOREIGN = "all"  # the block of kernels that came from another network
 def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     """Learn a prior over kernels, from source scans or from kernels in a file.
 
-    Writes into `options.out`: `prior.safetensors` and `prior.json`, `kernels.safetensors` and
-    `kernels.json`, `kernels.png`, and, where networks were trained, `source.safetensors` (the best
-    of each bootstrap), `source/` (all of them) and the metrics. Kernels of a file that has source networks beside it
-    bring them along: a second prior from the same bank is as complete as the first.
+    Writes into `options.out`: `prior.safetensors` and `prior.json`, its card `card.md`, `kernels.safetensors` and
+    `kernels.json`, `kernels.png`, and, where networks were trained, `source.safetensors` (the best of each bootstrap),
+    `source/` (all of them) and the metrics. Kernels of a file that has source networks beside it bring them along: a
+    second prior from the same bank is as complete as the first.
 
     Args:
         config: settings.
@@ -68,6 +71,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         (['input', 'scale1', 'scale2', 'bottom', 'up1', 'up2', 'up3'], 16)
     """
     device = torch_device(options.device)
+    check_tracker(options)
     if config.kernels is None:
         config = with_defaults(config)
     folder = (options.out, "fit-prior", config.to_mapping())
@@ -81,16 +85,22 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         blocks = blocks_of(bank, config.blocks)
         path = Path(config.kernels).parent / SOURCE
         sources = Posterior.load(path) if path.exists() else None
-        with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+        with (
+            RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+            tracked(run.path, config.to_mapping(), options),
+        ):
             run.pin("learned_from.json", {config.kernels: file_digest(Path(config.kernels))})
             if sources is not None:
                 sources.save(run.path / SOURCE)
             return _fit_blocks(config, bank, blocks, run.path)
     data = load_training_data(config, None)
     blocks = by_block(assign_blocks(network_card(config, data).build(), config.blocks))
-    with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+    with (
+        RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+        tracked(run.path, config.to_mapping(), options) as track,
+    ):
         run.pin("split.json", data.split.to_mapping())
-        snapshots, best = train_source(config, data, run.path, device)
+        snapshots, best = train_source(config, data, run.path, device, track)
         best.save(run.path / SOURCE)
         bank = collect_kernels(snapshots)
         return _fit_blocks(config, bank, blocks, run.path)
@@ -148,10 +158,14 @@ def _fit_blocks(
             nats |= {family: fit[name][1]["prior"] for family, fit in fits.items()}
         # One block of a foreign network stands for every site of the target.
         cards[name] = BlockCard((ANY_SITE,) if name == _FOREIGN else sites, len(kernels[name]), nats)
+    network = dict(bank.sources[0].network) if bank.sources else None
     provenance = {
-        "dataset": config.dataset if config.kernels is None else None,
+        "source": config.source,
+        "licence": config.licence,
+        "dataset": bank.sources[0].dataset if bank.sources else None,
         "kernels": None if config.kernels is None else Path(config.kernels).name,
-        "modality": list(config.modality),
+        "network": network,
+        "normalisation": NORMALISATION if network is not None else None,
         "bootstraps": len({source.bootstrap for source in bank.sources}),
         "snapshots": len(bank.sources),
         "dice": [source.dice for source in bank.sources],
@@ -159,7 +173,8 @@ def _fit_blocks(
     }
     densities = {name: density for name, (density, _) in fits[best].items()}
     prior = KernelPrior(best, densities, cards, provenance).requires_grad_(False)
-    save_kernel_figure(run / "kernels.png", {name: block.kernels for name, block in kernels.items()}, prior)
+    save_kernel_figure(run / "kernels.png", prior, {name: block.kernels for name, block in kernels.items()})
+    write_bytes(run / "card.md", markdown(prior_card(prior)).encode())
     prior.save(run)
     return prior
 

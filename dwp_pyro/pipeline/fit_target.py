@@ -15,6 +15,7 @@ from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.pipeline.blocks import write_blocks
+from dwp_pyro.pipeline.tracking import check_tracker, tracked
 from dwp_pyro.pipeline.train_network import Program, network_card, train_network
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.storage import RunFolder, file_digest
@@ -55,6 +56,7 @@ def fit_target(
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
     """
     device = torch_device(options.device)
+    check_tracker(options)
     config = with_defaults(config)
     folder = (options.out, command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
@@ -67,7 +69,10 @@ def fit_target(
         torch.manual_seed(seed)
         programs.append(prepare(card, device, member))
     digests = {str(path): file_digest(path) for path in config.learned_from()}
-    with RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run:
+    with (
+        RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+        tracked(run.path, config.to_mapping(), options) as track,
+    ):
         run.pin("split.json", data.split.to_mapping())
         run.pin("learned_from.json", digests)
         if programs[0].blocks:
@@ -95,6 +100,7 @@ def fit_target(
                 checkpoint=checkpoint,
                 device=device,
                 stage=command if members == 1 else f"{command}-member{member}",
+                track=track,
             )
             trained += one.members
         posterior = Posterior(card, trained)

@@ -1,9 +1,9 @@
-"""The figures of a run over time: `metrics.jsonl`, and TensorBoard events."""
+"""The figures of a run over time: `metrics.jsonl`, TensorBoard events, and a tracker's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +11,10 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from dwp_pyro.storage import write_bytes
 
-__all__ = ["MetricsLog"]
+__all__ = ["MetricsLog", "Track"]
+
+#: Called with a stage, a step and its figures.
+Track = Callable[[str, int, Mapping[str, float]], None]
 
 
 class MetricsLog:
@@ -22,11 +25,13 @@ class MetricsLog:
         stage: what the steps count, e.g. "svi" or "bootstrap0".
         start: steps that the checkpoint stands for; later lines of the stage, which the resumed run will
             write again, are dropped.
+        track: told of each step's figures too.
     """
 
-    def __init__(self, folder: Path, stage: str, start: int) -> None:
+    def __init__(self, folder: Path, stage: str, start: int, track: Track) -> None:
         self.path = folder / "metrics.jsonl"
         self.stage = stage
+        self._track = track
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if not self._is_later(line, start)]
         write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
@@ -45,6 +50,7 @@ class MetricsLog:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+        self._track(self.stage, step, figures)
 
     def _is_later(self, line: str, start: int) -> bool:
         try:

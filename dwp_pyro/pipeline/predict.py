@@ -30,15 +30,18 @@ __all__ = [
     "Prediction",
     "TrainedRun",
     "cases_to_predict",
-    "is_predicted",
     "known_regions",
     "label_values",
+    "label_volume",
     "load_run",
     "map_path",
+    "not_predicted",
+    "painting_order",
     "predict",
     "predict_case",
     "predict_cases",
     "read_scan",
+    "save_like",
 ]
 
 
@@ -94,7 +97,7 @@ def predict(
             "--resume to keep it, or another --out"
         )
     if resume:
-        cases = [case for case in cases if not is_predicted(out, case, trained, config)]
+        cases = not_predicted(out, cases, trained, config)
     with progress("checking scans", len(cases)) as advance:
         for case in cases:  # all of them, before anything is written
             read_scan(case, trained.posterior.card, layout)
@@ -147,10 +150,16 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> tuple[list[
     return [Case(name, dict(zip(modalities, scans, strict=True)))], LAYOUTS[posterior.card.layout]
 
 
-def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConfig) -> bool:
-    """Whether a case has been predicted whole: the same scans by the same posterior, with the same settings."""
-    path = out / f"{case.id}.json"
-    return path.exists() and read_json(path).get("settings") == _settings(trained, case, config)
+def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config: PredictConfig) -> list[Case]:
+    """The cases without a whole prediction of the same scans by the same posterior, with the same settings."""
+    missing = []
+    with progress("looking for predictions", len(cases)) as advance:
+        for case in cases:
+            path = out / f"{case.id}.json"
+            if not path.exists() or read_json(path).get("settings") != _settings(trained, case, config):
+                missing.append(case)
+            advance("")
+    return missing
 
 
 def read_scan(case: Case, card: NetworkCard, layout: Layout) -> Scan:
@@ -183,12 +192,16 @@ def label_values(card: NetworkCard) -> tuple[int, ...]:
     return tuple(min(values) for values in own)
 
 
-def _label(probability: NDArray[np.float32], card: NetworkCard) -> NDArray[np.uint8]:
-    """Probabilities [R, X, Y, Z] → label values [X, Y, Z]; a region lies over those that contain it."""
-    label = np.zeros(probability.shape[1:], np.uint8)
-    values = label_values(card)
-    for number in sorted(range(len(values)), key=lambda number: -len(card.values[number])):
-        label[probability[number] > 0.5] = values[number]
+def painting_order(card: NetworkCard) -> list[int]:
+    """The numbers of the regions, those that contain others first."""
+    return sorted(range(len(card.regions)), key=lambda number: -len(card.values[number]))
+
+
+def label_volume(masks: NDArray[np.bool_], card: NetworkCard, values: Sequence[int]) -> NDArray[np.uint8]:
+    """Masks of the regions [R, X, Y, Z] → label values [X, Y, Z]; a region lies over those that contain it."""
+    label = np.zeros(masks.shape[1:], np.uint8)
+    for number in painting_order(card):
+        label[masks[number]] = values[number]
     return label
 
 
@@ -267,16 +280,16 @@ def predict_cases(
             scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, layout, config, device, partial(advance, case.id)
             )
-            segmentation = _label(probability, card)
+            segmentation = label_volume(probability > 0.5, card, label_values(card))
             marker = out / f"{case.id}.json"
             marker.unlink(missing_ok=True)  # until all maps of this prediction are there
-            _save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")
+            save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")
             voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
             figures = {}
             for number, region in enumerate(card.regions):
                 maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
                 for kind, volume in maps.items():
-                    _save_like(scan.reference, volume, map_path(out, case.id, kind, region, card))
+                    save_like(scan.reference, volume, map_path(out, case.id, kind, region, card))
                 truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
                 suffix = "" if len(card.regions) == 1 else f"_{region}"
                 picture = out / f"{case.id}{suffix}.png"
@@ -319,7 +332,7 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
     }
 
 
-def _save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:
+def save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:
     """Write a volume with the header of the scan: its affine, its codes, its units."""
     header: Any = nibabel.load(reference).header.copy()
     header.set_data_dtype(volume.dtype)

@@ -18,7 +18,7 @@ from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
 from dwp_pyro.inference.svi import Plan, optimise, steps_done
 from dwp_pyro.models.segmentation import SegmentationModel
-from dwp_pyro.pipeline.metrics_log import MetricsLog
+from dwp_pyro.pipeline.metrics_log import MetricsLog, Track
 from dwp_pyro.pipeline.training_data import TrainingData
 
 __all__ = ["Program", "network_card", "train_network", "validation_dice"]
@@ -69,6 +69,7 @@ def train_network(
     checkpoint: Path,
     device: torch.device,
     stage: str,
+    track: Track,
     at_step: Callable[[int, Callable[[], Posterior]], None] = lambda step, posterior: None,
 ) -> Posterior:
     """Train in place on `data.train`, logging to `run`; resumes from `checkpoint` if it exists.
@@ -83,6 +84,7 @@ def train_network(
         checkpoint: file of the optimiser's state.
         device: to train on.
         stage: name of this training in the metrics.
+        track: told of the figures too.
         at_step: called after each step with a function that gives the posterior so far.
 
     Returns:
@@ -107,7 +109,7 @@ def train_network(
             figures["validation_dice"] = validation_dice(posterior(), data, device)
         return figures
 
-    with MetricsLog(run, stage, steps_done(checkpoint)) as log:
+    with MetricsLog(run, stage, steps_done(checkpoint), track) as log:
         optimise(
             model,
             guide,

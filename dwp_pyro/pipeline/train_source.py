@@ -16,6 +16,7 @@ from dwp_pyro.inference.posterior import Member, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
+from dwp_pyro.pipeline.metrics_log import Track
 from dwp_pyro.pipeline.train_network import Program, network_card, train_network, validation_dice
 from dwp_pyro.pipeline.training_data import TrainingData
 from dwp_pyro.storage import read_json, write_json
@@ -26,7 +27,7 @@ Snapshot = tuple[KernelSource, dict[str, Tensor]]
 
 
 def train_source(
-    config: FitPriorConfig, data: TrainingData, run: Path, device: torch.device
+    config: FitPriorConfig, data: TrainingData, run: Path, device: torch.device, track: Track
 ) -> tuple[list[Snapshot], Posterior]:
     """Train a network on each bootstrap of the cases; take a snapshot where the learning rate has come down.
 
@@ -38,6 +39,7 @@ def train_source(
         data: the source cases.
         run: folder of the run.
         device: to train on.
+        track: told of the figures of every training.
 
     Returns:
         Each snapshot's source and kernels (site → weight), in order; and of each bootstrap the snapshot with the
@@ -48,7 +50,7 @@ def train_source(
     for bootstrap in range(config.bootstraps):
         folder = run / "source" / f"bootstrap{bootstrap}"
         if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
-            _train_bootstrap(config, data, run, folder, bootstrap, device)
+            _train_bootstrap(config, data, run, folder, bootstrap, device, track)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         candidates: list[tuple[float, Member]] = []
         for number in range(config.snapshots):
@@ -67,7 +69,13 @@ def train_source(
 
 
 def _train_bootstrap(
-    config: FitPriorConfig, data: TrainingData, run: Path, folder: Path, bootstrap: int, device: torch.device
+    config: FitPriorConfig,
+    data: TrainingData,
+    run: Path,
+    folder: Path,
+    bootstrap: int,
+    device: torch.device,
+    track: Track,
 ) -> None:
     drawn = np.random.default_rng([config.seed, bootstrap]).integers(len(data.train), size=len(data.train))
     bag = TrainingData(
@@ -114,6 +122,7 @@ def _train_bootstrap(
         checkpoint=folder / "checkpoint.safetensors",
         device=device,
         stage=f"bootstrap{bootstrap}",
+        track=track,
         at_step=snapshot,
     )
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from dwp_pyro.errors import Interrupted, RunError, UserError
-from dwp_pyro.progress import silence
+from dwp_pyro.progress import set_style
 from dwp_pyro.signals import stop_signals
 
 __all__ = ["in_processes"]
@@ -123,7 +123,7 @@ def _obituary(task: object, process: SpawnProcess) -> str:
 
 def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    silence()
+    set_style("quiet")  # the parent shows its own progress
     torch.set_num_threads(threads)
     with suppress(EOFError, ConnectionError, Interrupted):
         while True:

@@ -1,4 +1,4 @@
-"""Pictures: a case in three planes, kernels beside samples of the prior, learning curves, and those of `evaluate`."""
+"""Pictures: a case in three planes, learning curves, and those of `evaluate`."""
 
 from __future__ import annotations
 
@@ -8,28 +8,18 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
-from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.metrics import MEASURES, Summary
 from dwp_pyro.metrics.calibration import Reliability
 from dwp_pyro.metrics.uncertainty import RiskCoverage
 from dwp_pyro.storage import atomic_path
 
-__all__ = [
-    "save_case_figure",
-    "save_kernel_figure",
-    "save_learning_curves",
-    "save_reliability",
-    "save_risk_coverage",
-]
+__all__ = ["save_case_figure", "save_learning_curves", "save_reliability", "save_risk_coverage"]
 
 _PLANES = ("sagittal", "coronal", "axial")
-_KERNELS_SHOWN = 12
 # Told apart by the colour-blind too: Okabe and Ito 2008, yellow left out.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX*"
@@ -91,35 +81,6 @@ def save_case_figure(
             if column == 0:
                 ax.set_ylabel(_PLANES[plane])
     figure.suptitle(title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")
-
-
-def save_kernel_figure(path: Path, kernels: Mapping[str, Tensor], prior: KernelPrior) -> None:
-    """Draw, for each block, random real kernels above samples of its prior, on one colour scale.
-
-    Of a three-dimensional kernel the middle slice is shown; of each block, kernels [n, k₁, …, k_d].
-    """
-    generator = torch.Generator().manual_seed(0)
-    figure = Figure(figsize=(_KERNELS_SHOWN * 0.75 + 1, 1.75 * len(kernels) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2 * len(kernels), _KERNELS_SHOWN, squeeze=False)
-    for row, (name, real) in enumerate(kernels.items()):
-        chosen = real[torch.randperm(len(real), generator=generator)[:_KERNELS_SHOWN]]
-        with torch.random.fork_rng():
-            torch.manual_seed(row)
-            drawn = prior.block(name).rsample([_KERNELS_SHOWN])
-        top = float(real.abs().flatten()[:: max(1, real.numel() // 100_000)].quantile(0.995))
-        for offset, (what, group) in enumerate((("real", chosen), ("prior", drawn))):
-            for column in range(_KERNELS_SHOWN):
-                ax = axes[2 * row + offset, column]
-                ax.axis("off")
-                if column < len(group):
-                    kernel = group[column]
-                    middle = kernel[len(kernel) // 2] if kernel.dim() == 3 else kernel
-                    ax.imshow(middle.numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
-            axes[2 * row + offset, 0].set_title(f"{name}, {what}", fontsize=8, loc="left")
-    figure.suptitle("Kernels of the source networks, and samples of the prior")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
 

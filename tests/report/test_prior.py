@@ -1,0 +1,60 @@
+"""A prior's card says what is known, and no more."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.report.comparison import markdown
+from dwp_pyro.report.prior import prior_card
+
+NETWORK = {"modalities": ["t1", "flair"], "widths": [2, 3, 4, 5], "spacing": 3.0}
+
+
+def prior(**provenance: object) -> KernelPrior:
+    nats = {"prior": 1.25, "full_gaussian": 1.0}
+    blocks = {"input": KernelVAE((3, 3, 3)), "up": KernelVAE((5, 5))}
+    cards = {"input": BlockCard(("a.weight", "b.weight"), 10, nats), "up": BlockCard(("*",), 20)}
+    return KernelPrior("dwp", blocks, cards, provenance)
+
+
+def test_a_card_of_all_that_a_prior_can_say():
+    stated = prior(source="Set (A. et al.)", licence="CC-BY 4.0", network=NETWORK, bootstraps=5, snapshots=15)
+    facts, blocks = prior_card(stated)
+    found = dict(facts.rows)
+    assert facts.header == ["kernel prior", "dwp"]
+    assert found["source"] == "Set (A. et al.)" and found["licence"] == "CC-BY 4.0"
+    assert found["modalities"] == "t1, flair" and found["voxels"] == "3.0 mm"
+    assert found["source networks"] == "5, 15 snapshots of them" and found["kernels"] == "30 in 2 blocks"
+    assert blocks.rows == [
+        ["input", "2", "3×3×3", "10", "1.0000", "1.2", "1.0"],
+        ["up", "every site", "5×5", "20", "1.0000", "-", "-"],
+    ]
+    assert "| licence | CC-BY 4.0 |" in markdown((facts, blocks))
+
+
+def test_what_an_old_prior_does_not_say_is_not_made_up():
+    facts, _ = prior_card(prior(modality=["flair"], dataset=None))
+    found = dict(facts.rows)
+    assert found.pop("modalities") == "flair"
+    assert found.pop("kernels") == "30 in 2 blocks"
+    assert set(found.values()) == {"not stated"}
+
+
+def test_how_much_a_latent_dimension_is_used():
+    """Linear networks by hand: r(z|u) = N((2u₁, 0), (0.5², 1)), so KL = (½(4ū² + ¼ − 1) + log 2, 0); and
+    μ(z) = (3z₁, z₁ + z₂), σ = (1, 2), so the information is (9 + ¼, ¼)."""
+    vae = KernelVAE((2,), 2, ())
+    with torch.no_grad():
+        encoder, decoder = vae.encoder[-1], vae.decoder[-1]
+        assert isinstance(encoder, nn.Linear) and isinstance(decoder, nn.Linear)
+        encoder.weight[0, 0] = 2
+        encoder.bias[2] = torch.tensor(0.5).log()
+        decoder.weight[:2] = torch.tensor([[3.0, 0], [1, 1]])
+        decoder.bias[3] = torch.tensor(2.0).log()
+    w = torch.tensor([[1.0, 7], [-2, 0]])
+    expected = torch.tensor([0.5 * (4 * 2.5 + 0.25 - 1) + torch.tensor(2.0).log(), 0])
+    torch.testing.assert_close(vae.latent_divergence(w), expected)
+    torch.testing.assert_close(vae.latent_information(), torch.tensor([9.25, 0.25]))
