@@ -91,7 +91,7 @@ class Preprocessing:
         self._indices = FgBgToIndicesd("label", image_key="brain")
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
-        """Args: a scan, and of each region the label values that make it up; none if those of the scan are not known."""
+        """Args: a scan, and of each region the label values that make it up; none if not known."""
         affine = torch.from_numpy(scan.affine)
         volumes = {
             "image": MetaTensor(scan.images, affine=affine),
