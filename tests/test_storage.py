@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dwp_pyro.errors import RunError
-from dwp_pyro.storage import RunFolder, atomic_path, read_json, write_json
+from dwp_pyro.storage import RunFolder, atomic_path, new_folder, read_json, write_json
 from dwp_pyro.tensors import load_tensors, save_tensors
 
 CONFIG = {"seed": 0, "widths": [1, 2]}
@@ -107,4 +107,19 @@ def test_the_run_of_another_command_is_refused(tmp_path):
     with start(tmp_path / "r", command="fit-prior"):
         pass
     with pytest.raises(RunError, match="a run of 'fit-prior'"), start(tmp_path / "r", overwrite=True):
+        pass
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "folder"
+    with pytest.raises(KeyError), new_folder(path) as temporary:
+        (temporary / "half").write_text("half")
+        raise KeyError
+    assert not path.exists() and not list(path.parent.iterdir())
+    path.mkdir()  # empty: as good as none
+    with new_folder(path) as temporary:
+        (temporary / "whole").write_text("whole")
+        assert not list(path.iterdir())
+    assert [file.read_text() for file in path.parent.rglob("*") if file.is_file()] == ["whole"]
+    with pytest.raises(RunError, match="folder: exists already"), new_folder(path):
         pass

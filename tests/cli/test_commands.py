@@ -34,6 +34,8 @@ def test_help_answers_without_torch():
         "evaluate",
         "experiment",
         "score-prior",
+        "inspect-prior",
+        "export",
     ],
 )
 def test_every_option_is_documented_with_its_default(command, name):
@@ -41,7 +43,9 @@ def test_every_option_is_documented_with_its_default(command, name):
 
     result = command(name, "--help")
     assert result.exit_code == 0
-    without_default = {"config_file", "kernels", "split", "spacing"} | ({"root"} if name == "evaluate" else set())
+    without_default = {"config_file", "kernels", "split", "spacing", "format_"} | (
+        {"root"} if name == "evaluate" else set()
+    )
     for parameter in main.commands[name].params:
         if parameter.param_type_name == "argument" or parameter.name == "help":
             continue

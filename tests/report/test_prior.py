@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -41,6 +43,16 @@ def test_what_an_old_prior_does_not_say_is_not_made_up():
     assert found.pop("modalities") == "flair"
     assert found.pop("kernels") == "30 in 2 blocks"
     assert set(found.values()) == {"not stated"}
+
+
+def test_priors_made_before_there_was_a_card_have_one():
+    folders = sorted((Path(__file__).parents[2] / "studies/whole-tumour/priors").iterdir())
+    assert [folder.name for folder in folders] == ["dwp", "gaussian", "mixture"]
+    for folder in folders:
+        facts, blocks = prior_card(KernelPrior.load(folder))
+        found = dict(facts.rows)
+        assert facts.header[1] == folder.name and len(blocks.rows) == 7
+        assert found["source networks"] == "5, 15 snapshots of them" and found["licence"] == "not stated"
 
 
 def test_how_much_a_latent_dimension_is_used():
