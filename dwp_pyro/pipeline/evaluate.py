@@ -23,7 +23,7 @@ from dwp_pyro.pipeline.predict import is_predicted, load_run, predict_case, pred
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
-__all__ = ["evaluate", "measure"]
+__all__ = ["evaluate", "find_test_cases", "measure"]
 
 
 def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto") -> dict[str, Summary]:
@@ -48,31 +48,16 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
     trained = load_run(run)
     card = trained.posterior.card
     settings = read_yaml(run / "config.yaml")
-    test = read_json(run / "split.json").get("test")
-    dataset, saved_root = settings.get("dataset"), settings.get("root")
-    if dataset not in LAYOUTS or not isinstance(saved_root, str):
-        raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
-    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
-        raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
-    layout = LAYOUTS[dataset]
-    folder = data_root(dataset, root or saved_root)
-    cases = {case.id: case for case in find_cases(folder, layout)}
-    for name in test:
-        if name not in cases:
-            raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
-        if cases[name].label is None:
-            raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
-    if not test:
-        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
+    cases, layout = find_test_cases(run, root)
     out = run / "predictions"
-    missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
+    missing = [case for case in cases if not is_predicted(out, case, trained, config)]
     predict_cases(trained, missing, layout, config, out, torch_device(device))
     rows: dict[str, dict[str, float]] = {}
-    with progress("evaluating", len(test)) as advance:
-        for name in test:
-            scan = read_case(cases[name], card.modalities, layout.labels)
-            rows[name] = _figures(read_volume(out / f"{name}_prob.nii.gz").data, scan, layout, card.region)
-            advance(f"Dice {rows[name]['dice']:.3f}")
+    with progress("evaluating", len(cases)) as advance:
+        for case in cases:
+            scan = read_case(case, card.modalities, layout.labels)
+            rows[case.id] = _figures(read_volume(out / f"{case.id}_prob.nii.gz").data, scan, layout, card.region)
+            advance(f"Dice {rows[case.id]['dice']:.3f}")
     summary = summarise(rows.values())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -91,6 +76,36 @@ def evaluate(run: Path, config: PredictConfig, *, root: str | None = None, devic
         },
     )
     return summary
+
+
+def find_test_cases(run: Path, root: str | None) -> tuple[list[Case], Layout]:
+    """The test cases of a run's split, and their layout.
+
+    Args:
+        run: folder of the run.
+        root: folder of the scans, if it has moved since the run.
+
+    Raises:
+        UserError: if the run does not name its scans, there are no test cases, or one is missing or has no label.
+    """
+    settings = read_yaml(run / "config.yaml")
+    test = read_json(run / "split.json").get("test")
+    dataset, saved_root = settings.get("dataset"), settings.get("root")
+    if dataset not in LAYOUTS or not isinstance(saved_root, str):
+        raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
+    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
+        raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
+    layout = LAYOUTS[dataset]
+    folder = data_root(dataset, root or saved_root)
+    cases = {case.id: case for case in find_cases(folder, layout)}
+    for name in test:
+        if name not in cases:
+            raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
+        if cases[name].label is None:
+            raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
+    if not test:
+        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
+    return [cases[name] for name in test], layout
 
 
 def measure(
