@@ -356,6 +356,22 @@ def evaluate(run: Path, config_file: Path | None, root: str | None, device: str,
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File of the page.  [default: RUN/report.html]")
+@click.option("--root", help="Folder of the scans, if it has moved since the run.")
+def report(run: Path, out: Path | None, root: str | None) -> None:
+    """Write a page about an evaluated RUN.
+
+    Results with intervals, the best, median and worst test case in a 3D viewer, calibration, training, data and
+    settings. One HTML file, which needs no network: it holds images of those three cases.
+    """
+    from dwp_pyro.pipeline.report import report as run_report
+
+    page = run_report(run, root=root, out=out)
+    click.echo(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB), for a browser")
+
+
+@main.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings side by side.")
