@@ -362,7 +362,7 @@ def evaluate(run: Path, config_file: Path | None, root: str | None, device: str,
 def report(run: Path, out: Path | None, root: str | None) -> None:
     """Write a page about an evaluated RUN.
 
-    Results with intervals, the best, median and worst test case in a 3D viewer, calibration, training, data and
+    Results with intervals, the best, median and worst test case in a viewer, calibration, training, data and
     settings. One HTML file, which needs no network: it holds images of those three cases.
     """
     from dwp_pyro.pipeline.report import report as run_report

@@ -234,12 +234,12 @@ def reliability_svg(
         count: [bins] number of voxels.
     """
     with rc_context(_PAGE):
-        figure = Figure(figsize=(3.8, 4.4), layout="constrained")
+        figure = Figure(figsize=(3.8, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=_INK, lw=0.8, ls="--", alpha=0.6)
         bins = [(c, f) for c, f in zip(confidence, frequency, strict=True) if c is not None and f is not None]
         upper.plot(*zip(*bins, strict=True), color=COLOURS[0], marker=_MARKERS[0], ms=4)
-        upper.set(ylabel="share that is region", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        upper.set(ylabel="share that is region", xlim=(0, 1), ylim=(0, 1))
         middles = (np.arange(len(count)) + 0.5) / len(count)
         lower.bar(middles, np.divide(count, np.sum(count)), 0.9 / len(count), color=COLOURS[0], alpha=0.6)
         lower.set(xlabel="probability given", ylabel="share of voxels", yscale="log")

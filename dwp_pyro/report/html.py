@@ -162,7 +162,7 @@ def _views(report: Report) -> str:
     parts = [
         "<p class='caption'>The cases with the highest, the middle and the lowest Dice. Click or drag in a plane to "
         "move; scroll, after a click, to leaf; drag with the right button to change the window. The person's right is "
-        "on the left. Values at the cross stand below the planes. Low values of a map are transparent.</p>"
+        "on the left. Values at the cross stand below the planes. Below a tenth of its scale a map is transparent.</p>"
     ]
     for rank, (case, view) in report.views.items():
         figures = ", ".join(
@@ -224,11 +224,10 @@ def _colour(layer: Layer, part: float) -> tuple[float, float, float]:
 
 def _shades(layer: Layer) -> dict[str, list[int]]:
     """The layer's colours as the viewer takes them: red, green, blue, alpha and level, each 0 to 255."""
-    parts = np.linspace(0, 1, _SHADES)
-    colours = 255 * np.array([_colour(layer, part) for part in parts])
-    # Nothing, and next to nothing, leaves the image in sight.
-    alpha = 255 * np.clip(parts * 4, 0, 1)
-    columns = (*colours.T, alpha, 255 * parts)
+    last_hidden = round(255 * layer.hidden)
+    levels = np.unique([*np.linspace(0, 255, _SHADES).round().astype(int), last_hidden, last_hidden + 1])
+    colours = 255 * np.array([_colour(layer, level / 255) for level in levels])
+    columns = (*colours.T, 255 * (levels > last_hidden), levels)  # seen or not; how much is said by the slider
     return {name: np.rint(column).astype(int).tolist() for name, column in zip("RGBAI", columns, strict=True)}
 
 

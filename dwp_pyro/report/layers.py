@@ -15,7 +15,8 @@ from dwp_pyro.report.figures import COLOURS, largest_section, shown_region
 
 __all__ = ["CaseView", "Layer", "case_view"]
 
-_LEVELS = 255  # of a voxel, stored as a byte
+_LEVELS = 255  # of an image's voxel, stored as a byte
+_MAP_LEVELS = 100  # of a map's: told apart in hundredths, it takes three quarters of the bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Layer:
         colours: name of a colour map of matplotlib, or one colour as #rrggbb.
         low: value with the first colour of the map, below which nothing is told apart.
         high: value with the last colour.
+        hidden: part of the scale, from below, that is transparent.
         shown: from the start.
         opacity: from the start, 0 to 1.
         nifti: a .nii.gz file of bytes, scaled so that readers see the values.
@@ -38,6 +40,7 @@ class Layer:
     colours: str
     low: float
     high: float
+    hidden: float
     shown: bool
     opacity: float
     nifti: bytes
@@ -68,8 +71,8 @@ def case_view(
 ) -> CaseView:
     """The layers of a case: all volumes are [X, Y, Z] on one grid, and cropped to the brain and the regions.
 
-    A voxel becomes one of 256 levels: of the image between its percentiles 0.2 and 99.8, of a map between 0 and its
-    highest possible or, for mutual information, its highest value.
+    A voxel of the image is told apart in 255 steps between the percentiles 0.2 and 99.8, one of a map in 100 steps
+    between 0 and the highest possible value or, for mutual information, the highest there is.
 
     Args:
         modality: of the image.
@@ -94,16 +97,29 @@ def case_view(
         high: float,
         *,
         low: float = 0.0,
+        hidden: float = 0.1,
+        levels: int = _MAP_LEVELS,
         unit: str = "",
         shown: bool = False,
         opacity: float = 0.7,
     ) -> Layer:
-        return Layer(title, unit, colours, low, high, shown, opacity, _encode(volume[box], affine_of_box, low, high))
+        nifti = _encode(volume[box], affine_of_box, low, high, levels)
+        return Layer(title, unit, colours, low, high, hidden, shown, opacity, nifti)
 
     layers = (
-        layer(modality, image, "gray", max(high, low + 1e-6), low=low, shown=True, opacity=1.0),
-        layer("truth", truth, COLOURS[2], 1.0, shown=True, opacity=0.5),
-        layer("prediction", predicted, COLOURS[1], 1.0, shown=True, opacity=0.5),
+        layer(
+            modality,
+            image,
+            "gray",
+            max(high, low + 1e-6),
+            low=low,
+            hidden=0.0,
+            levels=_LEVELS,
+            shown=True,
+            opacity=1.0,
+        ),
+        layer("truth", truth, COLOURS[2], 1.0, hidden=0.5, shown=True, opacity=0.5),
+        layer("prediction", predicted, COLOURS[1], 1.0, hidden=0.5, shown=True, opacity=0.5),
         layer("probability", probability, "viridis", 1.0),
         layer("entropy", entropy, "magma", float(np.log(2)), unit="nats"),
         layer("mutual information", mutual_information, "magma", most, unit="nats"),
@@ -121,10 +137,9 @@ def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return tuple(sides)
 
 
-def _encode(volume: NDArray[Any], affine: NDArray[np.float64], low: float, high: float) -> bytes:
-    step = (high - low) / _LEVELS
-    levels = np.rint((np.clip(volume, low, high) - low) / step).astype(np.uint8)
-    image = nibabel.Nifti1Image(levels, affine)
+def _encode(volume: NDArray[Any], affine: NDArray[np.float64], low: float, high: float, levels: int) -> bytes:
+    step = (high - low) / levels
+    image = nibabel.Nifti1Image(np.rint((np.clip(volume, low, high) - low) / step).astype(np.uint8), affine)
     image.header.set_slope_inter(step, low)
     image.header.set_xyzt_units("mm")
     return gzip.compress(image.to_bytes(), mtime=0)

@@ -1,5 +1,6 @@
 """The page: what it says, that nothing shown becomes markup, and that its viewer works in a browser."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -8,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from dwp_pyro.report.html import Report, _inline_script, page
+from dwp_pyro.report.html import _ASSETS, Report, _inline_script, page
 from dwp_pyro.report.layers import case_view
 from tests.report.browser import CHROMIUM, open_page
 
@@ -179,12 +180,19 @@ def test_scripts_within_the_page_cannot_end_early():
     assert _inline_script("a = '</script>'; b = /<!--/; c = 1 < /x/") == r"a = '<\/script>'; b = /<\!--/; c = 1 < /x/"
 
 
+def test_the_vendored_viewer_is_the_released_one():
+    digest = hashlib.sha256((_ASSETS / "niivue/niivue.umd.js").read_bytes()).hexdigest()
+    assert digest in (_ASSETS / "niivue/README.md").read_text()
+
+
 def test_the_viewers_volumes_are_in_the_page(report: Report, html: str):
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])
     view = report.views["best"][1]
     assert [layer["title"] for layer in data["layers"]] == [layer.title for layer in view.layers]
     assert data["focus"] == list(view.focus)
-    assert all(len(layer["colours"][channel]) == 17 for layer in data["layers"] for channel in "RGBAI")
+    truth, probability = (data["layers"][number]["colours"] for number in (1, 3))
+    assert [truth[channel][-1] for channel in "RGBAI"] == [0x00, 0x9E, 0x73, 255, 255]
+    assert list(zip(probability["I"], probability["A"], strict=True))[1:4] == [(16, 0), (26, 0), (27, 255)]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
@@ -217,7 +225,15 @@ def test_the_viewer_works_in_a_browser(html: str, tmp_path):
         grey = pictures[2]  # the image alone
         assert np.abs(grey[..., 0] - grey[..., 2]).max() < 0.05
         full, faint = (np.abs(pictures[n] - grey).mean() for n in (3, 4))
-        assert 0 < faint < full
+        assert faint == pytest.approx(0.3 * full, rel=0.1)
+        change(3, False, 100)
+        change(4, False, 100)
+        change(1, True, 100)
+        truth = np.abs(tab.picture(".stage canvas") - np.array([0, 0x9E, 0x73]) / 255).max(-1) < 0.02
+        assert truth.sum() > 1000
+        mixed = (grey + np.array([0, 0x9E, 0x73]) / 255) / 2
+        change(1, True, 50)
+        assert tab.picture(".stage canvas")[truth] == pytest.approx(mixed[truth], abs=0.03)
         assert tab.problems() == []
         assert {url.partition(":")[0] for url in tab.requests()} <= {"file", "data", "blob"}
         assert [url for url in tab.requests() if url.startswith("file:")] == [path.resolve().as_uri()]
