@@ -401,6 +401,23 @@ def export(run: Path, out: Path, format_: str) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File of the page.  [default: RUN/report.html]")
+@click.option("--root", help="Folder of the scans, if it has moved since the run.")
+@click.option("--region", help="Region that the viewer shows.  [default: the first of RUN]")
+def report(run: Path, out: Path | None, root: str | None, region: str | None) -> None:
+    """Write a page about an evaluated RUN.
+
+    Results with intervals, the best, median and worst test case in a viewer, calibration, training, data and
+    settings. One HTML file, which needs no network: it holds images of those three cases.
+    """
+    from dwp_pyro.pipeline.report import report as run_report
+
+    page = run_report(run, root=root, out=out, region=region)
+    click.echo(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB), for a browser")
+
+
+@main.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings side by side.")

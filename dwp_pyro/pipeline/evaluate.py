@@ -29,7 +29,7 @@ from dwp_pyro.progress import progress
 from dwp_pyro.report.figures import save_reliability, save_risk_coverage
 from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
 
-__all__ = ["evaluate", "measure"]
+__all__ = ["evaluate", "find_test_cases", "measure"]
 
 
 def evaluate(
@@ -57,46 +57,31 @@ def evaluate(
     trained = load_run(run)
     card = trained.posterior.card
     settings = read_yaml(run / "config.yaml")
-    test = read_json(run / "split.json").get("test")
-    dataset, saved_root = settings.get("dataset"), settings.get("root")
-    if dataset not in LAYOUTS or not isinstance(saved_root, str):
-        raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
-    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
-        raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
-    layout = LAYOUTS[dataset]
-    folder = data_root(dataset, root or saved_root)
-    cases = {case.id: case for case in find_cases(folder, layout)}
-    for name in test:
-        if name not in cases:
-            raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
-        if cases[name].label is None:
-            raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
-    if not test:
-        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
+    cases, layout = find_test_cases(run, root)
     out = run / "predictions"
-    missing = not_predicted(out, [cases[name] for name in test], trained, config)
+    missing = not_predicted(out, cases, trained, config)
     predict_cases(trained, missing, layout, config, out, torch_device(device))
     measured: dict[str, dict[str, CaseMetrics]] = {region: {} for region in card.regions}
     entropies: dict[str, list[float]] = {region: [] for region in card.regions}
-    with progress("evaluating", len(test)) as advance:
-        for name in test:
-            scan = read_scan(cases[name], card, layout)
-            predicted = read_json(out / f"{name}.json").get("regions", {})
+    with progress("evaluating", len(cases)) as advance:
+        for case in cases:
+            scan = read_scan(case, card, layout)
+            predicted = read_json(out / f"{case.id}.json")["regions"]
             for region in card.regions:
                 probability, entropy = (
-                    read_volume(map_path(out, name, kind, region, card)).data for kind in ("prob", "entropy")
+                    read_volume(map_path(out, case.id, kind, region, card)).data for kind in ("prob", "entropy")
                 )
-                agreement = predicted[region].get("pairwise_dice")
+                agreement = predicted[region]["pairwise_dice"]
                 agreement = math.nan if agreement is None else agreement
-                measured[region][name] = _measure(probability, entropy, agreement, scan, layout, region)
+                measured[region][case.id] = _measure(probability, entropy, agreement, scan, layout, region)
                 entropies[region].append(float(entropy[scan.brain].mean()))
-            advance(", ".join(f"Dice {of_region[name].measures['dice']:.3f}" for of_region in measured.values()))
-    rows = {region: {name: case.measures for name, case in cases.items()} for region, cases in measured.items()}
+            advance(", ".join(f"Dice {of_region[case.id].measures['dice']:.3f}" for of_region in measured.values()))
+    rows = {region: {name: each.measures for name, each in of.items()} for region, of in measured.items()}
     summary = {region: summarise(of_region.values()) for region, of_region in rows.items()}
     table = io.StringIO()
     writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"case": name, "region": region, **rows[region][name]} for name in test for region in rows)
+    writer.writerows({"case": case.id, "region": region, **rows[region][case.id]} for case in cases for region in rows)
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
     curves = {
         region: _curves(run, "" if len(measured) == 1 else f"_{region}", list(of_region.values()), entropies[region])
@@ -119,6 +104,36 @@ def evaluate(
         },
     )
     return summary
+
+
+def find_test_cases(run: Path, root: str | None) -> tuple[list[Case], Layout]:
+    """The test cases of a run's split, and their layout.
+
+    Args:
+        run: folder of the run.
+        root: folder of the scans, if it has moved since the run.
+
+    Raises:
+        UserError: if the run does not name its scans, there are no test cases, or one is missing or has no label.
+    """
+    settings = read_yaml(run / "config.yaml")
+    test = read_json(run / "split.json").get("test")
+    dataset, saved_root = settings.get("dataset"), settings.get("root")
+    if dataset not in LAYOUTS or not isinstance(saved_root, str):
+        raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
+    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
+        raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
+    layout = LAYOUTS[dataset]
+    folder = data_root(dataset, root or saved_root)
+    cases = {case.id: case for case in find_cases(folder, layout)}
+    for name in test:
+        if name not in cases:
+            raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
+        if cases[name].label is None:
+            raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
+    if not test:
+        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
+    return [cases[name] for name in test], layout
 
 
 def measure(
@@ -177,7 +192,11 @@ def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics], entropies: Seq
     of_voxels = RiskCoverage(each[0].coverage, np.mean([curve.risk for curve in each], 0))
     score, of_cases = _case_risk_coverage([case.measures for case in cases], entropies)
     save_reliability(run / f"reliability{suffix}.png", reliability)
-    save_risk_coverage(run / f"risk_coverage{suffix}.png", of_voxels, of_cases, score)
+    panels = {
+        f"Voxels of the brain, by entropy: AURC {of_voxels.aurc:.2g}": (of_voxels, "voxels"),
+        f"Cases, by {score}: AURC {of_cases.aurc:.2g}": (of_cases, "cases"),
+    }
+    save_risk_coverage(run / f"risk_coverage{suffix}.png", panels)
     return {
         "reliability": {name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")},
         "risk_coverage": _as_lists(of_voxels),

@@ -16,6 +16,7 @@ __all__ = [
     "Interval",
     "Row",
     "Table",
+    "bootstrap_interval",
     "bootstrap_means",
     "compare",
     "markdown",
@@ -118,6 +119,12 @@ def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int = 0) -> N
     return means
 
 
+def bootstrap_interval(values: NDArray[np.float64]) -> Interval:
+    """The mean of a table [seeds, cases], NaN where it has gaps, and the percentiles of its `bootstrap_means`."""
+    low, high = np.percentile(bootstrap_means(values, _DRAWS), [2.5, 97.5])
+    return Interval(float(np.nanmean(values)), float(low), float(high))
+
+
 def paired_difference(reference: Mapping[tuple[int, str], float], arm: Mapping[tuple[int, str], float]) -> Interval:
     """Reference − arm over the pairs (seed, case) that both have, of which there must be one.
 
@@ -128,8 +135,7 @@ def paired_difference(reference: Mapping[tuple[int, str], float], arm: Mapping[t
     differences = np.full((len(seeds), len(cases)), np.nan)
     for seed, case in pairs:
         differences[seeds.index(seed), cases.index(case)] = reference[seed, case] - arm[seed, case]
-    low, high = np.percentile(bootstrap_means(differences, _DRAWS), [2.5, 97.5])
-    return Interval(float(np.nanmean(differences)), float(low), float(high))
+    return bootstrap_interval(differences)
 
 
 def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:

@@ -1,13 +1,16 @@
-"""Pictures: a case in three planes, learning curves, and those of `evaluate`."""
+"""Pictures: a case in three planes, learning curves, curves of training and of calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from matplotlib import rc_context, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,12 +20,39 @@ from dwp_pyro.metrics.calibration import Reliability
 from dwp_pyro.metrics.uncertainty import RiskCoverage
 from dwp_pyro.storage import atomic_path
 
-__all__ = ["save_case_figure", "save_learning_curves", "save_reliability", "save_risk_coverage"]
+__all__ = [
+    "COLOURS",
+    "largest_section",
+    "reliability_svg",
+    "risk_coverage_svg",
+    "save_case_figure",
+    "save_learning_curves",
+    "save_reliability",
+    "save_risk_coverage",
+    "shown_region",
+    "training_svg",
+]
 
 _PLANES = ("sagittal", "coronal", "axial")
-# Told apart by the colour-blind too: Okabe and Ito 2008, yellow left out.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Told apart by the colour-blind too: Okabe and Ito 2008, yellow left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX*"
+_INK = "#010203"  # of text and axes in an SVG, until it becomes the colour of the text around
+_PAGE: Any = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _INK,
+    "grid.alpha": 0.12,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dwp-pyro",
+}
+_TRAINING = {
+    "log_likelihood": "log-likelihood (nats)",
+    "divergence": "KL from the prior (nats)",
+    "validation_dice": "Dice of validation cases",
+}
 
 
 def save_case_figure(
@@ -41,9 +71,6 @@ def save_case_figure(
     person's right on the left), each through the largest cross-section of the region, true or predicted.
     """
     predicted = probability > 0.5
-    region = predicted if truth is None or not truth.any() else truth
-    if not region.any():
-        region = probability >= probability.max()
     volumes: dict[str, tuple[Any, str | None, float | None]] = {
         "image": (image, "gray", None),
         "truth (green), prediction (red)": (image, "gray", None),
@@ -51,7 +78,7 @@ def save_case_figure(
         "entropy (nats)": (entropy, "magma", float(np.log(2))),
         "mutual information (nats)": (mutual_information, "magma", max(float(mutual_information.max()), 1e-3)),
     }
-    region_ras = _to_ras(region, affine)
+    region_ras = _to_ras(shown_region(truth, probability), affine)
     figure = Figure(figsize=(3.2 * len(volumes), 9.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(volumes))
@@ -60,7 +87,7 @@ def save_case_figure(
         (_to_ras(mask, affine), colour) for mask, colour in ((truth, "lime"), (predicted, "red")) if mask is not None
     ]
     for row, plane in enumerate((2, 1, 0)):
-        position = int(region_ras.sum(tuple(axis for axis in range(3) if axis != plane)).argmax())
+        position = largest_section(region_ras, plane)
         sides = [side for axis, side in enumerate(spacing) if axis != plane]
         for column, (name, (volume, colours, top)) in enumerate(volumes.items()):
             ax = axes[row, column]
@@ -85,6 +112,19 @@ def save_case_figure(
         figure.savefig(temporary, dpi=90, format="png")
 
 
+def shown_region(truth: NDArray[np.bool_] | None, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """What a picture of a case is centred on: the true region; if empty the predicted one, or its best guess."""
+    for region in (truth, probability > 0.5):
+        if region is not None and region.any():
+            return region
+    return probability >= probability.max()
+
+
+def largest_section(region: NDArray[np.bool_], axis: int) -> int:
+    """Where along an axis the region [X, Y, Z] is largest."""
+    return int(region.sum(tuple(other for other in range(3) if other != axis)).argmax())
+
+
 def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mapping[str, Summary]]]) -> None:
     """Draw Dice and IoU against n, a line an arm, with the standard error over seeds.
 
@@ -106,7 +146,7 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
                 [summary.mean for summary in points.values()],
                 [summary.standard_error if summary.cases > 1 else 0.0 for summary in points.values()],
                 label=arm,
-                color=_COLOURS[index % len(_COLOURS)],
+                color=COLOURS[index % len(COLOURS)],
                 marker=_MARKERS[index % len(_MARKERS)],
                 capsize=3,
             )
@@ -120,52 +160,123 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
         figure.savefig(temporary, dpi=120, format="png")
 
 
+def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
+    """Log-likelihood, KL and validation Dice against steps, a line a stage, as SVG for a page.
+
+    Args:
+        records: lines of `metrics.jsonl`: "stage", "step" and figures, one of them with a log-likelihood; β is taken
+            out of the divergence.
+    """
+    lines: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in _TRAINING}
+    for record in records:
+        for name in _TRAINING.keys() & record.keys():
+            value = record[name] / (record["beta"] if name == "divergence" else 1)
+            lines[name].setdefault(record["stage"], []).append((record["step"], value))
+    if not any(value for line in lines["divergence"].values() for _, value in line):
+        lines["divergence"] = {}  # of a deterministic network
+    drawn = {name: stages for name, stages in lines.items() if stages}
+    with rc_context(_PAGE):
+        figure = Figure(figsize=(3.4 * len(drawn), 2.8), layout="constrained")
+        axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for ax, (name, stages) in zip(axes, drawn.items(), strict=True):
+            for index, (stage, line) in enumerate(stages.items()):
+                colour = COLOURS[index % len(COLOURS)]
+                marker = _MARKERS[index % len(_MARKERS)] if name == "validation_dice" else None
+                ax.plot(*zip(*line, strict=True), color=colour, marker=marker, label=stage, lw=1.3)
+            ax.set_title(_TRAINING[name], fontsize="medium")
+            ax.set_xlabel("step")
+            ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+            ax.grid()
+        labels = figure.axes[0].get_legend_handles_labels()
+        if len(labels[0]) > 1:
+            figure.legend(*labels, loc="outside lower center", ncols=4, fontsize="small")
+        return _svg(figure)
+
+
 def save_reliability(path: Path, reliability: Reliability) -> None:
-    """Draw the observed frequency of each bin against its mean probability, above how many voxels it holds."""
-    figure = Figure(figsize=(4.8, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
-    above.plot(reliability.confidence, reliability.frequency, color=_COLOURS[0], marker="o", label="observed")
-    above.set_ylabel("part of the voxels in the region")
-    above.legend()
-    bins = len(reliability.count)
-    below.bar(np.arange(bins) / bins, reliability.count, 1 / bins, align="edge", color=_COLOURS[0], edgecolor="white")
-    below.set_yscale("symlog", linthresh=1)  # empty bins are 0
-    below.set_xlabel("probability of the region")
-    below.set_ylabel("voxels")
-    for ax in (above, below):
-        ax.grid(alpha=0.3)
-    figure.suptitle("Reliability over the brain's voxels")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    """Draw `reliability_svg` as a picture."""
+    _save(path, _reliability(*(getattr(reliability, name) for name in ("confidence", "frequency", "count"))))
 
 
-def save_risk_coverage(path: Path, voxels: RiskCoverage, cases: RiskCoverage, score: str) -> None:
-    """Draw selective risk against coverage.
+def reliability_svg(
+    confidence: Sequence[float | None], frequency: Sequence[float | None], count: Sequence[float]
+) -> str:
+    """Observed frequency against stated probability, above the share of voxels, as SVG for a page.
+
+    Args:
+        confidence: [bins] mean probability of the region's voxels; None or NaN in an empty bin.
+        frequency: [bins] share of them within the region; None or NaN in an empty bin.
+        count: [bins] number of voxels.
+    """
+    with rc_context(_PAGE):
+        return _svg(_reliability(confidence, frequency, count))
+
+
+def _reliability(confidence: Sequence[Any], frequency: Sequence[Any], count: Sequence[float]) -> Figure:
+    figure = Figure(figsize=(3.8, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color=rcParams["axes.labelcolor"], lw=0.8, ls="--", alpha=0.6)
+    points = np.array([confidence, frequency], dtype=float)  # None becomes NaN
+    filled = points[:, ~np.isnan(points).any(0)]
+    upper.plot(*filled, color=COLOURS[0], marker=_MARKERS[0], ms=4)
+    upper.set(ylabel="share that is region", xlim=(0, 1), ylim=(0, 1))
+    middles = (np.arange(len(count)) + 0.5) / len(count)
+    lower.bar(middles, np.divide(count, np.sum(count)), 0.9 / len(count), color=COLOURS[0], alpha=0.6)
+    lower.set(xlabel="probability given", ylabel="share of voxels", yscale="log")
+    for ax in (upper, lower):
+        ax.grid(alpha=0.2)
+    return figure
+
+
+def save_risk_coverage(path: Path, panels: Mapping[str, tuple[RiskCoverage, str]]) -> None:
+    """Draw `risk_coverage_svg`, a panel a curve, as a picture.
 
     Args:
         path: of the picture.
-        voxels: most certain first, their risk an error.
-        cases: most certain first, their risk 1 − Dice.
-        score: what cases are sorted by.
+        panels: title → curve, and the unit that is kept or left out.
     """
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = {
-        "Voxels of the brain, by entropy": (voxels, "part of the voxels that is wrong", ""),
-        f"Cases, by {score}": (cases, "mean of 1 − Dice", "o"),
-    }
-    for ax, (title, (curve, risk, marker)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        ax.plot(curve.coverage, curve.risk, color=_COLOURS[0], marker=marker)
-        ax.set_title(f"{title}: AURC {curve.aurc:.3g}", fontsize=10)
-        ax.set_xlabel("coverage: part kept, the most certain")
-        ax.set_ylabel(risk)
-        ax.set_xlim(0, 1.03)
+    _save(path, _risk_coverage({title: (*curve, unit) for title, (curve, unit) in panels.items()}))
+
+
+def risk_coverage_svg(coverage: Sequence[float], risk: Sequence[float], unit: str) -> str:
+    """Risk against coverage, as SVG for a page.
+
+    Args:
+        coverage: shares that are kept, the most certain first.
+        risk: of what is kept.
+        unit: what is kept or left out: "voxels", "cases".
+    """
+    with rc_context(_PAGE):
+        return _svg(_risk_coverage({"": (coverage, risk, unit)}))
+
+
+def _risk_coverage(panels: Mapping[str, tuple[Any, Any, str]]) -> Figure:
+    figure = Figure(figsize=(3.8 * len(panels), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, (coverage, risk, unit)) in zip(axes, panels.items(), strict=True):
+        ax.plot(coverage, risk, color=COLOURS[1], lw=1.6)
+        ax.set_title(title, fontsize="medium")
+        ax.set(xlabel=f"share of {unit} kept, the most certain first", ylabel="risk", xlim=(0, 1))
         ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
+        ax.grid(alpha=0.2)
+    return figure
+
+
+def _save(path: Path, figure: Figure) -> None:
+    FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as an element of a page: its text is text, and takes font and colour from the text around it."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    # Names of groups are the same in every figure, which a page must not have twice; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    return svg.replace(_INK, "currentColor")
 
 
 def _to_ras(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:

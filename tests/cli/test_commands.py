@@ -32,6 +32,7 @@ def test_help_answers_without_torch():
         "finetune",
         "predict",
         "evaluate",
+        "report",
         "experiment",
         "score-prior",
         "inspect-prior",
@@ -44,7 +45,7 @@ def test_every_option_is_documented_with_its_default(command, name):
     result = command(name, "--help")
     assert result.exit_code == 0
     without_default = {"config_file", "kernels", "split", "spacing", "format_"} | (
-        {"root"} if name == "evaluate" else set()
+        {"root"} if name in ("evaluate", "report") else set()
     )
     for parameter in main.commands[name].params:
         if parameter.param_type_name == "argument" or parameter.name == "help":

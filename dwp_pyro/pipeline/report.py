@@ -1,0 +1,159 @@
+"""`report`: one page about an evaluated run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dwp_pyro.config import PredictConfig
+from dwp_pyro.data.case import Case, Layout, read_volume
+from dwp_pyro.errors import ConfigError, RunError
+from dwp_pyro.pipeline.evaluate import find_test_cases
+from dwp_pyro.pipeline.predict import TrainedRun, load_run, map_path, not_predicted, read_scan
+from dwp_pyro.progress import progress
+from dwp_pyro.report.html import Figures, Report, page
+from dwp_pyro.report.layers import CaseView, case_view
+from dwp_pyro.storage import read_json, read_yaml, write_bytes
+
+__all__ = ["report"]
+
+
+def report(run: Path, *, root: str | None = None, out: Path | None = None, region: str | None = None) -> Path:
+    """Write one HTML page about a run: results, cases in a viewer, calibration, training, data and settings.
+
+    The page is one file, needs no network, and holds the scans of three test cases: best, median and worst by Dice.
+
+    Args:
+        run: folder of an evaluated `svi` or `finetune` run.
+        root: folder of the scans, if it has moved since the run.
+        out: the page; `run/report.html` by default.
+        region: that the viewer shows, and that chooses the cases; the first of the run's by default.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: if the run is not evaluated, or its predictions or scans have changed since; nothing is written.
+    """
+    out = out or run / "report.html"
+    if out.is_dir():
+        raise RunError(f"{out}: is a folder; --out names the file of the page")
+    trained = load_run(run)
+    card = trained.posterior.card
+    shown = region or card.regions[0]
+    if shown not in card.regions:
+        raise ConfigError(f"region: '{shown}' is not one of {', '.join(card.regions)}, which {run} segments")
+    evaluation, regions, prediction = _read_evaluation(run)
+    cases, layout = find_test_cases(run, root)
+    if any({case.id for case in cases} != figures.keys() for figures in regions.values()) or shown not in regions:
+        raise _outdated(run, "is of other test cases or regions than the run")
+    by_name = {case.id: case for case in cases}
+    chosen = _best_median_worst(regions[shown])
+    for name in chosen.values():
+        if not_predicted(run / "predictions", [by_name[name]], trained, prediction):
+            raise _outdated(run, f"is of another prediction of '{name}' than {run / 'predictions'} holds")
+    views = {}
+    with progress("reading scans", len(chosen)) as advance:
+        for rank, name in chosen.items():
+            views[rank] = (name, _view(run, by_name[name], layout, trained, shown))
+            advance(name)
+    predicted = {name: read_json(run / "predictions" / f"{name}.json")["regions"] for name in by_name}
+    split = read_json(run / "split.json")
+    command = str(read_json(run / "run.json").get("command"))
+    learned_from = read_json(run / "learned_from.json")
+    n = len(split.get("train", ()))
+    html = page(
+        Report(
+            name=run.resolve().name,
+            summary=f"{', '.join(card.regions)} of {layout.name} scans, learned from {n} cases",
+            data={
+                "layout": layout.name,
+                "modalities": ", ".join(card.modalities),
+                **{
+                    f"region “{name}”": ", ".join(layout.labels[value] for value in sorted(values))
+                    for name, values in layout.region_values(card.regions).items()
+                },
+                "voxels": "as scanned" if card.spacing is None else f"resampled to {card.spacing:g} mm",
+            },
+            roles=split,
+            settings={
+                f"Training ({command})": read_yaml(run / "config.yaml"),
+                "Prediction": prediction.to_mapping(),
+                **({"Learned from (SHA-256)": learned_from} if learned_from else {}),
+            },
+            training=_read_lines(run / "metrics.jsonl"),
+            regions=regions,
+            volumes_ml={name: {case: of[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
+            empty_masks=str(evaluation.get("empty_masks", "")),
+            curves={name: evaluation["regions"][name].get("curves", {}) for name in regions},
+            shown=shown,
+            views=views,
+        )
+    )
+    write_bytes(out, html.encode())
+    return out
+
+
+def _outdated(run: Path, how: str) -> RunError:
+    return RunError(f"{run / 'evaluation.json'}: {how}; run 'dwp-pyro evaluate {run}' again")
+
+
+def _read_evaluation(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Figures]], PredictConfig]:
+    """What evaluation.json holds: all of it, region → case → measure → value, and the settings of the predictions."""
+    path = run / "evaluation.json"
+    if not path.exists():
+        raise RunError(f"{run}: is not evaluated yet; run 'dwp-pyro evaluate {run}' first")
+    evaluation = read_json(path)
+    try:
+        prediction = PredictConfig.from_mapping(evaluation["prediction"])
+        regions = {name: dict(region["cases"]) for name, region in evaluation["regions"].items()}
+        for cases in regions.values():
+            if not cases or not all(isinstance(figures["dice"], int | float) for figures in cases.values()):
+                raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
+        raise _outdated(run, "is not an evaluation of this version") from problem
+    return evaluation, regions, prediction
+
+
+def _best_median_worst(figures: Mapping[str, Figures]) -> dict[str, str]:
+    """Which case is the best, the median and the worst by Dice; of two cases there is no median, of one no choice."""
+    order = sorted(figures, key=lambda name: -(figures[name]["dice"] or 0.0))
+    if len(order) == 1:
+        return {"only case": order[0]}
+    middle = {"median": order[len(order) // 2]} if len(order) > 2 else {}
+    return {"best": order[0], **middle, "worst": order[-1]}
+
+
+def _view(run: Path, case: Case, layout: Layout, trained: TrainedRun, region: str) -> CaseView:
+    card = trained.posterior.card
+    scan = read_scan(case, card, layout)
+    assert scan.label is not None
+    probability, entropy, mutual_information = (
+        read_volume(map_path(run / "predictions", case.id, kind, region, card)).data
+        for kind in ("prob", "entropy", "mi")
+    )
+    return case_view(
+        card.modalities[0],
+        scan.affine,
+        scan.images[0],
+        scan.brain,
+        np.isin(scan.label, sorted(layout.region_values([region])[region])),
+        probability,
+        entropy,
+        mutual_information,
+    )
+
+
+def _read_lines(path: Path) -> Sequence[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, if the run has kept them; those that a kill cut short are left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
