@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress", "silence"]
+__all__ = ["note", "progress", "silence"]
 
 _LOG_INTERVAL = 10.0  # seconds between two lines in a log
 
@@ -21,6 +21,12 @@ def silence() -> None:
     """Show no progress of this process any more: of a worker, whose parent shows its own."""
     global _silent
     _silent = True
+
+
+def note(line: str) -> None:
+    """Print a line on standard error, unless this process is silent."""
+    if not _silent:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

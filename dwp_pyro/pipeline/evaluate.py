@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dwp_pyro.config import PredictConfig, data_root
-from dwp_pyro.data.case import Case, Layout, Scan, read_case, read_volume
-from dwp_pyro.data.layouts import LAYOUTS, find_cases
+from dwp_pyro.config import PredictConfig
+from dwp_pyro.data.case import Scan, read_case, read_volume
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import LAYOUTS, open_dataset
+from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
@@ -51,14 +52,14 @@ def evaluate(
     card = trained.posterior.card
     settings = read_yaml(run / "config.yaml")
     test = read_json(run / "split.json").get("test")
-    dataset, saved_root = settings.get("dataset"), settings.get("root")
-    if dataset not in LAYOUTS or not isinstance(saved_root, str):
+    dataset, saved_root, label_map = settings.get("dataset"), settings.get("root"), settings.get("label_map") or []
+    if dataset not in LAYOUTS or not isinstance(saved_root, str) or not isinstance(label_map, list):
         raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
     if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
         raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
-    layout = LAYOUTS[dataset]
-    folder = data_root(dataset, root or saved_root)
-    cases = {case.id: case for case in find_cases(folder, layout)}
+    folder = Path(root or saved_root)
+    data = open_dataset(folder, dataset, parse_label_map(map(str, label_map)))
+    cases = data.by_id
     for name in test:
         if name not in cases:
             raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
@@ -68,13 +69,13 @@ def evaluate(
         raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
     out = run / "predictions"
     missing = [cases[name] for name in test if not is_predicted(out, cases[name], trained, config)]
-    predict_cases(trained, missing, layout, config, out, torch_device(device))
+    predict_cases(trained, missing, data, config, out, torch_device(device))
     rows: dict[str, dict[str, dict[str, float]]] = {region: {} for region in card.regions}
     with progress("evaluating", len(test)) as advance:
         for name in test:
-            scan = read_case(cases[name], card.modalities, layout.labels)
+            scan = read_case(cases[name], card.modalities, data.labels)
             maps = [read_volume(map_path(out, name, "prob", region, card)).data for region in card.regions]
-            for region, figures in _figures(np.stack(maps), scan, layout, card).items():
+            for region, figures in _figures(np.stack(maps), scan, data, card).items():
                 rows[region][name] = figures
             advance(", ".join(f"Dice {of_region[name]['dice']:.3f}" for of_region in rows.values()))
     summary = {region: summarise(of_region.values()) for region, of_region in rows.items()}
@@ -102,14 +103,13 @@ def evaluate(
 
 
 def measure(
-    posterior: Posterior, cases: Sequence[Case], layout: Layout, config: PredictConfig, device: torch.device
+    posterior: Posterior, data: DataSet, config: PredictConfig, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """The figures that `evaluate` gives, of cases predicted in memory; nothing is written.
 
     Args:
         posterior: on the device.
-        cases: with labels.
-        layout: of their files.
+        data: cases with labels.
         config: settings of the predictions.
         device: to compute on.
 
@@ -121,20 +121,22 @@ def measure(
         RunError: if the device's memory is too small.
     """
     rows = {}
-    for case in cases:
-        prediction = predict_case(posterior, case, layout, config, device)
-        regions = list(_figures(prediction.probability, prediction.scan, layout, posterior.card).values())
+    for case in data.cases:
+        prediction = predict_case(posterior, case, data, config, device)
+        regions = list(_figures(prediction.probability, prediction.scan, data, posterior.card).values())
         rows[case.id] = {name: sum(figures[name] for figures in regions) / len(regions) for name in regions[0]}
     return rows
 
 
 def _figures(
-    probability: NDArray[np.float32], scan: Scan, layout: Layout, card: NetworkCard
+    probability: NDArray[np.float32], scan: Scan, data: DataSet, card: NetworkCard
 ) -> dict[str, dict[str, float]]:
-    """Probability [R, X, Y, Z] → region → measure → value."""
+    """Probability [R, X, Y, Z] → region → measure → value; ignored voxels are background, and in no brain."""
     assert scan.label is not None
-    regions = layout.region_values(card.regions)
+    regions = data.region_values(card.regions)
+    if scan.ignored is not None:
+        probability = probability * ~scan.ignored
     return {
-        region: case_metrics(probability[number], np.isin(scan.label, sorted(values)), scan.brain, scan.spacing)
+        region: case_metrics(probability[number], np.isin(scan.label, sorted(values)), scan.counted, scan.spacing)
         for number, (region, values) in enumerate(regions.items())
     }
