@@ -260,12 +260,9 @@ def fit_prior(
     config = _resolve(FitPriorConfig, config_file, given)
     from dwp_pyro.pipeline.fit_prior import fit_prior as run
 
-    name = (
-        f"prior-{config.dataset or config.default_dataset}"
-        if config.kernels is None
-        else f"prior-{Path(config.kernels).stem}"
-    )
-    folder = out or Path("runs") / name
+    # Without --dataset always prior-ms, where svi and finetune look for it, whatever lies in --root.
+    source = (config.dataset or config.default_dataset) if config.kernels is None else Path(config.kernels).stem
+    folder = out or Path(f"runs/prior-{source}")
     prior = run(config, RunOptions(folder, device, resume, overwrite))
     names = list(next(iter(prior.cards.values())).nats_per_kernel)
     rows = [

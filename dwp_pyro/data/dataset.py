@@ -48,12 +48,14 @@ class DataSet:
     """Cases of one layout.
 
     Args:
+        root: the folder, or the manifest, that they are from.
         layout: its name.
         cases: sorted by id.
         labels: label value → structure, background left out; see `regions.structure`.
         regions: region → the label values that make it up; the first is the default.
     """
 
+    root: Path
     layout: str
     cases: tuple[Case, ...]
     labels: Mapping[int, str]
@@ -71,7 +73,7 @@ class DataSet:
             DataError: if the data set has no such region, or no labels at all.
         """
         if not self.regions:
-            raise DataError(f"{self.layout} scans: no case has a label file, there is nothing to learn or to measure")
+            raise DataError(f"{self.root}: no case has a label file, so there is nothing to learn; add labels")
         chosen = [next(iter(self.regions))] if regions is None else regions
         for name in chosen:
             if name not in self.regions:

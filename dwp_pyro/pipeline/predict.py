@@ -136,7 +136,8 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
             f"in the order {', '.join(modalities)}; got {len(scans)} path(s)"
         )
     name = scans[0].name.removesuffix(".gz").removesuffix(".nii")
-    return DataSet(posterior.card.layout, (Case(name, dict(zip(modalities, scans, strict=True))),), {}, {})
+    case = Case(name, dict(zip(modalities, scans, strict=True)))
+    return DataSet(scans[0].parent, posterior.card.layout, (case,), {}, {})
 
 
 def is_predicted(out: Path, case: Case, trained: TrainedRun, config: PredictConfig) -> bool:
@@ -298,7 +299,7 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "seed": config.seed,
         "precision": config.precision,
         "posterior": trained.digest,
-        "scans": [file_digest(path) for path in files],
+        "scans": [file_digest(path) for path in dict.fromkeys(files)],  # a file may hold several modalities
     }
 
 

@@ -62,10 +62,10 @@ def with_defaults(settings: _SettingsT) -> _SettingsT:
     Raises:
         DataError: if there are no scans, or they have no such region.
     """
-    root, layout = settings.scans
+    _, layout = settings.scans
     data = open_scans(settings)
     regions = data.region_values(settings.region)
-    return dataclasses.replace(settings, root=str(root), dataset=layout or data.layout, region=tuple(regions))
+    return dataclasses.replace(settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions))
 
 
 def find_split(settings: DataSettings, n: int | None) -> tuple[DataSet, Split]:
@@ -116,8 +116,9 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
             advance("")
     train = tuple(examples[name] for name in split.train)
     if not any(len(example.fg_indices) for example in train):
-        root, _ = settings.scans
-        raise DataError(f"{root}: no training case holds any voxel of {', '.join(regions)}; there is nothing to learn")
+        raise DataError(
+            f"{data.root}: no training case holds any voxel of {', '.join(regions)}; there is nothing to learn"
+        )
     validation = tuple(examples[name] for name in split.validation)
     patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
     return TrainingData(data.layout, regions, split, train, validation, patch)

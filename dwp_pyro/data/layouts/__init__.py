@@ -69,7 +69,7 @@ def open_dataset(
             one name, or labels of unknown meaning.
     """
     if not os.path.exists(root):
-        raise DataError(f"{root}: no such folder; give the scans' folder by --root, or set DWP_PYRO_DATA")
+        raise DataError(f"{root}: no such folder or file; give the scans' folder by --root, or set DWP_PYRO_DATA")
     found = fitting(root) if layout is None else {LAYOUTS[layout].name: LAYOUTS[layout].find(root)}
     there = {name: one for name, one in found.items() if one is not None}
     if not there and layout is not None:
@@ -90,10 +90,10 @@ def open_dataset(
     cases = tuple(sorted(chosen.cases, key=lambda case: case.id))
     _check_ids(root, [case.id for case in cases])
     if not any(case.label for case in cases):
-        return DataSet(name, cases, {}, {})
+        return DataSet(root, name, cases, {}, {})
     if labels is None and not label_map:
         if not needs_labels:
-            return DataSet(name, tuple(_without_label(case) for case in cases), {}, {})
+            return DataSet(root, name, tuple(_without_label(case) for case in cases), {}, {})
         which = f"may be {' or '.join(there)}, and" if len(there) > 1 else f"({name})"
         raise DataError(
             f"{root}: {which} does not say what its label values mean; name them by --label-map, "
@@ -104,7 +104,7 @@ def open_dataset(
     except ConfigError as problem:
         raise DataError(f"{root}: {problem}") from problem
     regions = regions_of(named) if chosen.regions is None or label_map else dict(chosen.regions)
-    return DataSet(name, cases, named, regions)
+    return DataSet(root, name, cases, named, regions)
 
 
 def fitting(root: Path) -> dict[str, Found]:
