@@ -33,7 +33,7 @@ class Layout:
 
     Args:
         name: as the command line calls it.
-        find: root → what is there; None if the root has another layout. It reads no scan, and goes by names of
+        find: root → what is there; None if the root has another layout. It reads no voxel, and goes by names of
             folders and files and by descriptions beside the scans, never by values in a mask.
         expected: what the root should look like, for messages.
     """

@@ -56,7 +56,7 @@ def open_dataset(
     *,
     needs_labels: bool = True,
 ) -> DataSet:
-    """The data set in a folder; no scan is read.
+    """The data set in a folder; no voxel is read.
 
     Args:
         root: folder of the scans, or a manifest.
