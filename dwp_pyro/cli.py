@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import types
@@ -17,6 +18,7 @@ import click
 from dwp_pyro.config import (
     DATASETS,
     EXPORT_FORMATS,
+    DataSettings,
     FinetuneConfig,
     FitPriorConfig,
     PredictConfig,
@@ -219,22 +221,39 @@ def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
 
 @main.command("check-data")
 @click.option("--dataset", type=click.Choice(DATASETS), help="Layout of the scans.  [default: told from the folder]")
-@click.option("--root", help="Folder of the scans.  [default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]")
+@click.option(
+    "--root",
+    help="Folder of the scans, or a CSV file that lists them.  "
+    "[default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]",
+)
+@click.option(
+    "--label-map",
+    type=_List(str),
+    help="What label values mean, as 1=oedema,2=necrosis,3=enhancing.  [default: as the layout says]",
+)
 @click.option("--modality", type=_List(str), help="Modalities each case must have.  [default: those any case has]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def check_data(dataset: str | None, root: str | None, modality: tuple[str, ...] | None, as_json: bool) -> None:
+def check_data(
+    dataset: str | None,
+    root: str | None,
+    label_map: tuple[str, ...] | None,
+    modality: tuple[str, ...] | None,
+    as_json: bool,
+) -> None:
     """Show what a folder of scans holds, and what is wrong with it.
 
-    Every file is read whole. Exit code 2 if any case has a problem.
+    Every file is read whole. Exit code 2 if any case has a problem; a case without a label has none, but training
+    skips it.
     """
     if dataset is None and root is None:
         raise click.UsageError("give --dataset, --root, or both")
-    from dwp_pyro.data.layouts import LAYOUTS, detect_layout
+    from dwp_pyro.data.layouts import open_dataset
+    from dwp_pyro.data.regions import parse_label_map
     from dwp_pyro.pipeline.check_data import check_data as check
 
     folder = data_root(dataset or "", root)
-    layout = detect_layout(folder) if dataset is None else LAYOUTS[dataset]
-    report = check(folder, layout, modality or ())
+    data = open_dataset(folder, dataset, parse_label_map(label_map or ()))
+    report = check(data, modality or ())
     problems = [problem for case in report["cases"] for problem in case["problems"]]
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -264,8 +283,9 @@ def fit_prior(
     from dwp_pyro.pipeline.fit_prior import fit_prior as run
     from dwp_pyro.report.prior import prior_card
 
-    name = f"prior-{config.dataset}" if config.kernels is None else f"prior-{Path(config.kernels).stem}"
-    folder = out or Path("runs") / name
+    # Without --dataset always prior-ms, where svi and finetune look for it, whatever lies in --root.
+    source = (config.dataset or config.default_dataset) if config.kernels is None else Path(config.kernels).stem
+    folder = out or Path(f"runs/prior-{source}")
     prior = run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     sources = [
         [f"{number}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
@@ -296,7 +316,7 @@ def svi(
     from dwp_pyro.pipeline.svi import svi as run
 
     prior = config.prior if config.centre is None else f"{config.prior}-around-{config.centre}"
-    folder = out or Path(f"runs/svi-{config.dataset}-{prior}-n{config.n}-seed{config.seed}")
+    folder = out or Path(f"runs/svi-{_dataset(config)}-{prior}-n{config.n}-seed{config.seed}")
     run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     _print_trained(folder)
 
@@ -316,7 +336,7 @@ def finetune(
     from dwp_pyro.pipeline.finetune import finetune as run
 
     how = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.train}"
-    folder = out or Path(f"runs/finetune-{config.dataset}-{how}-n{config.n}-seed{config.seed}")
+    folder = out or Path(f"runs/finetune-{_dataset(config)}-{how}-n{config.n}-seed{config.seed}")
     run(config, RunOptions(folder, device, resume, overwrite, mlflow))
     _print_trained(folder)
 
@@ -341,9 +361,9 @@ def predict(
 ) -> None:
     """Segment SCANS with a trained RUN, with maps of the uncertainty.
 
-    SCANS is a folder in any known layout, or the files of one case, one a modality of the run in its
-    order. Each case gets _seg, _prob, _entropy and _mi (mutual information) as NIfTI on its own grid,
-    and a picture.
+    SCANS is a folder in any known layout, a CSV file that lists scans, or the files of one case, one a
+    modality of the run in its order. Each case gets _seg, _prob, _entropy and _mi (mutual information) as
+    NIfTI on its own grid, and a picture.
     """
     config = _resolve(PredictConfig, config_file, given)
     from dwp_pyro.pipeline.predict import predict as run_predict
@@ -483,6 +503,14 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
         click.echo(f"{what}: {path}")
 
 
+def _dataset(config: DataSettings) -> str:
+    """What a run's folder says of its scans."""
+    from dwp_pyro.pipeline.training_data import open_scans
+
+    _, layout = config.scans
+    return layout or open_scans(config).layout
+
+
 def _print_trained(folder: Path) -> None:
     _print_blocks(folder)
     click.echo(f"Run: {folder}")
@@ -509,19 +537,27 @@ def _print_table(table: dict[str, dict[str, Summary]]) -> None:
 def _print_cases(report: dict[str, Any]) -> None:
     rows = []
     for case in report["cases"]:
-        labels = ", ".join(f"{name} {count}" for name, count in case["labels"].items()) or "-"
+        ml = math.prod(case["spacing"] or ()) / 1000
+        labels = ", ".join(f"{name} {count * ml:.1f}" for name, count in case["labels"].items())
+        if not case["label"]:
+            labels = "none: training skips it"
         rows.append(
             [
                 case["id"],
                 " ".join(case["modalities"]),
                 "×".join(map(str, case["shape"])) if case["shape"] else "-",
                 "×".join(f"{side:g}" for side in case["spacing"]) if case["spacing"] else "-",
-                labels,
+                labels or "-",
                 f"{len(case['problems'])}" if case["problems"] else "none",
             ]
         )
     click.echo(f"Layout {report['layout']}, {len(rows)} cases")
-    _print_rows(["case", "modalities", "voxels", "spacing (mm)", "label voxels", "problems"], rows)
+    _print_rows(["case", "modalities", "voxels", "spacing (mm)", "labels (ml)", "problems"], rows)
+    for name, values in report["regions"].items():
+        click.echo(f"region {name}: label {', '.join(map(str, values))}")
+    unlabelled = sum(not case["label"] for case in report["cases"])
+    if unlabelled:
+        click.echo(f"{unlabelled} of {len(rows)} cases have no label: predict takes them, training skips them")
 
 
 def _print_tables(tables: Sequence[Table]) -> None:

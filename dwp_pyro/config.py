@@ -13,8 +13,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.distributions.priors import FAMILIES, LEARNED, PRIORS
 from dwp_pyro.errors import ConfigError
 
@@ -29,7 +30,22 @@ __all__ = [
 ]
 
 #: Names of the layouts; the layouts themselves, which need more imports, are in `data.layouts`.
-DATASETS = ("brats", "openms", "ms")
+DATASETS = (
+    "brats",
+    "brats2023-gli",
+    "brats2024-gli",
+    "brats-ped",
+    "openms",
+    "ms",
+    "msseg2016",
+    "isbi2015",
+    "wmh2017",
+    "mslesseg",
+    "bids",
+    "msd",
+    "nnunet",
+    "manifest",
+)
 
 #: Names of the networks; the networks themselves are in `models.networks`.
 NETWORKS = ("residual-unet", "unet", "segresnet", "dynunet", "basicunet")
@@ -166,8 +182,21 @@ def _describe(hint: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
-    dataset: str = setting("brats", "Layout of the scans.", choices=DATASETS)
-    root: str | None = setting(None, "Folder of the scans.  [default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]")
+    default_dataset: ClassVar[str] = "brats"
+
+    dataset: str | None = setting(
+        None, "Layout of the scans (docs/data.md).  [default: told from --root; without it, brats]", choices=DATASETS
+    )
+    root: str | None = setting(
+        None,
+        "Folder of the scans, or a CSV file that lists them.  "
+        "[default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]",
+    )
+    label_map: tuple[str, ...] | None = setting(
+        None,
+        "What label values mean, as 1=oedema,2=necrosis,3=enhancing; 'ignore' leaves voxels out of loss and score.  "
+        "[default: as the layout says]",
+    )
     split: str | None = setting(
         None, "JSON file with the case ids of 'train', 'test' and, if you like, 'validation'.  [default: by seed]"
     )
@@ -175,8 +204,8 @@ class DataSettings(Settings):
     modality: tuple[str, ...] = setting(("flair",), "Modalities, by commas: flair, t1, t1ce, t2.")
     region: tuple[str, ...] | None = setting(
         None,
-        "What to segment, several by commas, which may overlap: whole, core, enhancing for brats; lesion for ms.  "
-        "[default: whole or lesion]",
+        "What to segment, several by commas, which may overlap: whole, core, enhancing of a tumour; lesion; or a "
+        "label's own name.  [default: whole, or the first label]",
     )
     spacing: float | None = setting(None, "Resample to cubic voxels of this side, in mm.  [default: as scanned]")
     patch: int = setting(64, "Side of a training patch, in voxels; smaller scans are taken whole.", minimum=16)
@@ -190,9 +219,18 @@ class DataSettings(Settings):
             raise ConfigError(f"spacing: must be a positive number of mm, got {self.spacing:g}")
         if not all(self.modality):
             raise ConfigError("modality: an empty name; give for example flair or t1,flair")
+        parse_label_map(self.label_map or ())
         for name, values in (("modality", self.modality), ("region", self.region or ())):
             if len(set(values)) != len(values):
                 raise ConfigError(f"{name}: named twice in {','.join(values)}")
+
+    @property
+    def scans(self) -> tuple[Path, str | None]:
+        """Where the scans lie, and their layout; None if it is to be told from the folder."""
+        if self.root is not None:
+            return Path(self.root), self.dataset
+        dataset = self.dataset or self.default_dataset
+        return data_root(dataset, None), dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +281,13 @@ class TrainingSettings(DataSettings):
 class FitPriorConfig(TrainingSettings):
     """Settings of `fit-prior`."""
 
-    dataset: str = setting("ms", "Layout of the source scans.", choices=DATASETS)
+    default_dataset: ClassVar[str] = "ms"
+
+    dataset: str | None = setting(
+        None,
+        "Layout of the source scans (docs/data.md).  [default: told from --root; without it, ms]",
+        choices=DATASETS,
+    )
     kernels: str | None = setting(
         None, "Fit to these kernels instead of training source networks: a .safetensors bank or an .npy array."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from dwp_pyro.data.regions import IGNORE
 from dwp_pyro.errors import DataError
 
-__all__ = ["Case", "Layout", "Scan", "Volume", "read_case", "read_volume"]
+__all__ = ["UNREADABLE", "Case", "Scan", "Volume", "read_case", "read_volume"]
 
 # Tools that write the same grid differ by rounding; a real shift is larger.
 _TOLERANCE_MM = 0.1
 
-# What nibabel raises on damaged headers and contents.
-_UNREADABLE = (
+#: What nibabel raises on damaged headers and contents.
+UNREADABLE = (
     OSError,
     EOFError,
     ValueError,
@@ -42,47 +43,17 @@ class Case:
 
     Args:
         id: its name in the data set, unique there.
-        images: modality (flair, t1, t1ce, t2) → file.
+        images: modality (flair, t1, t1ce, t2, …) → file.
         label: file of the label, where there is one.
         brain: file of the brain mask, where there is one; else the brain is where an image is not 0.
+        channels: modality → its place in the file, from 0, where one four-dimensional file holds several.
     """
 
     id: str
     images: Mapping[str, Path]
     label: Path | None = None
     brain: Path | None = None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a data set lies on disk, and what its label values mean.
-
-    Args:
-        name: as the command line calls it.
-        find_cases: root folder → its cases, sorted by id; empty if the folder has another layout.
-        labels: label value → structure, background left out.
-        regions: region → the label values that make it up; the first is the default.
-        expected: what the folder should look like, for messages.
-    """
-
-    name: str
-    find_cases: Callable[[Path], list[Case]]
-    labels: Mapping[int, str]
-    regions: Mapping[str, frozenset[int]]
-    expected: str
-
-    def region_values(self, regions: Sequence[str] | None) -> dict[str, frozenset[int]]:
-        """The label values of some regions, or of the default one alone.
-
-        Raises:
-            DataError: if this layout has no such region.
-        """
-        chosen = [next(iter(self.regions))] if regions is None else regions
-        for name in chosen:
-            if name not in self.regions:
-                known = ", ".join(self.regions)
-                raise DataError(f"region: '{name}' is not one of {known}, which {self.name} scans have")
-        return {name: self.regions[name] for name in chosen}
+    channels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +85,7 @@ class Scan:
         label: int16 label values, where the case has a label.
         affine: [4, 4], as in `Volume`.
         reference: the file whose grid this is.
+        ignored: bool, voxels that loss and score leave out; None for none.
     """
 
     id: str
@@ -122,6 +94,12 @@ class Scan:
     label: NDArray[np.int16] | None
     affine: NDArray[np.float64]
     reference: Path = field(compare=False)
+    ignored: NDArray[np.bool_] | None = None
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """The brain, without what loss and score leave out."""
+        return self.brain if self.ignored is None else self.brain & ~self.ignored
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -133,11 +111,16 @@ def _spacing(affine: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(side) for side in np.linalg.norm(affine[:3, :3], axis=0))
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, channel: int | None = None) -> Volume:
     """Read a NIfTI file.
 
+    Args:
+        path: of the file.
+        channel: of a four-dimensional file, to be read alone; the file is then one of several modalities.
+
     Raises:
-        DataError: if it is missing, damaged, not three-dimensional, holds NaN or infinity, or has a singular affine.
+        DataError: if it is missing, damaged, not three-dimensional (or has no such channel), holds NaN or infinity,
+            or has a singular affine.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file")
@@ -146,11 +129,16 @@ def read_volume(path: Path) -> Volume:
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path}: is not a NIfTI image of plain numbers; convert it to .nii.gz first")
         shape = image.shape
-        if len(shape) != 3 or min(shape) < 2:
-            found = "×".join(map(str, shape))
+        found = "×".join(map(str, shape))
+        if channel is None and (len(shape) != 3 or min(shape) < 2):
             raise DataError(f"{path}: expected a three-dimensional volume, found {found}; split or convert it first")
-        data = np.asarray(image.dataobj, dtype=np.float32)
-    except _UNREADABLE as problem:
+        if channel is not None and (len(shape) != 4 or min(shape[:3]) < 2 or shape[3] <= channel):
+            raise DataError(
+                f"{path}: expected a four-dimensional file with {channel + 1} channels or more, as dataset.json "
+                f"names them, found {found}; mend one of the two"
+            )
+        data = np.asarray(image.dataobj if channel is None else image.dataobj[..., channel], dtype=np.float32)
+    except UNREADABLE as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file whole?") from problem
     if not np.isfinite(data).all():
@@ -169,12 +157,12 @@ def read_case(
     Args:
         case: its files.
         modalities: the channels, in order.
-        labels: label value → structure.
+        labels: label value → structure; "ignore" marks voxels that loss and score leave out.
         may_lack_modalities: whether a modality that the case has not is a channel of zeros; one it must have.
 
     Raises:
         DataError: naming the file, if one is missing, damaged, or lies on another grid, if a label holds a
-            fraction or a value the layout does not know, or if the brain is empty.
+            fraction or a value that has no name, or if the brain is empty or ignored as a whole.
     """
     missing = [name for name in modalities if name not in case.images]
     if missing and not (may_lack_modalities and len(missing) < len(modalities)):
@@ -182,14 +170,15 @@ def read_case(
             f"case {case.id}: has no {missing[0]} scan (it has {', '.join(case.images)}); add the file, leave the "
             "case out, choose another --modality, or train with --modality-dropout"
         )
-    reference = next(case.images[name] for name in modalities if name in case.images)
-    first = read_volume(reference)
+    first_name = next(name for name in modalities if name in case.images)
+    reference = case.images[first_name]
+    first = read_volume(reference, case.channels.get(first_name))
     stack = np.zeros((len(modalities), *first.data.shape), np.float32)
-    for channel, name in zip(stack, modalities, strict=True):
+    for plane, name in zip(stack, modalities, strict=True):
         if name in case.images:
-            volume = first if case.images[name] == reference else read_volume(case.images[name])
+            volume = first if name == first_name else read_volume(case.images[name], case.channels.get(name))
             _check_same_grid(volume, case.images[name], first, reference)
-            channel[:] = volume.data
+            plane[:] = volume.data
     if case.brain is None:
         brain = (stack != 0).any(0)
     else:
@@ -199,7 +188,12 @@ def read_case(
     if not brain.any():
         raise DataError(f"{case.brain or reference}: has no voxel above 0; the case has no brain to look at")
     label = None if case.label is None else _read_label(case.label, labels, first, reference)
-    return Scan(case.id, stack, brain, label, first.affine, reference)
+    ignore = [value for value, name in labels.items() if name == IGNORE]
+    ignored = np.isin(label, ignore) if label is not None and ignore else None
+    scan = Scan(case.id, stack, brain, label, first.affine, reference, ignored)
+    if not scan.counted.any():
+        raise DataError(f"{case.label}: every voxel of the brain is labelled '{IGNORE}'; leave the case out")
+    return scan
 
 
 def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference: Path) -> NDArray[np.int16]:
@@ -210,8 +204,8 @@ def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference:
         raise DataError(f"{path}: label values are not whole numbers; was the mask resampled without 'nearest'?")
     unknown = sorted(set(np.unique(whole).astype(int).tolist()) - {0, *labels})
     if unknown:
-        known = ", ".join(f"{value} {name}" for value, name in labels.items())
-        raise DataError(f"{path}: unknown label value {unknown[0]}; this layout has 0 background, {known}")
+        known = ", ".join(f"{value} {name}" for value, name in {0: "background", **labels}.items())
+        raise DataError(f"{path}: unknown label value {unknown[0]} ({known}); mend the mask, or name it by --label-map")
     return whole.astype(np.int16)
 
 

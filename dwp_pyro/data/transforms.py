@@ -51,7 +51,7 @@ class Example:
     Args:
         id: of the case.
         image: [C, X, Y, Z], normalised over the brain, 0 outside.
-        brain: [1, X, Y, Z], 0 or 1.
+        brain: [1, X, Y, Z], 0 outside, 1 inside; 2 inside where the label says that loss and score leave a voxel out.
         label: [R, X, Y, Z], 1 in a region and 0 outside; None without a label.
         fg_indices: flat indices of the voxels of any region.
         bg_indices: flat indices of the brain's other voxels.
@@ -91,11 +91,11 @@ class Preprocessing:
         self._indices = FgBgToIndicesd("label", image_key="brain")
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
-        """Args: a scan, and of each region the label values that make it up; none if not known."""
+        """Args: a scan, and of each region to segment the label values that make it up; no regions, no label."""
         affine = torch.from_numpy(scan.affine)
         volumes = {
             "image": MetaTensor(scan.images, affine=affine),
-            "brain": MetaTensor(scan.brain[None].astype(np.float32), affine=affine),
+            "brain": MetaTensor((2 * scan.brain.astype(np.float32) - scan.counted)[None], affine=affine),
         }
         if scan.label is not None and regions:
             masks = np.stack([np.isin(scan.label, sorted(values)) for values in regions])
@@ -105,7 +105,7 @@ class Preprocessing:
         done: Any = {
             name: (cropped[name] if name == "image" else cropped[name].to(torch.uint8)).clone() for name in volumes
         }
-        if "label" not in volumes:
+        if "label" not in done:
             nowhere = torch.empty(0, dtype=torch.long)
             return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)
         indices = self._indices({"label": done["label"].amax(0, keepdim=True), "brain": done["brain"]})
@@ -195,7 +195,7 @@ class Patches(Dataset[Batch]):
         return self.length
 
     def __getitem__(self, index: int) -> Batch:
-        """Image [C, x, y, z], label [R, x, y, z], brain [1, x, y, z], and the case's number of brain voxels []."""
+        """Image [C, x, y, z], label [R, x, y, z], 1 where a voxel counts [1, x, y, z], and how many the case has []."""
         round_, place = divmod(index, len(self.examples))
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.examples))
         example = self.examples[order[place]]
@@ -214,7 +214,7 @@ class Patches(Dataset[Batch]):
         image, label, brain = (patch[key] for key in ("image", "label", "brain"))
         if self.modality_dropout:
             image = image * self._kept(index, example)[:, None, None, None]
-        return image, label.long(), brain.float(), example.brain.as_tensor().sum().float()
+        return image, label.long(), (brain == 1).float(), (example.brain.as_tensor() == 1).sum().float()
 
     def _kept(self, index: int, example: Example) -> Tensor:
         """1 for the modalities that stay in a patch, 0 for the others, [C]; noise has been added to all of them."""

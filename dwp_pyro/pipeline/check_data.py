@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dwp_pyro.data.case import Case, Layout, read_case
-from dwp_pyro.data.layouts import find_cases
+from dwp_pyro.data.case import Case, read_case
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.regions import BACKGROUND
 from dwp_pyro.errors import DataError
 from dwp_pyro.progress import progress
 
 __all__ = ["check_data"]
 
 
-def check_data(root: Path, layout: Layout, modalities: Sequence[str] = ()) -> dict[str, Any]:
+def check_data(data: DataSet, modalities: Sequence[str] = ()) -> dict[str, Any]:
     """Read every file of every case.
 
     Args:
-        root: folder of the scans.
-        layout: it has.
+        data: the data set.
         modalities: that each case must have; those that any case has, if empty.
 
     Returns:
-        {"layout": name, "cases": [{"id", "modalities", "label" (is there one), "labels" (structure →
-        voxels), "spacing" (mm), "shape", "problems" (one line each)}]}.
-
-    Raises:
-        DataError: if the folder holds no case of this layout.
+        {"layout": name, "regions": region → label values, "cases": [{"id", "modalities", "label" (is there one),
+        "labels" (structure → voxels), "spacing" (mm), "shape", "problems" (one line each)}]}. Training skips a case
+        without a label, which is no problem.
     """
-    cases = find_cases(root, layout)
-    wanted = list(modalities) or sorted({name for case in cases for name in case.images})
+    wanted = list(modalities) or sorted({name for case in data.cases for name in case.images})
     rows = []
-    with progress("checking", len(cases)) as advance:
-        for case in cases:
-            rows.append(_check(case, layout, wanted))
+    with progress("checking", len(data.cases)) as advance:
+        for case in data.cases:
+            rows.append(_check(case, data, wanted))
             advance(case.id)
-    return {"layout": layout.name, "cases": rows}
+    regions = {name: sorted(values) for name, values in data.regions.items()}
+    return {"layout": data.layout, "regions": regions, "cases": rows}
 
 
-def _check(case: Case, layout: Layout, wanted: list[str]) -> dict[str, Any]:
+def _check(case: Case, data: DataSet, wanted: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": case.id,
         "modalities": list(case.images),
@@ -53,12 +50,14 @@ def _check(case: Case, layout: Layout, wanted: list[str]) -> dict[str, Any]:
     if missing:
         row["problems"].append(f"case {case.id}: has no {', '.join(missing)} scan")
     try:
-        scan = read_case(case, list(case.images), layout.labels)
+        scan = read_case(case, list(case.images), data.labels)
     except DataError as problem:
         row["problems"].append(str(problem))
         return row
     row["shape"] = list(scan.brain.shape)
-    row["spacing"] = [round(float(side), 4) for side in (scan.affine[:3, :3] ** 2).sum(0) ** 0.5]
+    row["spacing"] = [round(side, 4) for side in scan.spacing]
     if scan.label is not None:
-        row["labels"] = {name: int((scan.label == value).sum()) for value, name in layout.labels.items()}
+        for value, name in data.labels.items():
+            if name != BACKGROUND:
+                row["labels"][name] = row["labels"].get(name, 0) + int((scan.label == value).sum())
     return row

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dwp_pyro.config import PredictConfig, data_root
-from dwp_pyro.data.case import Case, Layout, Scan, read_volume
-from dwp_pyro.data.layouts import LAYOUTS, find_cases
+from dwp_pyro.config import PredictConfig
+from dwp_pyro.data.case import Scan, read_volume
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import LAYOUTS, open_dataset
+from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Posterior
@@ -57,15 +59,15 @@ def evaluate(
     trained = load_run(run)
     card = trained.posterior.card
     settings = read_yaml(run / "config.yaml")
-    cases, layout = find_test_cases(run, root)
+    data = find_test_cases(run, root)
     out = run / "predictions"
-    missing = not_predicted(out, cases, trained, config)
-    predict_cases(trained, missing, layout, config, out, torch_device(device))
+    missing = not_predicted(out, data.cases, trained, config)
+    predict_cases(trained, missing, data, config, out, torch_device(device))
     measured: dict[str, dict[str, CaseMetrics]] = {region: {} for region in card.regions}
     entropies: dict[str, list[float]] = {region: [] for region in card.regions}
-    with progress("evaluating", len(cases)) as advance:
-        for case in cases:
-            scan = read_scan(case, card, layout)
+    with progress("evaluating", len(data.cases)) as advance:
+        for case in data.cases:
+            scan = read_scan(case, card, data)
             predicted = read_json(out / f"{case.id}.json")["regions"]
             for region in card.regions:
                 probability, entropy = (
@@ -73,15 +75,17 @@ def evaluate(
                 )
                 agreement = predicted[region]["pairwise_dice"]
                 agreement = math.nan if agreement is None else agreement
-                measured[region][case.id] = _measure(probability, entropy, agreement, scan, layout, region)
-                entropies[region].append(float(entropy[scan.brain].mean()))
+                measured[region][case.id] = _measure(probability, entropy, agreement, scan, data, region)
+                entropies[region].append(float(entropy[scan.counted].mean()))
             advance(", ".join(f"Dice {of_region[case.id].measures['dice']:.3f}" for of_region in measured.values()))
     rows = {region: {name: each.measures for name, each in of.items()} for region, of in measured.items()}
     summary = {region: summarise(of_region.values()) for region, of_region in rows.items()}
     table = io.StringIO()
     writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"case": case.id, "region": region, **rows[region][case.id]} for case in cases for region in rows)
+    writer.writerows(
+        {"case": case.id, "region": region, **rows[region][case.id]} for case in data.cases for region in rows
+    )
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
     curves = {
         region: _curves(run, "" if len(measured) == 1 else f"_{region}", list(of_region.values()), entropies[region])
@@ -106,8 +110,8 @@ def evaluate(
     return summary
 
 
-def find_test_cases(run: Path, root: str | None) -> tuple[list[Case], Layout]:
-    """The test cases of a run's split, and their layout.
+def find_test_cases(run: Path, root: str | None) -> DataSet:
+    """The test cases of a run's split.
 
     Args:
         run: folder of the run.
@@ -118,14 +122,14 @@ def find_test_cases(run: Path, root: str | None) -> tuple[list[Case], Layout]:
     """
     settings = read_yaml(run / "config.yaml")
     test = read_json(run / "split.json").get("test")
-    dataset, saved_root = settings.get("dataset"), settings.get("root")
-    if dataset not in LAYOUTS or not isinstance(saved_root, str):
+    dataset, saved_root, label_map = settings.get("dataset"), settings.get("root"), settings.get("label_map") or []
+    if dataset not in LAYOUTS or not isinstance(saved_root, str) or not isinstance(label_map, list):
         raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
     if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
         raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
-    layout = LAYOUTS[dataset]
-    folder = data_root(dataset, root or saved_root)
-    cases = {case.id: case for case in find_cases(folder, layout)}
+    folder = Path(root or saved_root)
+    data = open_dataset(folder, dataset, parse_label_map(map(str, label_map)))
+    cases = data.by_id
     for name in test:
         if name not in cases:
             raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
@@ -133,18 +137,17 @@ def find_test_cases(run: Path, root: str | None) -> tuple[list[Case], Layout]:
             raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
     if not test:
         raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
-    return [cases[name] for name in test], layout
+    return replace(data, cases=tuple(cases[name] for name in test))
 
 
 def measure(
-    posterior: Posterior, cases: Sequence[Case], layout: Layout, config: PredictConfig, device: torch.device
+    posterior: Posterior, data: DataSet, config: PredictConfig, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """The figures that `evaluate` gives, of cases predicted in memory; nothing is written.
 
     Args:
         posterior: on the device.
-        cases: with labels.
-        layout: of their files.
+        data: cases with labels.
         config: settings of the predictions.
         device: to compute on.
 
@@ -156,11 +159,10 @@ def measure(
         RunError: if the device's memory is too small.
     """
     rows = {}
-    for case in cases:
-        prediction = predict_case(posterior, case, layout, config, device)
-        scan, probability, entropy, _, agreement = prediction
+    for case in data.cases:
+        scan, probability, entropy, _, agreement = predict_case(posterior, case, data, config, device)
         regions = [
-            _measure(probability[number], entropy[number], agreement[number], scan, layout, region).measures
+            _measure(probability[number], entropy[number], agreement[number], scan, data, region).measures
             for number, region in enumerate(posterior.card.regions)
         ]
         rows[case.id] = {name: sum(figures[name] for figures in regions) / len(regions) for name in regions[0]}
@@ -172,14 +174,16 @@ def _measure(
     entropy: NDArray[np.float32],
     agreement: float,
     scan: Scan,
-    layout: Layout,
+    data: DataSet,
     region: str,
 ) -> CaseMetrics:
-    """With "pairwise_dice" where there were several passes."""
+    """With "pairwise_dice" where there were several passes; ignored voxels are background, and in no brain."""
     assert scan.label is not None
-    values = layout.region_values([region])[region]
+    values = data.region_values([region])[region]
     truth = np.isin(scan.label, sorted(values))
-    measured = case_metrics(probability, entropy, truth, scan.brain, scan.spacing)
+    if scan.ignored is not None:
+        probability = probability * ~scan.ignored
+    measured = case_metrics(probability, entropy, truth, scan.counted, scan.spacing)
     if not math.isnan(agreement):
         measured.measures["pairwise_dice"] = agreement
     return measured

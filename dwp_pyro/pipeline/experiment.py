@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -13,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from dwp_pyro.config import PredictConfig, SviConfig
-from dwp_pyro.data.case import Case
-from dwp_pyro.data.layouts import LAYOUTS
+from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.errors import ConfigError, DataError, RunError, UserError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.metrics import MEASURES
@@ -130,7 +130,7 @@ class _Task:
     Args:
         cell: to train, its settings resolved.
         settings: digest of all that its result depends on.
-        cases: to measure.
+        data: the cases to measure.
         predict: settings of the predictions.
         run: folder of the training.
         device: to compute on.
@@ -138,7 +138,7 @@ class _Task:
 
     cell: Cell
     settings: str
-    cases: tuple[Case, ...]
+    data: DataSet
     predict: PredictConfig
     run: Path
     device: str
@@ -161,13 +161,12 @@ def _task(study: Study, cell: Cell, out: Path, device: str) -> _Task:
     """Raises ConfigError if the cell's scans, split, prior or source network are not there."""
     try:
         config = with_defaults(cell.config)
-        cases, split = find_split(config, config.n)
+        data, split = find_split(config, config.n)
         measured = split.test if study.evaluate == "test" else split.validation
         if not measured:
             raise DataError(f"the split has no {study.evaluate} cases, there is nothing to measure")
+        cases = data.by_id
         for name in (*split.train, *split.validation, *measured):
-            if cases[name].label is None:
-                raise DataError(f"case {name}: has no label file; add it, or leave the case out")
             missing = [modality for modality in config.modality if modality not in cases[name].images]
             if missing and not (config.modality_dropout and len(missing) < len(config.modality)):
                 raise DataError(f"case {name}: has no {missing[0]} scan; add it, or leave the case out")
@@ -188,7 +187,8 @@ def _task(study: Study, cell: Cell, out: Path, device: str) -> _Task:
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:12]
     predict = PredictConfig(samples=study.samples, seed=config.seed)
     run = out / "cells" / cell.name
-    return _Task(Cell(cell.arm, config), digest, tuple(cases[name] for name in measured), predict, run, device)
+    data = dataclasses.replace(data, cases=tuple(cases[name] for name in measured))
+    return _Task(Cell(cell.arm, config), digest, data, predict, run, device)
 
 
 def _run(task: _Task) -> list[Row]:
@@ -205,7 +205,7 @@ def _run(task: _Task) -> list[Row]:
         write_json(task.record, {"settings": task.settings, "seconds": seconds})
     device = torch_device(task.device)
     posterior = load_run(task.run).posterior.to(device)
-    measured = measure(posterior, task.cases, LAYOUTS[config.dataset], task.predict, device)
+    measured = measure(posterior, task.data, task.predict, device)
     arm, n, seed = task.cell.key
     return [Row(arm, n, seed, case, figures, seconds, task.settings) for case, figures in measured.items()]
 

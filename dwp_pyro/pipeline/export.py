@@ -195,7 +195,7 @@ def _inference() -> dict[str, Any]:
 
 
 def _readme(card: NetworkCard, settings: Mapping[str, Any]) -> str:
-    layouts = sorted({layout.name for layout in LAYOUTS.values()})
+    layouts = sorted(LAYOUTS)
     spacing = "as scanned" if card.spacing is None else f"resampled to {card.spacing:g} mm"
     learned = ", ".join(
         f"{name} {settings[name]}"
@@ -205,7 +205,7 @@ def _readme(card: NetworkCard, settings: Mapping[str, Any]) -> str:
     return f"""# Segmentation of {_regions(card)}
 
 A 3D network ({card.network}) with a posterior over its convolution kernels, trained by
-[dwp-pyro](https://pypi.org/project/dwp-pyro/) {version("dwp-pyro")} on scans of the layout {card.layout} ({learned}).
+dwp-pyro {version("dwp-pyro")} on scans of the layout {card.layout} ({learned}).
 
     pip install dwp-pyro fire
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir MAPS

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dwp_pyro.data.case import read_case
-from dwp_pyro.data.layouts import LAYOUTS, find_cases
+from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, KernelPrior
@@ -143,8 +143,7 @@ def _phantom() -> tuple[NDArray[np.float32], Tensor]:
     """A generated FLAIR scan: its middle axial slice [X, Y], and itself ready for a network [1, X, Y, Z]."""
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms("brats", Path(folder), 1)
-        layout = LAYOUTS["brats"]
-        (case,) = find_cases(Path(folder), layout)
-        scan = read_case(case, ("flair",), layout.labels)
+        data = open_dataset(Path(folder), "brats")
+        scan = read_case(data.cases[0], ("flair",), data.labels)
     image = Preprocessing(None)(scan, []).image.as_tensor()
     return image[0, ..., image.shape[-1] // 2].numpy(), image

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import Case, Layout, Scan, read_case
-from dwp_pyro.data.layouts import LAYOUTS, detect_layout, find_cases
+from dwp_pyro.data.case import Case, Scan, read_case
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device
@@ -63,7 +64,8 @@ def predict(
 
     Args:
         run: folder of a finished `svi` or `finetune` run.
-        scans: one folder of any known layout, or the files of one case, one a modality of the run, in its order.
+        scans: one folder of any known layout, one CSV file that lists scans, or the files of one case, one a modality
+            of the run, in its order.
         config: settings.
         out: folder of the predictions; `run/predictions` by default.
         device: to compute on.
@@ -86,7 +88,8 @@ def predict(
         (9, 9)
     """
     trained = load_run(run)
-    cases, layout = cases_to_predict(scans, trained.posterior)
+    data = cases_to_predict(scans, trained.posterior)
+    cases: Sequence[Case] = data.cases
     out = out or run / "predictions"
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; --out names a folder")
@@ -100,9 +103,9 @@ def predict(
         cases = not_predicted(out, cases, trained, config)
     with progress("checking scans", len(cases)) as advance:
         for case in cases:  # all of them, before anything is written
-            read_scan(case, trained.posterior.card, layout)
+            read_scan(case, trained.posterior.card, data)
             advance("")
-    return predict_cases(trained, cases, layout, config, out, torch_device(device))
+    return predict_cases(trained, cases, data, config, out, torch_device(device))
 
 
 class TrainedRun(NamedTuple):
@@ -128,8 +131,8 @@ def load_run(run: Path) -> TrainedRun:
     return TrainedRun(Posterior.load(path), file_digest(path))
 
 
-def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> tuple[list[Case], Layout]:
-    """The cases that a command line names, and their layout.
+def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
+    """The cases that a command line names.
 
     Raises:
         DataError: if a path is missing, or the files do not match the modalities.
@@ -137,17 +140,17 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> tuple[list[
     for path in scans:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-    if len(scans) == 1 and scans[0].is_dir():
-        layout = detect_layout(scans[0])
-        return find_cases(scans[0], layout), layout
+    if len(scans) == 1 and (scans[0].is_dir() or scans[0].suffix == ".csv"):
+        return open_dataset(scans[0], needs_labels=False)
     modalities = posterior.card.modalities
     if any(path.is_dir() for path in scans) or len(scans) != len(modalities):
         raise DataError(
-            f"{scans[0]}: give one folder, or {len(modalities)} file(s) of one case, "
+            f"{scans[0]}: give one folder or CSV file, or {len(modalities)} file(s) of one case, "
             f"in the order {', '.join(modalities)}; got {len(scans)} path(s)"
         )
     name = scans[0].name.removesuffix(".gz").removesuffix(".nii")
-    return [Case(name, dict(zip(modalities, scans, strict=True)))], LAYOUTS[posterior.card.layout]
+    case = Case(name, dict(zip(modalities, scans, strict=True)))
+    return DataSet(scans[0].parent, posterior.card.layout, (case,), {}, {})
 
 
 def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config: PredictConfig) -> list[Case]:
@@ -162,9 +165,9 @@ def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config:
     return missing
 
 
-def read_scan(case: Case, card: NetworkCard, layout: Layout) -> Scan:
+def read_scan(case: Case, card: NetworkCard, data: DataSet) -> Scan:
     """A case as a network takes it; see `read_case`."""
-    return read_case(case, card.modalities, layout.labels, may_lack_modalities=card.may_lack_modalities)
+    return read_case(case, card.modalities, data.labels, may_lack_modalities=card.may_lack_modalities)
 
 
 def map_path(folder: Path, case: str, kind: str, region: str, card: NetworkCard) -> Path:
@@ -172,11 +175,11 @@ def map_path(folder: Path, case: str, kind: str, region: str, card: NetworkCard)
     return folder / (f"{case}_{kind}.nii.gz" if len(card.regions) == 1 else f"{case}_{kind}_{region}.nii.gz")
 
 
-def known_regions(card: NetworkCard, layout: Layout) -> tuple[frozenset[int], ...]:
-    """Of each region of a network the label values in this layout; () if the layout has not all of them."""
-    if not layout.regions.keys() >= set(card.regions):
+def known_regions(card: NetworkCard, data: DataSet) -> tuple[frozenset[int], ...]:
+    """Of each region of a network the label values in this data set; () if it has not all of them."""
+    if not data.regions.keys() >= set(card.regions):
         return ()
-    return tuple(layout.regions[region] for region in card.regions)
+    return tuple(data.regions[region] for region in card.regions)
 
 
 def label_values(card: NetworkCard) -> tuple[int, ...]:
@@ -218,7 +221,7 @@ class Prediction(NamedTuple):
 def predict_case(
     posterior: Posterior,
     case: Case,
-    layout: Layout,
+    data: DataSet,
     config: PredictConfig,
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
@@ -228,7 +231,7 @@ def predict_case(
     Args:
         posterior: on the device.
         case: to predict.
-        layout: of its files.
+        data: that it belongs to.
         config: settings.
         device: to compute on.
         advance: called after each weight sample.
@@ -238,9 +241,9 @@ def predict_case(
         RunError: if the device's memory is too small.
     """
     card = posterior.card
-    scan = read_scan(case, card, layout)
+    scan = read_scan(case, card, data)
     preprocess = Preprocessing(card.spacing)
-    example = preprocess(scan, known_regions(card, layout))
+    example = preprocess(scan, known_regions(card, data))
     seeds = (
         [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
     )
@@ -259,7 +262,7 @@ def predict_case(
 def predict_cases(
     trained: TrainedRun,
     cases: Sequence[Case],
-    layout: Layout,
+    data: DataSet,
     config: PredictConfig,
     out: Path,
     device: torch.device,
@@ -273,12 +276,12 @@ def predict_cases(
     posterior = trained.posterior.to(device)
     card = posterior.card
     # The label is drawn in the picture where its values mean the same structures as in training.
-    known = known_regions(card, layout)
+    known = known_regions(card, data)
     pictures = []
     with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information, agreement = predict_case(
-                posterior, case, layout, config, device, partial(advance, case.id)
+                posterior, case, data, config, device, partial(advance, case.id)
             )
             segmentation = label_volume(probability > 0.5, card, label_values(card))
             marker = out / f"{case.id}.json"
@@ -328,7 +331,7 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "precision": config.precision,
         "posterior": trained.digest,
         "regions": list(trained.posterior.card.regions),
-        "scans": [file_digest(path) for path in files],
+        "scans": [file_digest(path) for path in dict.fromkeys(files)],  # a file may hold several modalities
     }
 
 

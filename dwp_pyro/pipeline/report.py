@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import Case, Layout, read_volume
+from dwp_pyro.data.case import Case, read_volume
+from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.errors import ConfigError, RunError
 from dwp_pyro.pipeline.evaluate import find_test_cases
 from dwp_pyro.pipeline.predict import TrainedRun, load_run, map_path, not_predicted, read_scan
@@ -48,20 +49,19 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     if shown not in card.regions:
         raise ConfigError(f"region: '{shown}' is not one of {', '.join(card.regions)}, which {run} segments")
     evaluation, regions, prediction = _read_evaluation(run)
-    cases, layout = find_test_cases(run, root)
-    if any({case.id for case in cases} != figures.keys() for figures in regions.values()) or shown not in regions:
+    data = find_test_cases(run, root)
+    if any(data.by_id.keys() != figures.keys() for figures in regions.values()) or shown not in regions:
         raise _outdated(run, "is of other test cases or regions than the run")
-    by_name = {case.id: case for case in cases}
     chosen = _best_median_worst(regions[shown])
     for name in chosen.values():
-        if not_predicted(run / "predictions", [by_name[name]], trained, prediction):
+        if not_predicted(run / "predictions", [data.by_id[name]], trained, prediction):
             raise _outdated(run, f"is of another prediction of '{name}' than {run / 'predictions'} holds")
     views = {}
     with progress("reading scans", len(chosen)) as advance:
         for rank, name in chosen.items():
-            views[rank] = (name, _view(run, by_name[name], layout, trained, shown))
+            views[rank] = (name, _view(run, data.by_id[name], data, trained, shown))
             advance(name)
-    predicted = {name: read_json(run / "predictions" / f"{name}.json")["regions"] for name in by_name}
+    predicted = {name: read_json(run / "predictions" / f"{name}.json")["regions"] for name in data.by_id}
     split = read_json(run / "split.json")
     command = str(read_json(run / "run.json").get("command"))
     learned_from = read_json(run / "learned_from.json")
@@ -69,13 +69,13 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     html = page(
         Report(
             name=run.resolve().name,
-            summary=f"{', '.join(card.regions)} of {layout.name} scans, learned from {n} cases",
+            summary=f"{', '.join(card.regions)} of {data.layout} scans, learned from {n} cases",
             data={
-                "layout": layout.name,
+                "layout": data.layout,
                 "modalities": ", ".join(card.modalities),
                 **{
-                    f"region “{name}”": ", ".join(layout.labels[value] for value in sorted(values))
-                    for name, values in layout.region_values(card.regions).items()
+                    f"region “{name}”": ", ".join(data.labels[value] for value in sorted(values))
+                    for name, values in data.region_values(card.regions).items()
                 },
                 "voxels": "as scanned" if card.spacing is None else f"resampled to {card.spacing:g} mm",
             },
@@ -128,9 +128,9 @@ def _best_median_worst(figures: Mapping[str, Figures]) -> dict[str, str]:
     return {"best": order[0], **middle, "worst": order[-1]}
 
 
-def _view(run: Path, case: Case, layout: Layout, trained: TrainedRun, region: str) -> CaseView:
+def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str) -> CaseView:
     card = trained.posterior.card
-    scan = read_scan(case, card, layout)
+    scan = read_scan(case, card, data)
     assert scan.label is not None
     probability, entropy, mutual_information = (
         read_volume(map_path(run / "predictions", case.id, kind, region, card)).data
@@ -141,7 +141,7 @@ def _view(run: Path, case: Case, layout: Layout, trained: TrainedRun, region: st
         scan.affine,
         scan.images[0],
         scan.brain,
-        np.isin(scan.label, sorted(layout.region_values([region])[region])),
+        np.isin(scan.label, sorted(data.region_values([region])[region])),
         probability,
         entropy,
         mutual_information,

@@ -30,7 +30,7 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
         modalities=settings.modality,
         regions=tuple(data.regions),
         values=tuple(tuple(sorted(values)) for values in data.regions.values()),
-        layout=data.layout.name,
+        layout=data.layout,
         spacing=settings.spacing,
         patch=data.patch,
         network=settings.network,
@@ -135,7 +135,7 @@ def validation_dice(posterior: Posterior, data: TrainingData, device: torch.devi
     for example in data.validation:
         assert example.label is not None
         predicted = posterior_mean_probability(posterior, example.image.as_tensor().to(device)) > 0.5
-        predicted &= example.brain.as_tensor().to(device) > 0
+        predicted &= example.brain.as_tensor().to(device) == 1  # 2 is ignored
         for here, there in zip(predicted, example.label.as_tensor().to(device) > 0, strict=True):
             total = int(here.sum() + there.sum())
             scores.append(2 * int((here & there).sum()) / total if total else 1.0)

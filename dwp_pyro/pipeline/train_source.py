@@ -58,7 +58,7 @@ def train_source(
             figures = read_json(folder / f"snapshot{number}.json")
             dice = figures["dice"]
             source = KernelSource(
-                bootstrap, number, config.dataset, asdict(posterior.card), dice, figures["start_correlation"]
+                bootstrap, number, data.layout, asdict(posterior.card), dice, figures["start_correlation"]
             )
             (member,) = posterior.members
             snapshots.append((source, {name: w.detach() for name, w in kernel_sites(member.network).items()}))

@@ -166,3 +166,25 @@ def test_affines_that_differ_by_rounding_are_one_grid(case):
     almost[0, 3] += 1e-3
     write(case.label, np.zeros((8, 9, 10), np.uint8), almost)
     assert read_case(case, ("flair",), LABELS).label is not None
+
+
+def test_ignored_voxels_are_in_the_brain_and_do_not_count(case):
+    labels = {1: "lesion", 4: "ignore"}
+    scan = read_case(case, ("flair",), labels)
+    np.testing.assert_array_equal(scan.ignored, scan.label == 4)
+    np.testing.assert_array_equal(scan.counted, scan.brain & (scan.label != 4))
+    assert scan.ignored.sum() == 8 and scan.brain[scan.ignored].all()
+    assert read_case(case, ("flair",), LABELS).ignored is None
+    write(case.label, np.full((8, 9, 10), 4, np.uint8))
+    with pytest.raises(DataError, match="every voxel of the brain is labelled 'ignore'"):
+        read_case(case, ("flair",), labels)
+
+
+def test_a_channel_is_read_alone(tmp_path):
+    data = np.arange(2 * 3 * 4 * 3, dtype=np.int16).reshape(2, 3, 4, 3)
+    path = write(tmp_path / "v.nii.gz", data)
+    np.testing.assert_array_equal(read_volume(path, 2).data, data[..., 2])
+    with pytest.raises(DataError, match="expected a four-dimensional file with 4 channels or more"):
+        read_volume(path, 3)
+    with pytest.raises(DataError, match="expected a four-dimensional file"):
+        read_volume(write(tmp_path / "flat.nii.gz", data[..., 0]), 0)

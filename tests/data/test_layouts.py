@@ -1,11 +1,16 @@
 """Layouts against folders that the tests make."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from dwp_pyro.config import DATASETS
-from dwp_pyro.data.layouts import LAYOUTS, detect_layout, find_cases
+from dwp_pyro.data.case import read_case
+from dwp_pyro.data.layouts import LAYOUTS, fitting, open_dataset
 from dwp_pyro.errors import DataError
 
 
@@ -16,70 +21,515 @@ def touch(root: Path, *names: str) -> None:
         path.touch()
 
 
+def underscored(root: Path, case: str, suffix: str = ".nii.gz", label: bool = True) -> None:
+    name = Path(case).name
+    touch(root, *(f"{case}/{name}_{m}{suffix}" for m in ("flair", "t1", "t1ce", "t2", *(["seg"] if label else []))))
+
+
+def hyphened(root: Path, case: str, label: bool = True) -> None:
+    name = Path(case).name
+    touch(root, *(f"{case}/{name}-{m}.nii.gz" for m in ("t1n", "t1c", "t2w", "t2f", *(["seg"] if label else []))))
+
+
+def describe(root: Path, **content) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def msd(root: Path) -> None:
+    touch(root, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
+    touch(root, "imagesTs/BRATS_485.nii.gz")
+    describe(
+        root,
+        modality={"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        labels={"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+        training=[{"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}],
+    )
+
+
+NNUNET = {"channel_names": {"0": "T1", "1": "T2-FLAIR"}, "numTraining": 1, "file_ending": ".nii.gz"}
+
+
+def nnunet(root: Path, labels: dict | None = None, ending: str = ".nii.gz") -> None:
+    touch(root, *(f"imagesTr/P_1_000{i}{ending}" for i in (0, 1)), f"labelsTr/P_1{ending}")
+    touch(root, *(f"imagesTs/P_2_000{i}{ending}" for i in (0, 1)))
+    describe(root, **NNUNET | {"labels": labels or {"background": 0, "oedema": 1, "necrosis": 2, "enhancing": 3}})
+
+
+def bids(root: Path) -> None:
+    touch(root, *(f"sub-01/ses-1/anat/sub-01_ses-1_{m}.nii.gz" for m in ("T1w", "FLAIR", "ce-gd_T1w")))
+    touch(root, "sub-02/anat/sub-02_T1w.nii.gz", "dataset_description.json")
+    touch(root, "derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz")
+
+
+def msseg(root: Path) -> None:
+    for part in ("Training", "Testing"):
+        patient = f"{part}/Center_01/Patient_01"
+        touch(
+            root, *(f"{patient}/Preprocessed_Data/{m}_preprocessed.nii.gz" for m in ("FLAIR", "T1", "T2", "DP", "GADO"))
+        )
+        touch(root, *(f"{patient}/Raw_Data/{m}.nii.gz" for m in ("FLAIR", "T1")))
+        touch(root, *(f"{patient}/Masks/{m}.nii.gz" for m in ("Consensus", "ManualSegmentation_1", "Brain_Mask")))
+
+
+def manifest(root: Path) -> None:
+    touch(root, "a/f.nii.gz", "a/l.nii.gz", "a/b.nii.gz", "f2.nii.gz")
+    (root / "scans.csv").write_text("id,FLAIR,label,brain\nA-1,a/f.nii.gz,a/l.nii.gz,a/b.nii.gz\n\nB,f2.nii.gz,,\n")
+
+
+GLI = "ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData/BraTS-GLI-00000-000"
+BRATS = ["flair", "t1", "t1ce", "t2"]
+LESION = {1: "lesion"}
+TUMOUR = {1: "necrosis", 2: "oedema", 4: "enhancing"}
+
+#: What makes a data set, its layout, ids of its cases in order, modalities of the first, labels, first region.
+KNOWN: dict[str, tuple[Callable[[Path], object], str, list[str], list[str], dict[int, str], str]] = {
+    "brats2018": (
+        lambda root: (underscored(root, "HGG/Brats18_A_1"), underscored(root, "LGG/Brats18_B_1", label=False)),
+        "brats", ["Brats18_A_1", "Brats18_B_1"], BRATS, TUMOUR, "whole",
+    ),
+    "brats2018 in its release": (
+        lambda root: underscored(root, "MICCAI_BraTS_2018_Data_Training/HGG/Brats18_A_1"),
+        "brats", ["Brats18_A_1"], BRATS, TUMOUR, "whole",
+    ),
+    "brats2019": (
+        lambda root: underscored(root, "LGG/BraTS19_TCIA10_410_1", ".nii"),
+        "brats", ["BraTS19_TCIA10_410_1"], BRATS, TUMOUR, "whole",
+    ),
+    "brats2020": (
+        lambda root: (underscored(root, "BraTS20_Training_001", ".nii"), touch(root, "name_mapping.csv")),
+        "brats", ["BraTS20_Training_001"], BRATS, TUMOUR, "whole",
+    ),
+    "brats2020 validation": (
+        lambda root: underscored(root, "BraTS20_Validation_001", label=False),
+        "brats", ["BraTS20_Validation_001"], BRATS, {}, "",
+    ),
+    "brats2021": (
+        lambda root: underscored(root, "BraTS2021_00000"),
+        "brats", ["BraTS2021_00000"], BRATS, TUMOUR, "whole",
+    ),
+    "brats2023-gli": (
+        lambda root: hyphened(root, GLI),
+        "brats2023-gli", ["BraTS-GLI-00000-000"], BRATS, {1: "necrosis", 2: "oedema", 3: "enhancing"}, "whole",
+    ),
+    "brats2024-gli": (
+        lambda root: hyphened(root, "training_data1_v2/BraTS-GLI-00005-100"),
+        "brats2024-gli", ["BraTS-GLI-00005-100"], BRATS,
+        {1: "non-enhancing", 2: "oedema", 3: "enhancing", 4: "resection-cavity"}, "whole",
+    ),
+    "brats-ped": (
+        lambda root: hyphened(root, "BraTS-PED-00002-000"),
+        "brats-ped", ["BraTS-PED-00002-000"], BRATS,
+        {1: "enhancing", 2: "non-enhancing", 3: "cystic-component", 4: "oedema"}, "whole",
+    ),
+    "openms": (
+        lambda root: touch(root, *(f"patient01/{m}.nii.gz" for m in ("FLAIR", "T1W", "T1WKS", "T2W", "consensus_gt"))),
+        "openms", ["patient01"], BRATS, LESION, "lesion",
+    ),
+    "openms with prefixes": (
+        lambda root: touch(root, *(f"patient01/patient01_{m}.nii" for m in ("FLAIR", "T2W", "consensus_gt"))),
+        "openms", ["patient01"], ["flair", "t2"], LESION, "lesion",
+    ),
+    "openms as released": (
+        lambda root: touch(
+            root, *(f"cross_sectional/coregistered/patient01/{m}.nii.gz" for m in ("FLAIR", "consensus_gt"))
+        ),
+        "openms", ["patient01"], ["flair"], LESION, "lesion",
+    ),
+    "msseg2016": (
+        msseg, "msseg2016", ["Testing_Center_01_Patient_01", "Training_Center_01_Patient_01"],
+        [*BRATS, "pd"], LESION, "lesion",
+    ),
+    "msseg2016 flat": (
+        lambda root: touch(
+            root, *(f"01016SACH/{m}.nii.gz" for m in ("3DFLAIR", "3DT1", "3DT1GADO", "T2", "DP", "Consensus"))
+        ),
+        "msseg2016", ["01016SACH"], [*BRATS, "pd"], LESION, "lesion",
+    ),
+    "isbi2015": (
+        lambda root: touch(
+            root,
+            *(
+                f"training/training01/preprocessed/training01_0{i}_{m}_pp.nii"
+                for i in (1, 2)
+                for m in ("flair", "mprage", "t2", "pd")
+            ),
+            *(f"training/training01/masks/training01_0{i}_mask{r}.nii" for i in (1, 2) for r in (1, 2)),
+        ),
+        "isbi2015", ["training01_01", "training01_02"], ["flair", "t1", "t2", "pd"], LESION, "lesion",
+    ),
+    "wmh2017": (
+        lambda root: touch(
+            root,
+            *(f"Utrecht/0/{k}/{m}.nii.gz" for k in ("pre", "orig") for m in ("FLAIR", "T1")), "Utrecht/0/wmh.nii.gz",
+            "Amsterdam/GE3T/100/pre/FLAIR.nii.gz", "Amsterdam/GE3T/100/wmh.nii.gz",
+        ),
+        "wmh2017", ["Amsterdam_GE3T_100", "Utrecht_0"], ["flair"], {1: "lesion", 2: "ignore"}, "lesion",
+    ),
+    "mslesseg": (
+        lambda root: touch(
+            root,
+            *(f"train/P1/T{i}/P1_T{i}_{m}.nii.gz" for i in (1, 2) for m in ("FLAIR", "T1", "T2", "MASK")),
+            "test/P54/P54_FLAIR.nii.gz",
+        ),
+        "mslesseg", ["P1_T1", "P1_T2", "P54"], ["flair", "t1", "t2"], LESION, "lesion",
+    ),
+    "bids": (bids, "bids", ["sub-01_ses-1", "sub-02"], ["flair", "t1", "t1ce"], LESION, "lesion"),
+    "bids of atlas": (
+        lambda root: touch(
+            root,
+            *(
+                f"R001/sub-r001s001/ses-1/anat/sub-r001s001_ses-1_space-MNI152NLin2009aSym_{m}.nii.gz"
+                for m in ("T1w", "label-L_desc-T1lesion_mask")
+            ),
+        ),
+        "bids", ["sub-r001s001_ses-1"], ["t1"], LESION, "lesion",
+    ),
+    "bids of ivadomed": (
+        lambda root: touch(
+            root, "sub-x/anat/sub-x_T2w.nii.gz", "derivatives/labels/sub-x/anat/sub-x_T2w_lesion-manual.nii.gz",
+            "derivatives/labels/sub-x/anat/sub-x_T2w_seg-manual.nii.gz",
+        ),
+        "bids", ["sub-x"], ["t2"], LESION, "lesion",
+    ),
+    "msd": (
+        msd, "msd", ["BRATS_001", "BRATS_485"], BRATS, {1: "oedema", 2: "non-enhancing", 3: "enhancing"}, "whole",
+    ),
+    "nnunet": (
+        nnunet, "nnunet", ["P_1", "P_2"], ["t1", "flair"], {1: "oedema", 2: "necrosis", 3: "enhancing"}, "whole",
+    ),
+}  # fmt: skip
+
+
 def test_the_command_line_knows_every_layout():
     assert set(DATASETS) == set(LAYOUTS)
 
 
-def test_brats_2018_and_2019_in_their_grades(tmp_path):
-    touch(
-        tmp_path,
-        *(f"HGG/Brats18_A_1/Brats18_A_1_{m}.nii.gz" for m in ("flair", "t1", "t1ce", "t2", "seg")),
-        *(f"LGG/BraTS19_B_2_1/BraTS19_B_2_1_{m}.nii" for m in ("flair", "t1")),
-        "HGG/.Brats18_C_1-tmp/Brats18_C_1/Brats18_C_1_flair.nii.gz",
-        "name_mapping.csv",
-    )
-    first, second = find_cases(tmp_path, LAYOUTS["brats"])
-    assert (first.id, second.id) == ("BraTS19_B_2_1", "Brats18_A_1")
-    assert set(second.images) == {"flair", "t1", "t1ce", "t2"}
-    assert second.label == tmp_path / "HGG/Brats18_A_1/Brats18_A_1_seg.nii.gz"
-    assert first.label is None
-    assert find_cases(tmp_path / "HGG", LAYOUTS["brats"])[0].id == "Brats18_A_1"
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_layout_is_told_from_the_others_and_read(tmp_path, name):
+    make, layout, ids, modalities, labels, region = KNOWN[name]
+    make(tmp_path)
+    assert set(fitting(tmp_path)) == {layout}
+    data = open_dataset(tmp_path)
+    assert data.layout == layout
+    assert [case.id for case in data.cases] == ids
+    assert sorted(data.cases[0].images) == sorted(modalities)
+    assert data.labels == labels
+    assert next(iter(data.regions), "") == region
+    assert bool(data.cases[0].label) == bool(labels)
+    for case in data.cases:
+        assert all(path.is_file() for path in (*case.images.values(), case.label, case.brain) if path is not None)
+    assert open_dataset(tmp_path, layout) == data
 
 
-@pytest.mark.parametrize("prefix", ["", "patient01_"])
-def test_open_ms_data_in_both_namings(tmp_path, prefix):
-    stems = ("FLAIR", "T1W", "T1WKS", "T2W", "consensus_gt", "brainmask")
-    touch(tmp_path, *(f"patient01/{prefix}{stem}.nii.gz" for stem in stems))
-    (case,) = find_cases(tmp_path, LAYOUTS["ms"])
-    assert {m: path.name for m, path in case.images.items()} == {
-        "flair": f"{prefix}FLAIR.nii.gz",
-        "t1": f"{prefix}T1W.nii.gz",
-        "t1ce": f"{prefix}T1WKS.nii.gz",
-        "t2": f"{prefix}T2W.nii.gz",
+def test_a_part_of_a_data_set_will_do(tmp_path):
+    """The folder of a grade, of a release, of the training cases."""
+    underscored(tmp_path, "HGG/Brats18_A_1")
+    msseg(tmp_path)
+    touch(tmp_path, "Utrecht/0/pre/FLAIR.nii.gz")
+    assert [case.id for case in open_dataset(tmp_path / "HGG").cases] == ["Brats18_A_1"]
+    assert [case.id for case in open_dataset(tmp_path / "Training").cases] == ["Center_01_Patient_01"]
+    assert [case.id for case in open_dataset(tmp_path / "Utrecht").cases] == ["0"]
+    with pytest.raises(DataError, match=r"several layouts \(brats, msseg2016, wmh2017\); choose one by --dataset"):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path, "msseg2016").layout == "msseg2016"
+
+
+def test_files_are_those_that_are_meant(tmp_path):
+    """The first rater, the consensus, preprocessed images, `pre` before `orig`, an odd name, capitals."""
+    for name in ("isbi2015", "msseg2016", "wmh2017", "mslesseg", "bids"):
+        KNOWN[name][0](tmp_path / name)
+    odd = "BraTS20_Training_355/W39_1998.09.19_Segm.nii"
+    touch(tmp_path / "brats", "BraTS20_Training_355/BRATS20_TRAINING_355_FLAIR.NII", odd)
+    cases = {
+        name: open_dataset(tmp_path / name).cases for name in ("brats", "isbi2015", "msseg2016", "wmh2017", "bids")
     }
-    assert case.label is not None and case.label.name.endswith("consensus_gt.nii.gz")
-    assert case.brain is not None
+    assert cases["isbi2015"][0].label.name == "training01_01_mask1.nii"
+    assert cases["msseg2016"][0].label.name == "Consensus.nii.gz"
+    assert cases["msseg2016"][0].brain.name == "Brain_Mask.nii.gz"
+    assert cases["msseg2016"][0].images["t1ce"].name == "GADO_preprocessed.nii.gz"
+    assert cases["wmh2017"][1].images["t1"].parent.name == "pre"
+    assert cases["brats"][0].label == tmp_path / "brats" / odd
+    assert cases["brats"][0].images["flair"].suffix == ".NII"
+    assert cases["bids"][0].images["t1ce"].name == "sub-01_ses-1_ce-gd_T1w.nii.gz"
+    assert cases["bids"][1].label is None
 
 
-def test_the_layout_is_told_from_the_folder(tmp_path):
-    touch(tmp_path / "a", "patient01/FLAIR.nii.gz")
-    touch(tmp_path / "b", "HGG/Brats18_A_1/Brats18_A_1_flair.nii.gz")
-    assert detect_layout(tmp_path / "a").name == "openms"
-    assert detect_layout(tmp_path / "b").name == "brats"
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("BraTS-GLI-00000", "brats2023-gli or brats2024-gli"),
+        ("BraTS2023-GLI-TrainingData/BraTS-GLI-00000-100", "brats2023-gli or brats2024-gli"),
+        ("BraTS2024-GLI-TrainingData/BraTS-GLI-00000-000", "brats2023-gli or brats2024-gli"),
+    ],
+)
+def test_glioma_of_an_unknown_year_is_refused_until_its_labels_are_named(tmp_path, case, says):
+    hyphened(tmp_path, case)
+    with pytest.raises(DataError, match="--label-map, for example 1=oedema,2=necrosis,3=enhancing") as caught:
+        open_dataset(tmp_path)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert open_dataset(tmp_path, label_map={1: "necrosis", 3: "enhancing"}).labels == {1: "necrosis", 3: "enhancing"}
+    assert open_dataset(tmp_path, "brats2024-gli").labels[4] == "resection-cavity"
+    assert open_dataset(tmp_path, needs_labels=False).cases[0].label is None
+
+
+def test_glioma_of_two_years_is_refused(tmp_path):
+    hyphened(tmp_path, "BraTS-GLI-00000-000")
+    hyphened(tmp_path, "BraTS-GLI-00001-100")
+    with pytest.raises(DataError, match="may be brats2023-gli or brats2024-gli"):
+        open_dataset(tmp_path)
+
+
+def test_glioma_of_one_year_is_not_read_as_another(tmp_path):
+    hyphened(tmp_path, "BraTS-GLI-00000-000")
+    with pytest.raises(DataError, match="holds no case of the layout 'brats2024-gli'"):
+        open_dataset(tmp_path, "brats2024-gli")
+
+
+def without_description(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def make_without(root: Path) -> None:
+        make(root)
+        (root / "dataset.json").unlink()
+        for path in root.glob("images*/*.nii.gz"):  # MSD counts channels by a header
+            nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 2, 2), np.float32), np.eye(4)), path)
+
+    return make_without
+
+
+def segmentation_without_table(root: Path) -> None:
+    touch(root, "sub-1/anat/sub-1_FLAIR.nii.gz", "derivatives/x/sub-1/anat/sub-1_dseg.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("make", "layout", "modalities"),
+    [
+        (without_description(msd), "msd", ["0", "1"]),
+        (without_description(nnunet), "nnunet", ["0", "1"]),
+        (segmentation_without_table, "bids", ["flair"]),
+    ],
+    ids=["msd", "nnunet", "bids"],
+)
+def test_labels_without_names_are_refused_until_they_are_named(tmp_path, make, layout, modalities):
+    make(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"\({layout}\) does not say what its label values mean; .* --label-map"
+    ) as caught:
+        open_dataset(tmp_path)
+    assert "--label-map" in str(caught.value) and "\n" not in str(caught.value)
+    data = open_dataset(tmp_path, label_map={1: "oedema", 2: "necrosis"})
+    assert data.layout == layout and data.regions == {"whole": {1, 2}, "core": {2}}
+    assert sorted(data.cases[0].images) == modalities
+
+
+def test_a_label_map_wins_over_the_layouts_names(tmp_path):
+    underscored(tmp_path, "HGG/Brats18_A_1")
+    data = open_dataset(tmp_path, label_map={4: "ignore"})
+    assert data.labels == {1: "necrosis", 2: "oedema", 4: "ignore"}
+    assert data.regions == {"whole": {1, 2}, "core": {1}}
+
+
+def test_regions_of_nnunet_are_taken_as_they_are(tmp_path):
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "Tumor Core": [2, 3], "enhancing tumor": 3, "ignore": 4}
+    nnunet(tmp_path, labels)
+    data = open_dataset(tmp_path)
+    assert data.regions == {"whole": {1, 2, 3}, "core": {2, 3}, "enhancing": {3}}
+    assert data.labels == {1: "label-1", 2: "label-2", 3: "label-3", 4: "ignore"}
+    assert data.region_values(["core", "enhancing"]) == {"core": {2, 3}, "enhancing": {3}}
+
+
+def test_files_of_nnunet_may_be_listed(tmp_path):
+    touch(tmp_path, "../a.nii", "../b.nii", "m.nii")
+    describe(
+        tmp_path,
+        **NNUNET | {"labels": {"lesion": 1}, "file_ending": ".nii"},
+        dataset={"x": {"images": ["../a.nii", "../b.nii"], "label": "m.nii"}},
+    )
+    (case,) = open_dataset(tmp_path).cases
+    assert case.images == {"t1": tmp_path / "../a.nii", "flair": tmp_path / "../b.nii"}
+    assert case.label == tmp_path / "m.nii"
+    describe(tmp_path, **NNUNET, dataset={"../x": {"images": ["../a.nii"]}})
+    with pytest.raises(DataError, match="'../x' cannot name a file"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"file_ending": ".mha"}, "convert the scans"),
+        ({"channel_names": ["T1"]}, "'channel_names' should be like"),
+        ({"channel_names": {"0": "T1", "1": "t1w"}}, "names a modality twice"),
+        ({"labels": {"lesion": "x"}}, "mend them"),
+        ({"labels": {"-": 1}}, "mend them"),
+    ],
+)
+def test_a_bad_dataset_json_is_named(tmp_path, content, says):
+    nnunet(tmp_path)
+    describe(tmp_path, **NNUNET | {"labels": {"lesion": 1}} | content)
+    with pytest.raises(DataError, match=says) as caught:
+        open_dataset(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_channels_of_one_file(tmp_path):
+    """MSD: a voxel of channel c is 10 + c; each modality is its own channel, the label beside it."""
+    msd(tmp_path)
+    data = np.broadcast_to(np.arange(10, 14, dtype=np.int16), (3, 4, 5, 4)).copy()
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "imagesTr/BRATS_001.nii.gz")
+    label = np.zeros((3, 4, 5), np.uint8)
+    label[1, 1, 1] = 3
+    nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), tmp_path / "labelsTr/BRATS_001.nii.gz")
+    dataset = open_dataset(tmp_path)
+    scan = read_case(dataset.cases[0], ("t2", "flair", "t1ce"), dataset.labels)
+    assert scan.images[:, 0, 0, 0].tolist() == [13, 10, 12]
+    assert scan.images.shape == (3, 3, 4, 5) and scan.label is not None and scan.label.max() == 3
+    nibabel.save(nibabel.Nifti1Image(data[..., :2], np.eye(4)), tmp_path / "imagesTr/BRATS_001.nii.gz")
+    with pytest.raises(DataError, match=r"BRATS_001\.nii\.gz: expected .* 4 channels or more, .* found 3×4×5×2"):
+        read_case(dataset.cases[0], ("flair", "t2"), dataset.labels)
+
+
+def test_one_modality_of_msd_is_a_plain_volume(tmp_path):
+    touch(tmp_path, "imagesTr/spleen_10.nii.gz", "labelsTr/spleen_10.nii.gz")
+    describe(tmp_path, modality={"0": "CT"}, labels={"0": "background", "1": "spleen"})
+    data = open_dataset(tmp_path)
+    assert data.cases[0].channels == {} and list(data.cases[0].images) == ["ct"]
+    assert data.regions == {"spleen": {1}}
+
+
+def segmented(root: Path, table: str, text: str) -> None:
+    segmentation_without_table(root)
+    (root / table).write_text(text)
+
+
+@pytest.mark.parametrize("table", ["derivatives/x/sub-1/anat/sub-1_dseg.tsv", "derivatives/x/dseg.tsv"])
+def test_segmentations_of_bids_have_a_table(tmp_path, table):
+    segmented(tmp_path, table, "index\tname\tcolor\n0\tBackground\t#000\n1\tEdema\t#111\n2\tEnhancing tumor\t#222\n")
+    data = open_dataset(tmp_path)
+    assert data.labels == {1: "oedema", 2: "enhancing"} and list(data.regions) == ["whole", "core", "enhancing"]
+    segmented(tmp_path, table, "value,name\n1,x\n")
+    with pytest.raises(DataError, match=r"dseg\.tsv: should be a table with the columns 'index' and 'name'"):
+        open_dataset(tmp_path)
+
+
+def test_masks_of_bids(tmp_path):
+    """Image and brain in the mask's space; the mask that a sidecar calls a lesion; a plain mask; two are too many."""
+    raw, derived = "sub-1/anat/sub-1", "derivatives/x/sub-1/anat/sub-1"
+    touch(tmp_path, f"{raw}_FLAIR.nii.gz", f"{raw}_acq-ax_FLAIR.nii.gz", f"{derived}_space-MNI_FLAIR.nii.gz")
+    touch(tmp_path, f"{derived}_desc-brain_mask.nii.gz", f"{derived}_space-MNI_desc-brain_mask.nii.gz")
+    assert open_dataset(tmp_path).cases[0].label is None
+    touch(tmp_path, f"{derived}_space-MNI_mask.nii.gz")
+    (case,) = open_dataset(tmp_path).cases
+    assert case.label == tmp_path / f"{derived}_space-MNI_mask.nii.gz"
+    assert case.images == {"flair": tmp_path / f"{derived}_space-MNI_FLAIR.nii.gz"}
+    assert case.brain == tmp_path / f"{derived}_space-MNI_desc-brain_mask.nii.gz"
+    touch(tmp_path, f"{derived}_desc-other_mask.nii.gz")
+    with pytest.raises(DataError, match="which is meant cannot be told"):
+        open_dataset(tmp_path)
+    (tmp_path / f"{derived}_desc-other_mask.json").write_text('{"Type": "Lesion"}')
+    (case,) = open_dataset(tmp_path).cases
+    assert case.label == tmp_path / f"{derived}_desc-other_mask.nii.gz"
+    assert case.images == {"flair": tmp_path / f"{raw}_FLAIR.nii.gz"}
+
+
+def test_a_manifest(tmp_path):
+    manifest(tmp_path)
+    path = tmp_path / "scans.csv"
+    assert set(fitting(path)) == {"manifest"}
+    with pytest.raises(DataError, match=r"scans\.csv: \(manifest\) does not say what its label values mean"):
+        open_dataset(path)
+    data = open_dataset(path, label_map={1: "lesion"})
+    first, second = data.cases
+    assert (first.id, first.images) == ("A-1", {"flair": tmp_path / "a/f.nii.gz"})
+    assert (first.label, first.brain) == (tmp_path / "a/l.nii.gz", tmp_path / "a/b.nii.gz")
+    assert second.label is None and second.brain is None
+    assert data.regions == {"lesion": {1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name,flair\nA,f2.nii.gz\n", "has no column 'id' .*'name,flair'"),
+        ("id;flair\nA;f2.nii.gz\n", "has no column 'id' .*by commas"),
+        ("id,label\nA,f2.nii.gz\n", "no column of a modality"),
+        ("id,flair,FLAIR\nA,f2.nii.gz,f2.nii.gz\n", "two columns are called 'flair'"),
+        ("id,flair\nA,nowhere.nii.gz\n", "line 2: flair .*nowhere.nii.gz: no such file"),
+        ("id,flair,label\nA,f2.nii.gz,a\n", "line 2: label .*a: no such file"),
+        ("id,flair\nA,f2.nii.gz\nA,f2.nii.gz\n", "line 3: id 'A' is there twice"),
+        ("id,flair\n../A,f2.nii.gz\n", "'../A' cannot name a file"),
+        ("id,flair\n,f2.nii.gz\n", "'' cannot name a file"),
+        ("id,flair\nA\n", "line 2: has 1 cells for 2 columns"),
+        ("id,flair,t1\nA,,\n", "line 2: case 'A' has no scan"),
+        ("id,flair\n", "lists no case"),
+        ("", "has no column 'id'"),
+    ],
+)
+def test_a_bad_manifest_is_named(tmp_path, text, says):
+    manifest(tmp_path)
+    path = tmp_path / "scans.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=says) as caught:
+        open_dataset(path, label_map={1: "lesion"})
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        find_cases(tmp_path / "nowhere", LAYOUTS["brats"])
+        open_dataset(tmp_path / "nowhere", "brats")
     with pytest.raises(DataError, match="no case of the layout 'brats'; expected HGG/"):
-        find_cases(tmp_path, LAYOUTS["brats"])
+        open_dataset(tmp_path, "brats")
+    with pytest.raises(DataError, match="none of the known layouts .* list the scans in a CSV file"):
+        open_dataset(tmp_path)
+    touch(tmp_path, "table.xlsx")
     with pytest.raises(DataError, match="none of the known layouts"):
-        detect_layout(tmp_path)
+        open_dataset(tmp_path / "table.xlsx")
 
 
 def test_doubles_are_refused(tmp_path):
-    touch(tmp_path / "a", *(f"{grade}/Brats18_A_1/Brats18_A_1_flair.nii.gz" for grade in ("HGG", "LGG")))
+    for grade in ("HGG", "LGG"):
+        underscored(tmp_path / "a", f"{grade}/Brats18_A_1")
     with pytest.raises(DataError, match="two cases are called 'Brats18_A_1'"):
-        find_cases(tmp_path / "a", LAYOUTS["brats"])
+        open_dataset(tmp_path / "a", "brats")
     touch(tmp_path / "b", *(f"patient01/FLAIR{suffix}" for suffix in (".nii", ".nii.gz")))
-    with pytest.raises(DataError, match=r"FLAIR\.nii: stands beside FLAIR\.nii\.gz"):
-        find_cases(tmp_path / "b", LAYOUTS["ms"])
+    with pytest.raises(DataError, match=r"FLAIR\.nii\.gz: stands beside FLAIR\.nii;"):
+        open_dataset(tmp_path / "b")
 
 
-def test_regions_by_layout():
-    assert LAYOUTS["brats"].region_values(None) == {"whole": {1, 2, 4}}
-    assert LAYOUTS["brats"].region_values(["core"]) == {"core": {1, 4}}
-    assert LAYOUTS["brats"].region_values(["enhancing", "whole"]) == {"enhancing": {4}, "whole": {1, 2, 4}}
-    assert LAYOUTS["ms"].region_values(None) == {"lesion": {1}}
-    with pytest.raises(DataError, match="'whole' is not one of lesion"):
-        LAYOUTS["ms"].region_values(["whole"])
+def test_unfinished_and_hidden_folders_are_no_cases(tmp_path):
+    underscored(tmp_path, "HGG/Brats18_A_1")
+    touch(tmp_path, "HGG/.Brats18_C_1-tmp/Brats18_C_1/Brats18_C_1_flair.nii.gz", "HGG/Brats18_D_1/readme.txt")
+    assert [case.id for case in open_dataset(tmp_path).cases] == ["Brats18_A_1"]
+
+
+@pytest.mark.parametrize("name", ["brats2018", "wmh2017", "bids", "msd"])
+def test_links_in_a_circle_and_unreadable_folders_stop_nothing(tmp_path, name, monkeypatch):
+    make, layout, ids, *_ = KNOWN[name]
+    make(tmp_path)
+    for link, target in {
+        "up": tmp_path,
+        "self": tmp_path / "self",
+        "brats_data": tmp_path,
+        "gone": "/nowhere",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "locked" / "inside").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def iterdir(path: Path):
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert set(fitting(tmp_path)) == {layout}
+    assert {case.id for case in open_dataset(tmp_path, layout).cases} == set(ids)
+
+
+def test_regions_that_are_not_there(tmp_path):
+    underscored(tmp_path, "HGG/Brats18_A_1")
+    data = open_dataset(tmp_path, "brats")
+    assert data.region_values(None) == {"whole": {1, 2, 4}}
+    assert data.region_values(["core", "enhancing"]) == {"core": {1, 4}, "enhancing": {4}}
+    with pytest.raises(DataError, match="'lesion' is not one of whole, core, enhancing"):
+        data.region_values(["lesion"])
+    (tmp_path / "HGG/Brats18_A_1/Brats18_A_1_seg.nii.gz").unlink()
+    with pytest.raises(DataError, match="no case has a label"):
+        open_dataset(tmp_path).region_values(None)

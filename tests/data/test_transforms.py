@@ -1,5 +1,6 @@
 """Preprocessing, its inverse, and patches as a function of their position."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ def test_the_region_is_made_of_its_label_values(scan):
     assert int(whole.label.sum()) == (scan.label > 0).sum() == len(whole.fg_indices)
     assert int(enhancing.label.sum()) == (scan.label == 4).sum()
     assert len(enhancing.bg_indices) == scan.brain.sum() - (scan.label == 4).sum()
+
+
+def test_without_regions_there_is_no_label(scan):
+    example = Preprocessing(None)(scan, ())
+    assert example.label is None and len(example.fg_indices) == 0
 
 
 def test_the_grid_is_ras_and_cropped_to_the_brain(scan):
@@ -153,3 +159,22 @@ def test_modality_dropout_leaves_one_that_is_there(scan):
     assert abs(float((seen[:, 0] & seen[:, 2]).float().mean()) - 0.25) < 4 * (0.25 * 0.75 / 200) ** 0.5
     again = Patches([example], (16, 16, 16), 0, 200, modality_dropout=0.5)
     assert torch.equal(again[7][0], patches[7][0])
+
+
+def test_ignored_voxels_keep_their_image_and_do_not_count(scan):
+    """In preprocessing and in patches; the same image as without them."""
+    ignored = np.zeros(scan.brain.shape, bool)
+    ignored[4:8, 5:9, 5:9] = True  # 64 voxels of the brain, none of the region
+    partly = dataclasses.replace(scan, ignored=ignored)
+    whole, part = (Preprocessing(None)(each, [frozenset({2, 4})]) for each in (scan, partly))
+    assert torch.equal(whole.image.as_tensor(), part.image.as_tensor())
+    assert sorted(part.brain.unique().tolist()) == [1, 2]  # the box is all brain
+    assert int((part.brain == 2).sum()) == 64
+    assert torch.equal(whole.brain.as_tensor() > 0, part.brain.as_tensor() > 0)
+    (image, label, counts, number), (image_, label_, brain, number_) = (
+        Patches([example], (24, 24, 24), 0, 1)[0] for example in (part, whole)
+    )
+    assert torch.equal(image, image_) and torch.equal(label, label_)
+    assert number == scan.brain.sum() - 64 == counts.sum() and number_ == scan.brain.sum()
+    assert int((brain - counts).sum()) == 64 and float((brain - counts).min()) == 0
+    assert (image[:, (brain - counts)[0] == 1] != 0).any()

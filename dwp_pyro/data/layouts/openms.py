@@ -1,36 +1,33 @@
-"""open_ms_data: one folder a patient, with or without the patient's name before each file."""
+"""open_ms_data: one folder a patient, with or without the patient's name before each file.
+
+`[cross_sectional/coregistered/]patient01/[patient01_]{FLAIR,T1W,T1WKS,T2W,consensus_gt,brainmask}.nii.gz`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dwp_pyro.data.case import Case, Layout
-from dwp_pyro.data.layouts.files import find_file
+from dwp_pyro.data.dataset import Found, Layout
+from dwp_pyro.data.layouts.files import case_of_stems, found, nifti_files, subfolders
 
-__all__ = ["LAYOUT", "find_cases"]
+__all__ = ["LAYOUT"]
 
-_MODALITIES = {"flair": "FLAIR", "t1": "T1W", "t1ce": "T1WKS", "t2": "T2W"}
+_STEMS = {"flair": "flair", "t1": "t1w", "t1ce": "t1wks", "t2": "t2w"}
 
 
-def find_cases(root: Path) -> list[Case]:
-    """Cases of `root/patientNN/[patientNN_]{FLAIR,T1W,T1WKS,T2W,consensus_gt,brainmask}.nii[.gz]`."""
+def _find(root: Path) -> Found | None:
     cases = []
-    for folder in sorted(path for path in root.glob("patient*") if path.is_dir()):
-
-        def find(stem: str, folder: Path = folder) -> Path | None:
-            return find_file(folder, f"{folder.name}_{stem}", stem)
-
-        found = {modality: find(stem) for modality, stem in _MODALITIES.items()}
-        images = {modality: path for modality, path in found.items() if path is not None}
-        if images:
-            cases.append(Case(folder.name, images, find("consensus_gt"), find("brainmask")))
-    return cases
+    for place in (root, root / "coregistered", root / "cross_sectional" / "coregistered"):
+        for folder in subfolders(place, r"patient\d+"):
+            prefix = f"{folder.name.casefold()}_"
+            images = {modality: (prefix + stem, stem) for modality, stem in _STEMS.items()}
+            label, brain = ((prefix + stem, stem) for stem in ("consensus_gt", "brainmask"))
+            cases.append(case_of_stems(folder.name, nifti_files(folder), images, label, brain))
+    return found(cases, {1: "lesion"})
 
 
 LAYOUT = Layout(
     name="openms",
-    find_cases=find_cases,
-    labels={1: "lesion"},
-    regions={"lesion": frozenset({1})},
+    find=_find,
     expected="patient01/patient01_FLAIR.nii.gz or patient01/FLAIR.nii.gz, with T1W, T1WKS, T2W, consensus_gt",
 )

@@ -1,0 +1,186 @@
+"""Data sets of other layouts through training, evaluation and prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from dwp_pyro.cli import main
+from dwp_pyro.data.case import Scan
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.inference.posterior import NetworkCard
+from dwp_pyro.pipeline.evaluate import _figures
+
+TINY = ("--widths", "2,3,4,5", "--short", "--patch", "16", "--validation", "1", "--steps", "2", "--n", "1")
+SHAPE = (16, 18, 20)
+AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def save(path: Path, data: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(data, AFFINE)
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, path)
+
+
+@pytest.fixture
+def decathlon(tmp_path: Path) -> Path:
+    """Three labelled cases of two modalities, and one without a label."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        images = rng.integers(1, 100, (*SHAPE, 2)).astype(np.int16)
+        images[0] = 0
+        part = "Tr" if number < 3 else "Ts"
+        save(tmp_path / f"msd/images{part}/C_{number}.nii.gz", images)
+        if part == "Tr":
+            label = np.zeros(SHAPE, np.uint8)
+            label[4:8, 4:8, 4:8], label[8:10, 4:8, 4:8], label[10:12, 4:8, 4:8] = 1, 2, 3
+            save(tmp_path / f"msd/labelsTr/C_{number}.nii.gz", label)
+    about = {
+        "modality": {"0": "FLAIR", "1": "T2w"},
+        "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+    }
+    (tmp_path / "msd/dataset.json").write_text(json.dumps(about))
+    return tmp_path / "msd"
+
+
+def test_channels_through_every_command(decathlon, tmp_path, monkeypatch):
+    """The layout is told from --root; the case without a label is skipped in training and predicted; maps are 3-D."""
+    monkeypatch.chdir(tmp_path)
+    result = command("finetune", "--root", "msd", "--modality", "t2", "--region", "core", *TINY)
+    assert result.exit_code == 0, result.output
+    assert "1 of 4 cases have no label and are skipped, first: C_3" in result.output
+    run = tmp_path / "runs/finetune-msd-random-all-n1-seed0"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["dataset"], config["root"], config["region"]) == ("msd", "msd", ["core"])
+    assert "C_3" not in str(json.loads((run / "split.json").read_text()))
+    assert command("evaluate", run, "--samples", 1).exit_code == 0
+    Path("new").mkdir()
+    for name in ("imagesTs", "dataset.json"):
+        Path("new", name).symlink_to(tmp_path / "msd" / name)
+    result = command("predict", run, "new", "--samples", 1, "--out", "maps")
+    assert result.exit_code == 0, result.output
+    scan = nibabel.load("msd/imagesTs/C_3.nii.gz")
+    for kind, dtype in (("seg", np.uint8), ("prob", np.float32)):
+        image = nibabel.load(f"maps/C_3_{kind}.nii.gz")
+        assert image.shape == SHAPE and image.get_data_dtype() == dtype
+        assert image.header["dim"].tolist() == [3, *SHAPE, 1, 1, 1, 1]
+        np.testing.assert_array_equal(image.affine, scan.affine)
+        assert image.header["qform_code"] == scan.header["qform_code"]
+    digests = json.loads(Path("maps/C_3.json").read_text())["settings"]["scans"]
+    assert len(digests) == 1
+
+
+def test_a_split_may_not_name_a_case_without_a_label(decathlon, tmp_path):
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["C_0", "C_1"], "test": ["C_3"]}))
+    out = tmp_path / "run"
+    result = command("finetune", "--root", decathlon, "--modality", "t2", *TINY, "--split", split, "--out", out)
+    assert result.exit_code == 2 and "split.json: case 'C_3' has no label file" in result.output
+    assert not out.exists()
+
+
+def test_check_data_says_what_training_skips(decathlon):
+    result = command("check-data", "--root", decathlon)
+    assert result.exit_code == 0, result.output
+    # 64 voxels of 12 mm³, and twice 32
+    assert "oedema 0.8, non-enhancing 0.4, enhancing 0.4" in result.output
+    assert "none: training skips it" in result.output and "1 of 4 cases have no label" in result.output
+    report = json.loads(command("check-data", "--root", decathlon, "--json").stdout)
+    assert report["layout"] == "msd" and report["regions"]["core"] == [2, 3]
+    assert report["cases"][0] == {
+        "id": "C_0",
+        "modalities": ["flair", "t2"],
+        "label": True,
+        "labels": {"oedema": 64, "non-enhancing": 32, "enhancing": 32},
+        "spacing": [2.0, 2.0, 3.0],
+        "shape": list(SHAPE),
+        "problems": [],
+    }
+    assert report["cases"][3]["label"] is False and report["cases"][3]["problems"] == []
+
+
+@pytest.fixture
+def manifest(decathlon: Path, tmp_path: Path) -> Path:
+    """The same scans, split, in a CSV file; of label 3 nothing is to be learned."""
+    lines = ["id,flair,label"]
+    for number in range(3):
+        volume = np.asarray(nibabel.load(decathlon / f"imagesTr/C_{number}.nii.gz").dataobj)[..., 0]
+        save(tmp_path / f"flat/{number}.nii.gz", volume)
+        lines.append(f"case{number},flat/{number}.nii.gz,msd/labelsTr/C_{number}.nii.gz")
+    path = tmp_path / "scans.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_manifest_through_every_command(manifest, tmp_path, monkeypatch):
+    """Refused until its label values are named; the names are kept in the run, and evaluation heeds them."""
+    monkeypatch.chdir(tmp_path)
+    train = ("finetune", "--root", "scans.csv", *TINY)
+    result = command(*train)
+    assert result.exit_code == 2 and not Path("runs").exists()
+    assert "scans.csv: (manifest) does not say what its label values mean; name them by --label-map" in result.stderr
+    result = command("check-data", "--root", "scans.csv", "--label-map", "1=cyst", "--json")
+    assert result.exit_code == 2 and "unknown label value 2 (0 background, 1 cystic-component)" in result.stderr
+    result = command(*train, "--label-map", "1=white matter,2=stroke,3=ignore", "--region", "stroke", "--out", "run")
+    assert result.exit_code == 0, result.output
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["label_map"] == ["1=white matter", "2=stroke", "3=ignore"] and config["dataset"] == "manifest"
+    result = command("evaluate", "run", "--samples", 1)
+    assert result.exit_code == 0, result.output
+    Path("one.csv").write_text("".join(manifest.read_text().splitlines(keepends=True)[:2]))
+    result = command("predict", "run", "one.csv", "--samples", 1, "--out", "maps")  # what its label means is no matter
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in Path("maps").glob("*_seg.nii.gz")] == ["case0_seg.nii.gz"]
+
+
+def test_scores_leave_ignored_voxels_out():
+    """A third of the brain is ignored. There the network finds all and truth knows nothing; elsewhere it is right."""
+    brain = np.ones((6, 5, 4), bool)
+    label = np.zeros(brain.shape, np.int16)
+    label[:2], label[2] = 2, 1
+    probability = (label > 0).astype(np.float32)[None]
+    scan = Scan("c", np.ones((1, *brain.shape), np.float32), brain, label, np.eye(4), Path("c"), label == 2)
+    card = NetworkCard(("flair",), ("lesion",), ((1,),), "wmh2017", None, (8, 8, 8))
+    data = DataSet(Path("c"), "wmh2017", (), {1: "lesion", 2: "ignore"}, {"lesion": frozenset({1})})
+    figures = _figures(probability, scan, data, card)
+    assert figures["lesion"]["dice"] == 1 and figures["lesion"]["hd95"] == 0
+    assert figures["lesion"]["nll"] == pytest.approx(0, abs=1e-5) and figures["lesion"]["ece"] == pytest.approx(0)
+    counted = _figures(probability, dataclasses.replace(scan, ignored=None), data, card)
+    assert counted["lesion"]["dice"] == 0.5 and counted["lesion"]["nll"] > 1
+
+
+def test_training_leaves_ignored_voxels_out(tmp_path, monkeypatch):
+    """Whatever value they have the weights are the same to the bit; as background they are others."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(1)
+    posteriors = []
+    images = [rng.integers(1, 100, SHAPE).astype(np.int16) for _ in range(3)]
+    for value, options in ((2, ()), (3, ("--label-map", "3=ignore")), (4, ("--label-map", "4=background"))):
+        for number, image in enumerate(images):
+            label = np.zeros(SHAPE, np.uint8)
+            label[4:8, 4:8, 4:8] = 1
+            label[10:14, 4:8, 4:8] = value
+            save(tmp_path / f"wmh{value}/Utrecht/{number}/pre/FLAIR.nii.gz", image)
+            save(tmp_path / f"wmh{value}/Utrecht/{number}/wmh.nii.gz", label)
+        out = tmp_path / f"run{value}"
+        result = command("finetune", "--root", f"wmh{value}", *TINY, *options, "--out", out)
+        assert result.exit_code == 0, result.output
+        posteriors.append((out / "posterior.safetensors").read_bytes())
+    assert posteriors[0] == posteriors[1] != posteriors[2]
+
+
+def test_a_label_map_that_is_none(tmp_path):
+    result = command("svi", "--label-map", "1:oedema", "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "label-map: '1:oedema' is not of the form 1=oedema" in result.stderr
