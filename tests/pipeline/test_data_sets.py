@@ -15,8 +15,7 @@ from click.testing import CliRunner, Result
 from dwp_pyro.cli import main
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.dataset import DataSet
-from dwp_pyro.inference.posterior import NetworkCard
-from dwp_pyro.pipeline.evaluate import _figures
+from dwp_pyro.pipeline.evaluate import _measure
 
 TINY = ("--widths", "2,3,4,5", "--short", "--patch", "16", "--validation", "1", "--steps", "2", "--n", "1")
 SHAPE = (16, 18, 20)
@@ -150,15 +149,15 @@ def test_scores_leave_ignored_voxels_out():
     brain = np.ones((6, 5, 4), bool)
     label = np.zeros(brain.shape, np.int16)
     label[:2], label[2] = 2, 1
-    probability = (label > 0).astype(np.float32)[None]
+    probability = (label > 0).astype(np.float32)
     scan = Scan("c", np.ones((1, *brain.shape), np.float32), brain, label, np.eye(4), Path("c"), label == 2)
-    card = NetworkCard(("flair",), ("lesion",), ((1,),), "wmh2017", None, (8, 8, 8))
     data = DataSet(Path("c"), "wmh2017", (), {1: "lesion", 2: "ignore"}, {"lesion": frozenset({1})})
-    figures = _figures(probability, scan, data, card)
-    assert figures["lesion"]["dice"] == 1 and figures["lesion"]["hd95"] == 0
-    assert figures["lesion"]["nll"] == pytest.approx(0, abs=1e-5) and figures["lesion"]["ece"] == pytest.approx(0)
-    counted = _figures(probability, dataclasses.replace(scan, ignored=None), data, card)
-    assert counted["lesion"]["dice"] == 0.5 and counted["lesion"]["nll"] > 1
+    entropy = np.zeros(brain.shape, np.float32)
+    figures = _measure(probability, entropy, np.nan, scan, data, "lesion").measures
+    assert figures["dice"] == 1 and figures["hd95"] == 0
+    assert figures["nll"] == pytest.approx(0, abs=1e-5) and figures["ece"] == pytest.approx(0)
+    counted = _measure(probability, entropy, np.nan, dataclasses.replace(scan, ignored=None), data, "lesion").measures
+    assert counted["dice"] == 0.5 and counted["nll"] > 1
 
 
 def test_training_leaves_ignored_voxels_out(tmp_path, monkeypatch):
