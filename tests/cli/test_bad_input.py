@@ -118,7 +118,7 @@ def test_spoiled_scans(command, copy_of_world, name, spoil):
         (("svi", "--region", "lesion"), "'lesion' is not one of whole"),
         (("svi", "--init", "source", "--widths", "2,2,2,2"), "source.safetensors"),
         (("svi", "--no-short"), "source.safetensors"),
-        (("svi", "--no-short", "--centre", "none"), "down7.conv1.weight"),
+        (("svi", "--network", "unet"), "short: is a form of residual-unet"),
         (("svi", "--device", "cuda:9"), "cuda:9"),
         (("svi", "--split", "nowhere.json"), "nowhere.json"),
         (("svi", "--config", "nowhere.yaml"), "nowhere.yaml"),

@@ -139,17 +139,21 @@ def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
     with open(f"{SVI_RUN}/evaluation.csv") as file:
         rows = list(csv.DictReader(file))
     report = json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text())
-    assert [row["case"] for row in rows] == list(report["cases"])
+    whole = report["regions"]["whole"]
+    assert [row["case"] for row in rows] == list(whole["cases"])
+    assert {row["region"] for row in rows} == {"whole"}
     for row in rows:
         truth = nibabel.load(f"data/brats/HGG/{row['case']}/{row['case']}_seg.nii.gz")
         predicted = nibabel.load(f"{SVI_RUN}/predictions/{row['case']}_seg.nii.gz")
         a, b = np.asarray(truth.dataobj) > 0, np.asarray(predicted.dataobj) > 0
         assert float(row["dice"]) == pytest.approx(2 * (a & b).sum() / max(1, a.sum() + b.sum()), abs=1e-6)
     mean = np.mean([float(row["nll"]) for row in rows])
-    assert report["summary"]["nll"]["mean"] == pytest.approx(mean)
+    assert whole["summary"]["nll"]["mean"] == pytest.approx(mean)
     cards = [json.loads((copy_of_world / SVI_RUN / f"predictions/{row['case']}.json").read_text()) for row in rows]
-    assert [float(row["pairwise_dice"]) for row in rows] == pytest.approx([card["pairwise_dice"] for card in cards])
-    assert report["curves"]["case_risk_coverage"]["score"] == "pairwise Dice"
+    assert [float(row["pairwise_dice"]) for row in rows] == pytest.approx(
+        [card["regions"]["whole"]["pairwise_dice"] for card in cards]
+    )
+    assert whole["curves"]["case_risk_coverage"]["score"] == "pairwise Dice"
     # A second evaluation finds the predictions and agrees.
     again = command("evaluate", SVI_RUN, "--samples", 2)
     assert "predicting" not in again.stderr
@@ -159,7 +163,7 @@ def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
 def test_curves_of_the_test_cases(command, copy_of_world):
     """Reliability is summed over cases, voxels' risk averaged; cases of a single pass are sorted by their entropy."""
     assert command("evaluate", FINETUNE_RUN).exit_code == 0
-    report = json.loads((copy_of_world / FINETUNE_RUN / "evaluation.json").read_text())
+    report = json.loads((copy_of_world / FINETUNE_RUN / "evaluation.json").read_text())["regions"]["whole"]
     brain = 0
     for case in report["cases"]:
         scan = nibabel.load(f"data/brats/HGG/{case}/{case}_flair.nii.gz")

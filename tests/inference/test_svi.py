@@ -33,7 +33,7 @@ def patches() -> Patches:
     label = np.zeros(brain.shape, np.int16)
     label[6:13, 6:13, 6:13] = 1
     images = rng.normal(5, 1, (1, *brain.shape)).astype(np.float32) + 3 * label
-    example = Preprocessing(None)(Scan("c", images, brain, label, np.eye(4), Path("c.nii")), frozenset({1}))
+    example = Preprocessing(None)(Scan("c", images, brain, label, np.eye(4), Path("c.nii")), [frozenset({1})])
     return Patches([example], (16, 16, 16), 0, 2 * STEPS)
 
 
