@@ -25,7 +25,7 @@ def test_the_prior_has_a_card(in_world):
     assert "| widths of the network | 2, 3, 4, 5 |" in card
     assert "| source networks | 2, 4 snapshots of them |" in card
     provenance = json.loads((in_world / PRIOR / "prior.json").read_text())["provenance"]
-    assert provenance["dataset"] == "ms" and provenance["network"]["spacing"] is None
+    assert provenance["dataset"] == "openms" and provenance["network"]["spacing"] is None
     assert "brain" in provenance["normalisation"]
 
 
@@ -41,7 +41,7 @@ def test_source_and_licence_are_stated_by_who_fits(command, in_world, tmp_path):
     facts = {name: value.strip() for name, value in facts.items()}
     assert facts["source"] == "generated heads" and facts["licence"] == "CC-BY 4.0"
     assert facts["modalities"] == "flair"  # of the networks, not of this command
-    assert facts["layout of the scans"] == "ms" and facts["kernel prior"] == "gaussian"
+    assert facts["layout of the scans"] == "openms" and facts["kernel prior"] == "gaussian"
     assert pictures(tmp_path / "pictures") == {"kernels.png", "predictive.png"}
 
 
@@ -52,7 +52,7 @@ def test_a_shared_prior_is_drawn_without_its_kernels(command, in_world, tmp_path
     for name in ("prior.json", "prior.safetensors"):
         (shared / name).write_bytes((in_world / PRIOR / name).read_bytes())
     description = json.loads((shared / "prior.json").read_text())
-    widths = {"network": {"widths": [2, 3, 4, 5]}}
+    widths = {"network": {"widths": [2, 3, 4, 5], "short": True}}
     (shared / "prior.json").write_text(json.dumps(description | {"provenance": {"modality": ["flair"], **widths}}))
     drawn = {}
     for folder in (shared, PRIOR):
