@@ -27,6 +27,7 @@ from dwp_pyro.distributions.priors import LEARNED, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.device import has_bfloat16
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
@@ -120,13 +121,6 @@ class Scene:
                 return svi.step(*self.batch)
 
         return step
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself: emulated it takes minutes a step."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def rows(

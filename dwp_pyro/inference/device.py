@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from dwp_pyro.errors import ConfigError
+from dwp_pyro.progress import message
 
-__all__ = ["torch_device"]
+__all__ = ["has_bfloat16", "torch_device", "warn_of_emulation"]
 
 
 def torch_device(name: str) -> torch.device:
@@ -23,3 +24,16 @@ def torch_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as problem:
         raise ConfigError(f"device: '{name}' cannot be used here; choose auto, cpu or cuda") from problem
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself; emulated, a step takes minutes on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def warn_of_emulation(precision: str, device: torch.device) -> None:
+    """Say so if a precision will be slow here; it is not refused, for a run may go on from another machine."""
+    if precision == "bf16" and not has_bfloat16(device):
+        message(f"precision: {device.type} here only emulates bf16, many times slower than float32")

@@ -19,7 +19,7 @@ from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
-from dwp_pyro.inference.device import torch_device
+from dwp_pyro.inference.device import torch_device, warn_of_emulation
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
@@ -278,6 +278,8 @@ def predict_cases(
     # The label is drawn in the picture where its values mean the same structures as in training.
     known = known_regions(card, data)
     pictures = []
+    if cases:
+        warn_of_emulation(config.precision, device)
     with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information, agreement = predict_case(

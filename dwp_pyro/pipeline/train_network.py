@@ -14,6 +14,7 @@ from dwp_pyro.config import TrainingSettings
 from dwp_pyro.data.transforms import Patches
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.device import warn_of_emulation
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
 from dwp_pyro.inference.svi import Plan, optimise, steps_done
@@ -91,6 +92,7 @@ def train_network(
         The posterior of one member, on `device`.
     """
     network, guide, blocks, kernel_prior, pull = program
+    warn_of_emulation(settings.precision, device)
     model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull, settings.precision)
     model.to(device)
     if guide is not None:
