@@ -34,6 +34,7 @@ class KernelDensity(nn.Module, ABC):
         size = self.kernel_shape.numel()
         self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("scale_tril", torch.eye(size))
+        self._whitening: tuple[Tensor | None, int, Tensor] = (None, 0, self.scale_tril)
 
     def standardise_by(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Set b, of shape [D], and the lower-triangular A, of shape [D, D]."""
@@ -80,6 +81,16 @@ class KernelDensity(nn.Module, ABC):
 
     def whitening(self) -> Tensor:
         """A⁻¹, [D, D]."""
+        if self.scale_tril.requires_grad or self.scale_tril.is_inference():
+            return self._inverse()
+        # A step asks for it once a block and chunk: solved again only if A is another tensor, or was written to.
+        made_of, version, inverse = self._whitening
+        if made_of is not self.scale_tril or version != self.scale_tril._version:
+            inverse = self._inverse()
+            self._whitening = (self.scale_tril, self.scale_tril._version, inverse)
+        return inverse
+
+    def _inverse(self) -> Tensor:
         identity = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
         return torch.linalg.solve_triangular(self.scale_tril, identity, upper=False)
 

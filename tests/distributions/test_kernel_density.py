@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -166,3 +167,20 @@ def test_the_divergence_from_itself_is_nothing():
     assert_close(kl_divergence(Normal(centre, 0.4 * s).to_event(2), moved), nothing.expand(3))
     for loc, scale in ((centre + 0.1, 0.4 * s), (centre, 0.5 * s), (centre, 0.3 * s)):
         assert (kl_divergence(Normal(loc, scale).to_event(2), moved) > 0.01).all()
+
+
+def test_the_whitening_follows_its_root():
+    """Solved once; again when A is written to, loaded, or of another type; alike in a copy."""
+    density, other = KernelGaussian((2, 2)), KernelGaussian((2, 2))
+    root = torch.randn(4, 4).tril() + 3 * torch.eye(4)
+    assert torch.equal(density.whitening(), torch.eye(4))
+    density.standardise_by(torch.zeros(4), root)
+    once = density.whitening()
+    torch.testing.assert_close(once @ root, torch.eye(4))
+    assert density.whitening() is once
+    other.load_state_dict(density.state_dict())
+    torch.testing.assert_close(other.whitening(), once)
+    assert density.double().whitening().dtype == torch.double
+    torch.testing.assert_close(copy.deepcopy(density).whitening().float(), once)
+    density.scale_tril *= 2
+    torch.testing.assert_close(density.whitening().float(), once / 2)
