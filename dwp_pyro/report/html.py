@@ -139,11 +139,15 @@ network, and sends nothing.</p>
 
 def _results(report: Report) -> str:
     parts = []
-    for region, cases in report.regions.items():
+    for number, (region, cases) in enumerate(report.regions.items()):
         if len(report.regions) > 1:
             parts.append(f"<h3>{escape(region.capitalize())}</h3>")
         ranks = {case: rank for rank, (case, _) in report.views.items()} if region == report.shown else {}
-        parts.append(_measures(cases) + "<h4>Each test case</h4>" + _each(cases, report.volumes_ml[region], ranks))
+        parts.append(
+            _measures(cases, explained=number == 0)
+            + "<h4>Each test case</h4>"
+            + _each(cases, report.volumes_ml[region], ranks)
+        )
     parts.append(
         f"<p class='caption'>Over {len(report.regions[report.shown])} test cases, which the training never saw. The "
         "interval says where the mean over other cases like these may well lie: it resamples cases (bootstrap), not "
@@ -152,12 +156,14 @@ def _results(report: Report) -> str:
     return "".join(parts)
 
 
-def _measures(cases: Mapping[str, Figures]) -> str:
+def _measures(cases: Mapping[str, Figures], explained: bool) -> str:
     rows = []
     for name in _names(cases):
         values = np.array([np.nan if (v := case.get(name)) is None else v for case in cases.values()])
         values = values[~np.isnan(values)]
-        title = f"{escape(_title(name))}<br><span class='soft'>{escape(_MEANING.get(name, ''))}</span>"
+        title = escape(_title(name))
+        if explained and name in _MEANING:
+            title += f"<br><span class='soft'>{escape(_MEANING[name])}</span>"
         if len(values) > 1:
             mean, low, high = (_number(name, x) for x in bootstrap_interval(values[None]))
             interval = f"{low} to {high}"
@@ -169,7 +175,7 @@ def _measures(cases: Mapping[str, Figures]) -> str:
 
 
 def _each(cases: Mapping[str, Figures], volumes_ml: Mapping[str, float], ranks: Mapping[str, str]) -> str:
-    names = _names(cases)
+    names = [name for name in _names(cases) if name in HEADLINE or name not in MEASURES]
     rows = []
     for case, figures in cases.items():
         tag = f'<a class="tag" href="#{_anchor(ranks[case])}">{ranks[case]}</a>' if case in ranks else ""
