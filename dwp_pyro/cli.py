@@ -28,7 +28,7 @@ from dwp_pyro.config import (
     data_root,
 )
 from dwp_pyro.errors import Interrupted, UserError
-from dwp_pyro.progress import fail, message, progress, set_style
+from dwp_pyro.progress import errors_are_json, fail, message, progress, set_style
 
 __all__ = ["main"]
 
@@ -55,6 +55,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(" ".join(str(error).split()), 2)
+        except click.UsageError as error:
+            if not errors_are_json():
+                raise  # click shows how the command is used
+            _fail(error.format_message(), error.exit_code)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}", 2)
@@ -370,7 +374,8 @@ def predict(
 
     pictures = run_predict(run, scans, config, out=out, device=device, resume=resume, overwrite=overwrite)
     folder = out or run / "predictions"
-    click.echo(f"{len(pictures)} cases in {folder}" + (f"; picture of the first: {pictures[0]}" if pictures else ""))
+    first = next(iter(pictures.values()), None)
+    click.echo(f"{len(pictures)} cases in {folder}" + (f"; picture of the first: {first[0]}" if first else ""))
 
 
 @main.command()

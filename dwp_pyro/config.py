@@ -430,6 +430,8 @@ class FinetuneConfig(TargetSettings):
         super().__post_init__()
         if self.train == "ends" and self.init != "source":
             raise ConfigError("train: 'ends' keeps the other blocks as they start, which needs --init source")
+        if self.blocks is not None and self.init != "prior":
+            raise ConfigError("blocks: say which prior draws a kernel, which needs --init prior")
         if self.l2_sp and self.init != "source":
             raise ConfigError("l2-sp: pulls towards the source network, which needs --init source")
 

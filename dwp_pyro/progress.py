@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-__all__ = ["Style", "fail", "message", "progress", "set_style"]
+__all__ = ["Style", "errors_are_json", "fail", "message", "progress", "set_style"]
 
 #: "text": for people. "json": an object a line on standard error, for a cluster's log. "quiet": errors alone.
 Style = Literal["text", "json", "quiet"]
@@ -33,6 +33,11 @@ def set_style(style: Style, *, errors_as_json: bool = False) -> None:
     """
     global _style, _errors_as_json
     _style, _errors_as_json = style, errors_as_json
+
+
+def errors_are_json() -> bool:
+    """Whether errors are said as JSON."""
+    return _errors_as_json
 
 
 def message(text: str) -> None:

@@ -73,7 +73,10 @@ class DataSet:
             DataError: if the data set has no such region, or no labels at all.
         """
         if not self.regions:
-            raise DataError(f"{self.root}: no case has a label file, so there is nothing to learn; add labels")
+            raise DataError(
+                f"{self.root}: there is nothing to learn, for no case has a label file, or --label-map leaves no "
+                "label but background and ignore; add labels, or name them"
+            )
         chosen = [next(iter(self.regions))] if regions is None else regions
         for name in chosen:
             if name not in self.regions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,17 +105,18 @@ class KernelPrior(nn.Module):
             blocks[block] = gaussian
         return KernelPrior("gaussian", blocks, self.cards, self.provenance).requires_grad_(False)
 
-    def at_sites(self, blocks: Mapping[str, str]) -> KernelPrior:
+    def at_sites(self, blocks: Mapping[str, str], *, anew: bool = False) -> KernelPrior:
         """This prior, standing for the kernels of a network.
 
         Args:
             blocks: site → block. Counts where the prior was fitted to sites of other names, another kind of network.
+            anew: count in any case, but for a prior whose one block stands for every site.
 
         Raises:
             PriorError: if it has not all of these blocks.
         """
         known = {site for card in self.cards.values() for site in card.sites}
-        if ANY_SITE in known or blocks.keys() <= known:
+        if ANY_SITE in known or (blocks.keys() <= known and not anew):
             return self
         for site, block in blocks.items():
             if block not in self.cards:
@@ -128,6 +129,11 @@ class KernelPrior(nn.Module):
             for name, card in self.cards.items()
         }
         return KernelPrior(self.family, {name: self.block(name) for name in cards}, cards, self.provenance)
+
+    def block_names(self, sites: Iterable[str]) -> dict[str, str]:
+        """Site → name of the block that stands for it."""
+        names = {site: name for name, card in self.cards.items() for site in card.sites}
+        return {site: names[site if site in names else ANY_SITE] for site in sites}
 
     def block_at(self, site: str, shape: Sequence[int]) -> KernelDensity:
         """The density of the kernels at a site of shape [out, in, k₁, …, k_d].

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dwp_pyro.data.layouts import LAYOUTS
+from dwp_pyro.data.regions import structure
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.networks import NETWORKS, build_network
@@ -72,6 +73,10 @@ class NetworkCard:
         card = cls(**values)
         if card.network not in NETWORKS:
             raise ValueError(f"network {card.network!r}")
+        if not card.regions or any(not isinstance(name, str) or structure(name) != name for name in card.regions):
+            raise ValueError(f"regions {card.regions!r}")  # they are in names of files
+        if len(card.values) != len(card.regions) or not all(card.values):
+            raise ValueError(f"values {card.values!r}")
         return card
 
 

@@ -39,17 +39,15 @@ def prior_blocks(network: nn.Module) -> dict[str, str]:
     places. A network of one resolution is all "input".
 
     Args:
-        network: with a convolution first, which tells the number of its channels; it is not changed, and
-            nothing is computed: shapes alone are followed.
+        network: takes images [B, channels, …]; it is not changed, and nothing is computed: shapes alone are followed.
 
     Raises:
-        ValueError: if the network cannot take a volume of 64 voxels a side, or has no spatial kernel.
+        ValueError: if the network takes no volume of 64 voxels a side, or has no spatial kernel.
     """
     followed = copy.deepcopy(network).to("meta").eval()
     convolutions = {name: m for name, m in followed.named_modules() if isinstance(m, _CONVOLUTIONS)}
     if not kernel_sites(followed):
         raise ValueError("the network has no convolution kernel of more than one voxel")
-    first = next(iter(convolutions.values()))
     seen: list[tuple[str, int]] = []
 
     def follow(name: str, module: nn.Module) -> None:
@@ -60,12 +58,18 @@ def prior_blocks(network: nn.Module) -> dict[str, str]:
 
     for name, module in convolutions.items():
         follow(name, module)
-    volume = torch.zeros((1, first.in_channels, *[_SIDE] * len(first.kernel_size)), device="meta")
-    try:
-        with torch.no_grad():
-            followed(volume)
-    except RuntimeError as problem:
-        raise ValueError(f"the network does not take a volume of {_SIDE} voxels a side: {problem}") from problem
+    dimensions = len(next(iter(convolutions.values())).kernel_size)
+    # Of how many channels its images are the network does not say; it refuses any other number.
+    for channels in dict.fromkeys(module.in_channels for module in convolutions.values()):
+        seen.clear()
+        try:
+            with torch.no_grad():
+                followed(torch.zeros((1, channels, *[_SIDE] * dimensions), device="meta"))
+            break
+        except RuntimeError:
+            continue
+    else:
+        raise ValueError(f"the network takes no volume of {_SIDE} voxels a side")
     deepest = max(level for _, level in seen)
     turn = max(place for place, (_, level) in enumerate(seen) if level == deepest)
     blocks: dict[str, str] = {}

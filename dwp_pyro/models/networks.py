@@ -30,7 +30,9 @@ class NetworkKind:
 
 
 def _unet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
-    return UNet(3, in_channels, out_channels, widths, (2,) * (len(widths) - 1), num_res_units=2)
+    # MONAI's last kernels have the shape of the output; under a 1×1×1 convolution none depends on the regions.
+    body = UNet(3, in_channels, widths[0], widths, (2,) * (len(widths) - 1), num_res_units=2)
+    return nn.Sequential(body, nn.Conv3d(widths[0], out_channels, 1))
 
 
 def _segresnet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
@@ -39,7 +41,11 @@ def _segresnet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
 
 def _dynunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
     strides = (1, *(2,) * (len(widths) - 1))
-    return DynUNet(3, in_channels, out_channels, (3,) * len(widths), strides, strides[1:], widths)
+    network = DynUNet(3, in_channels, out_channels, (3,) * len(widths), strides, strides[1:], widths)
+    # Each block has two names, and weights swapped under one would not be put back (torch.func.functional_call).
+    for name in ("input_block", "downsamples", "bottleneck", "upsamples"):
+        delattr(network, name)
+    return network
 
 
 def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
@@ -49,11 +55,11 @@ def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
 #: Name on the command line → kind; the names alone are in `config.NETWORKS`.
 NETWORKS = {
     "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "output.")),
-    "unet": NetworkKind(_unet, 8, ("model.0.", "model.2.")),
+    "unet": NetworkKind(_unet, 8, ("0.model.0.", "0.model.2.", "1.")),
     "segresnet": NetworkKind(
         _segresnet, 8, ("convInit.", "down_layers.0.", "up_samples.2.", "up_layers.2.", "conv_final.")
     ),
-    "dynunet": NetworkKind(_dynunet, 8, ("input_block.", "upsamples.2.", "output_block.")),
+    "dynunet": NetworkKind(_dynunet, 8, ("skip_layers.downsample.", "skip_layers.upsample.", "output_block.")),
     "basicunet": NetworkKind(_basicunet, 16, ("conv_0.", "upcat_1.", "final_conv.")),
 }
 

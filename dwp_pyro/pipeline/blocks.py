@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def read_blocks(path: Path, sites: Iterable[str]) -> dict[str, str]:
     """The block of each site by a file; see `assign_blocks`."""
     content = read_yaml(path, ConfigError)
     for block, prefixes in content.items():
+        # A block is a name of a module and of a file.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", block) or hasattr(nn.ModuleDict(), block):
+            raise ConfigError(f"{path}: '{block}' cannot be a block's name; take another, of letters and digits")
         if not isinstance(prefixes, list) or not all(isinstance(prefix, str) for prefix in prefixes):
             raise ConfigError(f"{path}: '{block}' should be a list of prefixes of parameter names")
     blocks: dict[str, str] = {}

@@ -34,7 +34,7 @@ from dwp_pyro.storage import file_digest, locked, read_json, write_bytes, write_
 __all__ = ["experiment"]
 
 _COLUMNS = ["arm", "n", "seed", "case", *MEASURES, "seconds", "settings"]
-_NEEDED = {"arm", "n", "seed", "case", *COMPARED, "seconds", "settings"}  # a table may be older than a measure
+_NEEDED = {"arm", "n", "seed", "case", *COMPARED, "iou", "seconds", "settings"}  # a table may be older than a measure
 _REPORT_INTERVAL = 10.0  # seconds
 
 

@@ -71,7 +71,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     """
     card = load_run(run).posterior.card
     predictions = run / "predictions"
-    cases = sorted(path.stem for path in predictions.glob("*.json"))
+    cases = sorted(path.stem for path in predictions.glob("[!.]*.json"))
     if not cases:
         raise RunError(f"{predictions}: holds no predictions; make them with 'dwp-pyro predict {run} SCANS'")
     values = [painting_order(card).index(number) + 1 for number in range(len(card.regions))]
@@ -196,6 +196,7 @@ def _inference() -> dict[str, Any]:
 
 def _readme(card: NetworkCard, settings: Mapping[str, Any]) -> str:
     layouts = sorted(LAYOUTS)
+    needs = ("one at least of " if card.may_lack_modalities else "") + ", ".join(card.modalities)
     spacing = "as scanned" if card.spacing is None else f"resampled to {card.spacing:g} mm"
     learned = ", ".join(
         f"{name} {settings[name]}"
@@ -210,12 +211,13 @@ dwp-pyro {version("dwp-pyro")} on scans of the layout {card.layout} ({learned}).
     pip install dwp-pyro fire
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir MAPS
 
-SCANS is a folder in a layout that dwp-pyro knows ({", ".join(layouts)}); each case needs {", ".join(card.modalities)},
+SCANS is a folder in a layout that dwp-pyro knows ({", ".join(layouts)}); each case needs {needs},
 skull-stripped; voxels are {spacing}. MAPS gets for each case, on its own grid, `_seg`, `_prob`, `_entropy` and `_mi`
-(mutual information; both in nats) as NIfTI, and a picture. More settings: `--samples`, `--overlap`, `--seed`,
-`--precision`.
+(mutual information; both in nats) as NIfTI, and a picture; of several regions one each, as `_prob_core`. More settings:
+`--samples`, `--overlap`, `--seed`, `--precision`.
 
-`network_def` in the configuration is the network at its posterior means: image windows → logits.
+`network_def` in the configuration is the network (of a mixture the first) at its posterior means: image windows →
+logits.
 
 Not a medical device. Licence of the weights: {_NOT_STATED}; that of the scans they were trained on may bind them.
 """

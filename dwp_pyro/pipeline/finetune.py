@@ -38,7 +38,8 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
     def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
         network = load_source_network(folder, card, member) if config.init == "source" else card.build()
         if config.init == "prior":
-            prior = KernelPrior.load(folder).at_sites(assign_blocks(network, config.blocks))
+            blocks = assign_blocks(network, config.blocks)
+            prior = KernelPrior.load(folder).at_sites(blocks, anew=config.blocks is not None)
             prior.fill(kernel_sites(network))
         if config.train == "ends":
             for name, parameter in network.named_parameters():

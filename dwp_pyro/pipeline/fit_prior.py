@@ -89,7 +89,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
             RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
             tracked(run.path, config.to_mapping(), options),
         ):
-            run.pin("learned_from.json", {config.kernels: file_digest(Path(config.kernels))})
+            run.pin("learned_from.json", _digests(config.kernels, config.blocks))
             if sources is not None:
                 sources.save(run.path / SOURCE)
             return _fit_blocks(config, bank, blocks, run.path)
@@ -100,6 +100,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         tracked(run.path, config.to_mapping(), options) as track,
     ):
         run.pin("split.json", data.split.to_mapping())
+        run.pin("learned_from.json", _digests(config.blocks))
         snapshots, best = train_source(config, data, run.path, device, track)
         best.save(run.path / SOURCE)
         bank = collect_kernels(snapshots)
@@ -128,6 +129,10 @@ def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
         listed = ", ".join("×".join(map(str, shape)) for shape in sorted(shapes))
         raise PriorError(f"kernels: one prior cannot hold kernels of several shapes ({listed}); give one shape a file")
     return {_FOREIGN: tuple(bank.kernels)}
+
+
+def _digests(*files: str | None) -> dict[str, str]:
+    return {file: file_digest(Path(file)) for file in files if file is not None}
 
 
 def _fit_blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dwp_pyro.data.case import read_case
 from dwp_pyro.data.layouts import open_dataset
@@ -20,6 +22,7 @@ from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
 from dwp_pyro.models.blocks import kernel_sites, prior_blocks
 from dwp_pyro.models.networks import NETWORKS, build_network
+from dwp_pyro.models.segmentation import region_logits
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.pipeline.collect_kernels import read_kernels
 from dwp_pyro.progress import message, progress
@@ -71,8 +74,7 @@ def inspect_prior(prior: Path, out: Path) -> Inspection:
             draws: dict[str, list[NDArray[np.float32]]] = {source: [] for source in networks}
             for source, members in networks.items():
                 for network in members:
-                    with torch.no_grad():
-                        probability = network(channels[None]).softmax(1)[0, 1]
+                    probability = _probability(network, channels)
                     draws[source].append(probability[..., probability.shape[-1] // 2].numpy())
                     advance("networks")
             pictures["Prior predictive"] = out / "predictive.png"
@@ -137,6 +139,16 @@ def _network(prior: KernelPrior) -> nn.Module:
             if kind in NETWORKS:
                 return build_network(kind, 1, 2, (a, b, c, d), form.get("short") is True)
     return ResidualUNet3d(1, 2)
+
+
+@torch.no_grad()
+def _probability(network: nn.Module, image: Tensor) -> Tensor:
+    """Image [1, X, Y, Z] → probability of the one region, [X, Y, Z]; sides are padded to what every network takes."""
+    stride = max(kind.stride for kind in NETWORKS.values())
+    sides = [(0, -side % stride) for side in reversed(image.shape[1:])]
+    logits = network(F.pad(image[None], list(itertools.chain(*sides))))
+    x, y, z = image.shape[1:]
+    return region_logits(logits).sigmoid()[0, 0, :x, :y, :z]
 
 
 def _phantom() -> tuple[NDArray[np.float32], Tensor]:

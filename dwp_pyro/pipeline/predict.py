@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 from dwp_pyro.config import PredictConfig
 from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet
-from dwp_pyro.data.layouts import open_dataset
+from dwp_pyro.data.layouts import fitting, open_dataset
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import torch_device, warn_of_emulation
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
-from dwp_pyro.progress import progress
+from dwp_pyro.progress import message, progress
 from dwp_pyro.report.figures import save_case_figure
 from dwp_pyro.storage import atomic_path, file_digest, read_json, write_json
 
@@ -43,6 +44,7 @@ __all__ = [
     "predict_cases",
     "read_scan",
     "save_like",
+    "shown_image",
 ]
 
 
@@ -55,7 +57,7 @@ def predict(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
-) -> list[Path]:
+) -> dict[str, list[Path]]:
     """Predict scans with a trained run.
 
     Writes, for each case and on its own grid and affine: `<case>_seg.nii.gz` (see `label_values`),
@@ -73,7 +75,7 @@ def predict(
         overwrite: replace what is there.
 
     Returns:
-        The pictures' paths.
+        Case → its pictures, one a region.
 
     Raises:
         UserError: if the run or a scan is unfit, or a prediction exists; what is there is not touched.
@@ -89,7 +91,7 @@ def predict(
     """
     trained = load_run(run)
     data = cases_to_predict(scans, trained.posterior)
-    cases: Sequence[Case] = data.cases
+    cases = list(data.cases)
     out = out or run / "predictions"
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; --out names a folder")
@@ -102,8 +104,8 @@ def predict(
     if resume:
         cases = not_predicted(out, cases, trained, config)
     with progress("checking scans", len(cases)) as advance:
-        for case in cases:  # all of them, before anything is written
-            read_scan(case, trained.posterior.card, data)
+        for number, case in enumerate(cases):  # all of them, before anything is written
+            cases[number] = _fit_to_predict(case, trained.posterior.card, data)
             advance("")
     return predict_cases(trained, cases, data, config, out, torch_device(device))
 
@@ -140,8 +142,10 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
     for path in scans:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-    if len(scans) == 1 and (scans[0].is_dir() or scans[0].suffix == ".csv"):
-        return open_dataset(scans[0], needs_labels=False)
+    if len(scans) == 1 and (scans[0].is_dir() or scans[0].suffix.casefold() == ".csv"):
+        # Where names alone do not tell, the layout that the network knows.
+        layout = posterior.card.layout if posterior.card.layout in fitting(scans[0]) else None
+        return open_dataset(scans[0], layout, needs_labels=False)
     modalities = posterior.card.modalities
     if any(path.is_dir() for path in scans) or len(scans) != len(modalities):
         raise DataError(
@@ -170,6 +174,25 @@ def read_scan(case: Case, card: NetworkCard, data: DataSet) -> Scan:
     return read_case(case, card.modalities, data.labels, may_lack_modalities=card.may_lack_modalities)
 
 
+def _fit_to_predict(case: Case, card: NetworkCard, data: DataSet) -> Case:
+    """The case; without its label if that is unfit: of a prediction it is in the picture alone."""
+    try:
+        read_scan(case, card, data)
+    except DataError as problem:
+        if case.label is None:
+            raise
+        case = replace(case, label=None)
+        read_scan(case, card, data)
+        message(f"{case.id} is predicted without its label: {problem}")
+    return case
+
+
+def shown_image(scan: Scan, case: Case, card: NetworkCard) -> tuple[str, NDArray[np.float32]]:
+    """The first modality that the case has, and its image [X, Y, Z]: what a picture shows."""
+    number, name = next((number, name) for number, name in enumerate(card.modalities) if name in case.images)
+    return name, scan.images[number]
+
+
 def map_path(folder: Path, case: str, kind: str, region: str, card: NetworkCard) -> Path:
     """Where a map ("prob", "entropy", "mi") of a case lies; the region is in its name where there are several."""
     return folder / (f"{case}_{kind}.nii.gz" if len(card.regions) == 1 else f"{case}_{kind}_{region}.nii.gz")
@@ -183,16 +206,20 @@ def known_regions(card: NetworkCard, data: DataSet) -> tuple[frozenset[int], ...
 
 
 def label_values(card: NetworkCard) -> tuple[int, ...]:
-    """The value that each region has in a segmentation.
+    """The value that each region has in a segmentation, no two alike.
 
     One region: 1. Several: the least label value, in the scans of training, that belongs to the region and to no
     region within it; so whole, core and enhancing of BraTS become its own values of oedema, necrosis and enhancing.
+    Where there is no such value, or another region has it, the first that no scan of training has.
     """
     if len(card.regions) == 1:
         return (1,)
     sets = [set(values) for values in card.values]
-    own = [values.difference(*(other for other in sets if other < values)) or values for values in sets]
-    return tuple(min(values) for values in own)
+    chosen: list[int] = []
+    for values in sets:
+        own = values.difference(*(other for other in sets if other < values), chosen)
+        chosen.append(min(own) if own else max({*chosen, *set().union(*sets)}) + 1)
+    return tuple(chosen)
 
 
 def painting_order(card: NetworkCard) -> list[int]:
@@ -200,9 +227,9 @@ def painting_order(card: NetworkCard) -> list[int]:
     return sorted(range(len(card.regions)), key=lambda number: -len(card.values[number]))
 
 
-def label_volume(masks: NDArray[np.bool_], card: NetworkCard, values: Sequence[int]) -> NDArray[np.uint8]:
+def label_volume(masks: NDArray[np.bool_], card: NetworkCard, values: Sequence[int]) -> NDArray[Any]:
     """Masks of the regions [R, X, Y, Z] → label values [X, Y, Z]; a region lies over those that contain it."""
-    label = np.zeros(masks.shape[1:], np.uint8)
+    label = np.zeros(masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
     for number in painting_order(card):
         label[masks[number]] = values[number]
     return label
@@ -266,8 +293,8 @@ def predict_cases(
     config: PredictConfig,
     out: Path,
     device: torch.device,
-) -> list[Path]:
-    """Predict cases into a folder, replacing what is there; returns the pictures' paths.
+) -> dict[str, list[Path]]:
+    """Predict cases into a folder, replacing what is there; returns case → its pictures, one a region.
 
     Raises:
         DataError: if a scan is unfit; earlier cases are kept.
@@ -277,7 +304,7 @@ def predict_cases(
     card = posterior.card
     # The label is drawn in the picture where its values mean the same structures as in training.
     known = known_regions(card, data)
-    pictures = []
+    pictures: dict[str, list[Path]] = {}
     if cases:
         warn_of_emulation(config.precision, device)
     with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
@@ -291,6 +318,7 @@ def predict_cases(
             save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")
             voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
             figures = {}
+            _, shown = shown_image(scan, case, card)
             for number, region in enumerate(card.regions):
                 maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
                 for kind, volume in maps.items():
@@ -298,15 +326,16 @@ def predict_cases(
                 truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
                 suffix = "" if len(card.regions) == 1 else f"_{region}"
                 picture = out / f"{case.id}{suffix}.png"
-                save_case_figure(picture, f"{case.id}: {region}", scan.affine, scan.images[0], truth, *maps.values())
-                pictures.append(picture)
+                save_case_figure(picture, f"{case.id}: {region}", scan.affine, shown, truth, *maps.values())
+                pictures.setdefault(case.id, []).append(picture)
                 figures[region] = {
                     "pairwise_dice": agreement[number],
                     "volume_ml": float((maps["prob"] > 0.5).sum()) * voxel_ml,
                     "mean_entropy_of_brain": float(maps["entropy"][scan.brain].mean()),
                     "mean_mutual_information_of_brain": float(maps["mi"][scan.brain].mean()),
                 }
-            write_json(marker, {"settings": _settings(trained, case, config), "regions": figures})
+            labels = dict(zip(card.regions, label_values(card), strict=True))
+            write_json(marker, {"settings": _settings(trained, case, config), "labels": labels, "regions": figures})
     return pictures
 
 

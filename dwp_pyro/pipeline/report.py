@@ -14,7 +14,7 @@ from dwp_pyro.data.case import Case, read_volume
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.errors import ConfigError, RunError
 from dwp_pyro.pipeline.evaluate import find_test_cases
-from dwp_pyro.pipeline.predict import TrainedRun, load_run, map_path, not_predicted, read_scan
+from dwp_pyro.pipeline.predict import TrainedRun, load_run, map_path, not_predicted, read_scan, shown_image
 from dwp_pyro.progress import progress
 from dwp_pyro.report.html import Figures, Report, page
 from dwp_pyro.report.layers import CaseView, case_view
@@ -53,9 +53,9 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     if any(data.by_id.keys() != figures.keys() for figures in regions.values()) or shown not in regions:
         raise _outdated(run, "is of other test cases or regions than the run")
     chosen = _best_median_worst(regions[shown])
-    for name in chosen.values():
-        if not_predicted(run / "predictions", [data.by_id[name]], trained, prediction):
-            raise _outdated(run, f"is of another prediction of '{name}' than {run / 'predictions'} holds")
+    missing = not_predicted(run / "predictions", data.cases, trained, prediction)
+    if missing:
+        raise _outdated(run, f"is of another prediction of '{missing[0].id}' than {run / 'predictions'} holds")
     views = {}
     with progress("reading scans", len(chosen)) as advance:
         for rank, name in chosen.items():
@@ -132,14 +132,15 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
     card = trained.posterior.card
     scan = read_scan(case, card, data)
     assert scan.label is not None
+    modality, image = shown_image(scan, case, card)
     probability, entropy, mutual_information = (
         read_volume(map_path(run / "predictions", case.id, kind, region, card)).data
         for kind in ("prob", "entropy", "mi")
     )
     return case_view(
-        card.modalities[0],
+        modality,
         scan.affine,
-        scan.images[0],
+        image,
         scan.brain,
         np.isin(scan.label, sorted(data.region_values([region])[region])),
         probability,

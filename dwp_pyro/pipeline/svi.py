@@ -60,7 +60,8 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         # Copies: bayesianize takes the parameters out of the network.
         centres = {site: w.detach().clone() for site, w in kernel_sites(source).items()} if source and centred else {}
         if kernel_prior is not None:
-            kernel_prior = kernel_prior.at_sites(blocks)
+            kernel_prior = kernel_prior.at_sites(blocks, anew=config.blocks is not None)
+            blocks = kernel_prior.block_names(sites)
         if kernel_prior is not None and init == "prior":
             kernel_prior.fill(sites)
         if kernel_prior is not None and learned:

@@ -107,7 +107,7 @@ def save_case_figure(
                 ax.set_title(name, fontsize=10)
             if column == 0:
                 ax.set_ylabel(_PLANES[plane])
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
 

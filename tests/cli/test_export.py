@@ -167,6 +167,21 @@ def test_overlapping_regions_become_nested_labels():
 
 
 @pytest.mark.parametrize(
+    ("regions", "values"),
+    [
+        ({"a": (1,), "b": (2,), "all": (1, 2)}, (1, 2, 3)),  # all has no value of its own
+        ({"all": (1, 2), "a": (1,), "b": (2,)}, (3, 1, 2)),
+        ({"a": (1, 2), "b": (1, 3)}, (1, 3)),  # they overlap, none within the other
+        ({"a": (300,), "b": (301,)}, (300, 301)),
+    ],
+)
+def test_no_two_regions_have_one_value(regions, values):
+    card = NetworkCard(("flair",), tuple(regions), tuple(regions.values()), "manifest", None, (16, 16, 16))
+    assert label_values(card) == values
+    assert label_volume(np.eye(len(regions), dtype=bool), card, values).tolist() == list(values)
+
+
+@pytest.mark.parametrize(
     ("run", "out", "form", "culprit"),
     [
         ("nowhere", "out", "monai-bundle", "nowhere"),

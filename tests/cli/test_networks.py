@@ -50,7 +50,23 @@ def test_blocks_can_be_given(copy_of_world, command):
     assert set(json.loads((copy_of_world / "prior" / "prior.json").read_text())["blocks"]) == {"early", "late"}
     result = command("svi", "--n", "1", *form, "--prior-from", "prior", "--members", "1", "--out", "run")
     assert result.exit_code == 0, result.output
+    written = (copy_of_world / "run" / "blocks.yaml").read_text()
+    assert written.startswith("early:") and "late:" in written
+    # Blocks that are given win over those of the prior: another prior, another posterior.
+    blocks.write_text("late: [input, down1, down2, down3, down4, down5, down6, up1, up2, up3]\n")
+    chosen = ("--prior-from", "prior", "--members", "1", "--blocks", blocks)
+    assert command("svi", "--n", "1", *form, *chosen, "--out", "late").exit_code == 0
+    assert (copy_of_world / "late" / "blocks.yaml").read_text().startswith("late:")
+    one, other = (copy_of_world / run / "posterior.safetensors" for run in ("run", "late"))
+    assert one.read_bytes() != other.read_bytes()
+    # A resumed fit keeps to its file.
+    state = copy_of_world / "prior" / "run.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
+    result = command(*fit, "--out", "prior", "--resume")
+    assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.output
     for content, says in {
+        "half: [input]": "'half' cannot be a block's name",
+        "../x: [input]": "'../x' cannot be a block's name",
         "early: [input]": "kernel 'down1.conv1.weight' is in no block",
         "early: [input, down1]\nlate: [down1, down2, down3, down4, down5, down6, up1, up2, up3]": "in two blocks",
         "early: input": "'early' should be a list",
@@ -59,6 +75,18 @@ def test_blocks_can_be_given(copy_of_world, command):
         result = command("svi", "--n", "1", *form, "--blocks", blocks, "--members", "1", "--out", "other")
         assert result.exit_code == 2
         assert says in result.output and "blocks.yaml" in result.output
+
+
+def test_a_unet_of_one_region_starts_another_of_three(copy_of_world, command):
+    form = ("--network", "unet", *SMALL)
+    fit = ("fit-prior", *form, "--bootstraps", "1", "--snapshots", "1", "--vae-steps", "2", "--out", "prior")
+    assert command(*fit).exit_code == 0
+    target = ("--n", "1", *form, "--prior-from", "prior", "--region", "whole,core,enhancing")
+    result = command("finetune", *target, "--init", "source", "--out", "run")
+    assert result.exit_code == 0, result.output
+    result = command("inspect-prior", "prior", "--out", "pictures")
+    assert result.exit_code == 0, result.output
+    assert (copy_of_world / "pictures" / "predictive.png").exists()
 
 
 def test_three_regions_at_once(copy_of_world, command):

@@ -40,6 +40,13 @@ def test_how_it_speaks_is_an_option_or_a_variable(tmp_path, options, environment
         assert written.stderr == ("" if quiet else "ms scans: 1/1, 0 s left\n")
 
 
+def test_errors_of_usage_are_json_too():
+    result = CliRunner().invoke(main, ["--log-format", "json", "svi", "--n", "five"])
+    assert result.exit_code == 2
+    assert [json.loads(line)["event"] for line in result.stderr.splitlines()] == ["error"]
+    assert "Usage:" in CliRunner().invoke(main, ["svi", "--n", "five"]).stderr
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [("dwp-pyro fit", "fit-prior"), ("dwp-pyro svi --pri", "--prior"), ("dwp-pyro svi --prior gau", "gaussian")],

@@ -1,6 +1,7 @@
 """Streaming moments against their definition, and one kernel sample for a whole scan."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -178,3 +179,23 @@ def test_a_file_that_is_no_posterior_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match="damaged"):
         Posterior.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"regions": ("../x",)},
+        {"regions": ("/x",)},
+        {"regions": ()},
+        {"values": ()},
+        {"values": ((),)},
+        {"network": "transformer"},
+    ],
+)
+def test_a_card_that_cannot_be_is_refused(tmp_path, change):
+    """Regions become names of files."""
+    posterior = make_posterior(0.1)
+    posterior.card = replace(CARD, **change)
+    posterior.save(tmp_path / "p.safetensors")
+    with pytest.raises(RunError, match="p.safetensors: does not hold a network"):
+        Posterior.load(tmp_path / "p.safetensors")

@@ -8,6 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from dwp_pyro.config import NETWORKS as NAMES
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
+from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.models.convolution import Conv3d
 from dwp_pyro.models.networks import NETWORKS, build_network
 
@@ -48,3 +51,34 @@ def test_quick_convolutions_change_nothing(name):
         for module in swapped:
             module.__class__ = nn.Conv3d
         assert_close(network(image), quick, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_posterior_of_any_network_survives_its_file(name, tmp_path):
+    """Its logits are those of the network with the drawn kernels put into it."""
+    card = NetworkCard(
+        ("flair",), ("lesion",), ((1,),), "openms", None, (32, 32, 32), network=name, widths=(8, 16, 32, 64)
+    )
+    network = card.build()
+    kernels = {site: kernel.detach() for site, kernel in kernel_sites(network).items()}
+    posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.1))])
+    posterior.save(tmp_path / "p.safetensors")
+    drawn = posterior.draw(3)
+    image = torch.randn(2, 1, 32, 32, 32)
+    with torch.no_grad():
+        logits = posterior.logits(image, drawn)
+        loaded = Posterior.load(tmp_path / "p.safetensors")
+        assert_close(loaded.logits(image, loaded.draw(3)), logits)
+        for site in kernels:
+            network.get_parameter(site).copy_(drawn[site])
+        assert_close(network(image), logits)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_kernel_depends_on_the_regions(name):
+    """So that a prior, and a source network, serve any number of them; the output layer alone differs."""
+    one, three = (build_network(name, 1, 1 + regions, WIDTHS) for regions in (1, 3))
+    assert {s: w.shape for s, w in kernel_sites(one).items()} == {s: w.shape for s, w in kernel_sites(three).items()}
+    pairs = ((p.shape, q.shape) for p, q in zip(one.parameters(), three.parameters(), strict=True))
+    differ = [(p, q) for p, q in pairs if p != q]
+    assert 1 <= len(differ) <= 2 and all((p[0], q[0]) == (2, 4) and p[1:] == q[1:] for p, q in differ)

@@ -126,5 +126,5 @@ def _check_ids(root: Path, ids: list[str]) -> None:
     for name, next_name in zip(ids, [*ids[1:], None], strict=True):
         if name == next_name:
             raise DataError(f"{root}: two cases are called '{name}'; rename one")
-        if not name or name.startswith(".") or os.sep in name:
-            raise DataError(f"{root}: the case id '{name}' cannot name a file; rename it")
+        if not name or name.startswith(".") or os.sep in name or not name.isprintable():
+            raise DataError(f"{root}: the case id {name!r} cannot name a file; rename it")

@@ -79,6 +79,8 @@ def _labels(
     sets = {name: values - {0} for name, values in sets.items() if values != {0} and structure(name) != BACKGROUND}
     if not sets:
         return None, None
+    if not all(sets.values()) or len({structure(name) for name in sets}) < len(sets):
+        raise ValueError("a label without values, or two of one meaning")
     ignored = {value for name, values in sets.items() if structure(name) == IGNORE for value in values}
     if all(len(values) == 1 for values in sets.values()):
         return {value: name for name, values in sets.items() for value in values}, None
