@@ -140,6 +140,15 @@ def test_plots_take_the_colours_of_the_page(html: str):
     assert "probability given" in svg  # text is text
 
 
+def test_the_policy_of_the_page_allows_no_request(html: str):
+    policy = next(
+        attributes["content"] for tag, attributes in Elements(html).tags if tag == "meta" and "http-equiv" in attributes
+    )
+    rules = {rule.split()[0]: set(rule.split()[1:]) for rule in policy.split(";")}
+    assert rules.pop("default-src") == {"'none'"}
+    assert all(sources <= {"'unsafe-inline'", "data:", "blob:"} for sources in rules.values())
+
+
 def test_nothing_shown_becomes_markup(report: Report, html: str):
     nasty = replace(
         report,
