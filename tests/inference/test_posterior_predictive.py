@@ -12,6 +12,7 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.segmentation import region_logits
 
 CARD = NetworkCard(
     modalities=("flair", "t1"),
@@ -199,3 +200,19 @@ def test_a_card_that_cannot_be_is_refused(tmp_path, change):
     posterior.save(tmp_path / "p.safetensors")
     with pytest.raises(RunError, match="p.safetensors: does not hold a network"):
         Posterior.load(tmp_path / "p.safetensors")
+
+
+def test_each_region_has_maps_and_an_agreement_of_its_own(image):
+    card = replace(CARD, regions=("whole", "core"), values=((1, 2, 4), (1, 4)))
+    torch.manual_seed(3)
+    network = card.build()
+    torch.nn.init.normal_(network.output.weight)
+    posterior = Posterior(card, [Member(network, MeanFieldNormal(kernel_sites(network), 0.2))])
+    with torch.no_grad():
+        p = torch.stack([region_logits(posterior.logits(image[None], posterior.draw(s)))[0].sigmoid() for s in (0, 1)])
+    moments = posterior_predictive(posterior, image, [0, 1])
+    torch.testing.assert_close(moments.probability, p.mean(0), atol=1e-5, rtol=0)
+    a, b = p > 0.5
+    dice = 2 * (a & b).flatten(1).sum(1) / (a.flatten(1).sum(1) + b.flatten(1).sum(1))
+    assert moments.agreement == pytest.approx(dice.tolist(), abs=1e-3)
+    assert abs(moments.agreement[0] - moments.agreement[1]) > 0.01
