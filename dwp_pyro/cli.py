@@ -281,7 +281,8 @@ def fit_prior(
     Trains source networks on bootstraps of the scans, collects the kernels of their snapshots, and fits
     a density to each block of the network, a variational autoencoder or another family; or fits to the kernels
     of a file (--kernels).
-    The run folder is the prior: it holds no image and can be shared.
+    Of the run folder prior.json, prior.safetensors and card.md are the prior: they hold no image and no name of a
+    case, and can be shared. The rest of it names cases, and holds the source networks.
     """
     config = _resolve(FitPriorConfig, config_file, given)
     from dwp_pyro.pipeline.fit_prior import fit_prior as run
@@ -298,8 +299,14 @@ def fit_prior(
         )
     ]
     if sources:
-        click.echo("Source networks; kernels still like those they started from say little about the task:")
+        click.echo("Source networks:")
         _print_rows(["snapshot", "Dice", "correlation with start"], sources)
+        correlations = [figure for figure in prior.provenance["start_correlation"] if figure is not None]
+        if correlations and min(correlations) > 0.5:
+            click.echo(
+                "Their kernels are still much like those they started from, so this prior knows more of "
+                "initialisation than of the task: train with more --steps."
+            )
         click.echo()
     _print_tables(prior_card(prior)[1:])
     _print_blocks(folder)
@@ -420,9 +427,8 @@ def export(run: Path, out: Path, format_: str) -> None:
     else:
         export_monai_bundle(run, out)
         click.echo(f"Bundle: {out}")
-        message(
-            f"Next: cd {out} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS"
-        )
+        run_it = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS"
+        message(f"Next, with 'pip install fire': cd {out} && {run_it}")
 
 
 @main.command()

@@ -322,7 +322,7 @@ class TargetSettings(TrainingSettings):
     members: int | None = setting(
         None,
         "Members of the posterior, an equal mixture; each learns from a source network, or a start, of its own.  "
-        "[default: 3 for a prior around the source, else 1]",
+        "[default: 3 for a prior around the source, or as many as there are; else 1]",
         minimum=1,
     )
     prior_from: str = setting("runs/prior-ms", "Folder made by fit-prior: the kernel prior, and the source networks.")

@@ -47,7 +47,8 @@ def seeded_split(ids: Sequence[str], n: int | None, validation: int, seed: int) 
     order = _permutation(ids, seed)
     tested = round(_TEST_PART * len(order))
     rest = order[tested + validation :]
-    return Split(_first(rest, n), tuple(order[tested : tested + validation]), tuple(order[:tested]))
+    taken = f"of {len(order)} cases {tested} test and {validation} validate (--validation)"
+    return Split(_first(rest, n, taken), tuple(order[tested : tested + validation]), tuple(order[:tested]))
 
 
 def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, seed: int) -> Split:
@@ -84,7 +85,8 @@ def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, s
         lists["validation"] = order[-validation:]
         order = order[:-validation]
     try:
-        return Split(_first(order, n), tuple(lists["validation"]), tuple(lists["test"]))
+        taken = f"beside {len(lists['validation'])} that validate (--validation, or 'validation' in the file)"
+        return Split(_first(order, n, taken), tuple(lists["validation"]), tuple(lists["test"]))
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
 
@@ -94,8 +96,8 @@ def _permutation(ids: Sequence[str], seed: int) -> list[str]:
     return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
 
 
-def _first(ids: Sequence[str], n: int | None) -> tuple[str, ...]:
+def _first(ids: Sequence[str], n: int | None, taken: str) -> tuple[str, ...]:
     wanted = 1 if n is None else n
     if len(ids) < wanted:
-        raise DataError(f"{wanted} training cases asked for, {len(ids)} left beside test and validation")
+        raise DataError(f"{wanted} training cases asked for, {len(ids)} left: {taken}")
     return tuple(ids[:n])

@@ -20,7 +20,7 @@ from dwp_pyro.pipeline.train_network import Program, network_card, train_network
 from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
 from dwp_pyro.storage import RunFolder, file_digest
 
-__all__ = ["fit_target", "load_source_network"]
+__all__ = ["fit_target", "load_source_network", "source_networks"]
 
 _VALIDATIONS = 5  # in a run
 
@@ -110,6 +110,21 @@ def fit_target(
     return posterior
 
 
+def source_networks(folder: Path) -> int:
+    """How many source networks fit-prior left; see `load_source_network` for what is raised."""
+    return len(_load_sources(folder).members)
+
+
+def _load_sources(folder: Path) -> Posterior:
+    path = folder / "source.safetensors"
+    if not path.exists():
+        raise RunError(
+            f"{path}: no source network; make one with 'dwp-pyro fit-prior', name its folder by --prior-from, "
+            "or do without (svi --centre none, finetune --init random)"
+        )
+    return Posterior.load(path)
+
+
 def load_source_network(folder: Path, card: NetworkCard, member: int) -> nn.Module:
     """A source network that fit-prior left, if it has the target's form; member 0 is the best.
 
@@ -119,12 +134,7 @@ def load_source_network(folder: Path, card: NetworkCard, member: int) -> nn.Modu
         RunError: if there is none, there are too few, or its channels, widths or blocks differ.
     """
     path = folder / "source.safetensors"
-    if not path.exists():
-        raise RunError(
-            f"{path}: no source network; make one with 'dwp-pyro fit-prior', name its folder by --prior-from, "
-            "or do without (svi --centre none, finetune --init random)"
-        )
-    source = Posterior.load(path)
+    source = _load_sources(folder)
     for name in ("network", "modalities", "widths", "short"):
         found, wanted = getattr(source.card, name), getattr(card, name)
         if found != wanted:

@@ -126,6 +126,8 @@ def load_run(run: Path) -> TrainedRun:
     path = run / "posterior.safetensors"
     if not run.is_dir():
         raise RunError(f"{run}: no such run; train one with 'dwp-pyro svi' or 'dwp-pyro finetune'")
+    if (run / "prior.json").exists():
+        raise RunError(f"{run}: is a run of 'fit-prior'; give one of 'svi' or 'finetune'")
     if not path.exists():
         raise RunError(
             f"{run}: holds no finished 'svi' or 'finetune' run (posterior.safetensors); finish it by --resume"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.blocks import assign_blocks
-from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
+from dwp_pyro.pipeline.fit_target import fit_target, load_source_network, source_networks
 from dwp_pyro.pipeline.train_network import Program
 
 __all__ = ["svi"]
@@ -26,27 +27,32 @@ _SMALLEST_BETA = 1e-6  # poutine.scale takes no 0
 def svi(config: SviConfig, options: RunOptions) -> Posterior:
     """Mean-field variational inference of the network's kernels on n target cases.
 
-    Args:
-        config: settings.
-        options: where and how.
+        Args:
+            config: settings.
+            options: where and how.
 
-    Raises:
-        UserError: if the scans, the prior or the folder are unfit; nothing is then written.
+        Raises:
+            UserError: if the scans, the prior or the folder are unfit; nothing is then written.
 
-    Example:
-        With the prior of `fit_prior`'s example, and five scans of `data/brats`:
+        Example:
+            With the prior of `fit_prior`'s example, and five scans of `data/brats`:
 
-        >>> from pathlib import Path
-        >>> from dwp_pyro import RunOptions, SviConfig, svi
-        >>> config = SviConfig(
-        ...     root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1, members=1
-        ... )
-        >>> posterior = svi(config, RunOptions(Path("runs/svi")))
-        >>> len(posterior.members), posterior.card.regions
-        (1, ('whole',))
+            >>> from dataclasses import replace
+    from pathlib import Path
+            >>> from dwp_pyro import RunOptions, SviConfig, svi
+            >>> config = SviConfig(
+            ...     root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1, members=1
+            ... )
+            >>> posterior = svi(config, RunOptions(Path("runs/svi")))
+            >>> len(posterior.members), posterior.card.regions
+            (1, ('whole',))
     """
     folder = Path(config.prior_from)
-    config = config.resolved()
+    resolved = config.resolved()
+    if config.members is None and resolved.centre == "source":
+        # As many as there are, where the default is more.
+        resolved = replace(resolved, members=min(resolved.members or 1, source_networks(folder)))
+    config = resolved
     learned, centred, init = config.prior in LEARNED, config.centre == "source", config.init
     assert config.prior_scale is not None and config.members is not None
     scale = config.prior_scale

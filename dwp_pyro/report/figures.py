@@ -73,7 +73,7 @@ def save_case_figure(
     predicted = probability > 0.5
     volumes: dict[str, tuple[Any, str | None, float | None]] = {
         "image": (image, "gray", None),
-        "truth (green), prediction (red)": (image, "gray", None),
+        "prediction (red)" if truth is None else "truth (green), prediction (red)": (image, "gray", None),
         "probability": (probability, "viridis", 1.0),
         "entropy (nats)": (entropy, "magma", float(np.log(2))),
         "mutual information (nats)": (mutual_information, "magma", max(float(mutual_information.max()), 1e-3)),
@@ -100,7 +100,8 @@ def save_case_figure(
                     if outline.any() and not outline.all():
                         ax.contour(outline, levels=[0.5], colors=colour, linewidths=1.2)
             if column > 1 and row == 0:
-                figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.8)
+                bar = figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.8)
+                bar.ax.locator_params(nbins=4)
             ax.set_xticks([])
             ax.set_yticks([])
             if row == 0:

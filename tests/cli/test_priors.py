@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.distributions.priors import FAMILIES
+from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.tensors import load_tensors
 from tests.cli.conftest import TINY, World, call
 
@@ -248,3 +249,10 @@ def test_members_of_random_starts_differ(command, in_world, tmp_path):
     one, two = (network(tmp_path / "run" / "posterior.safetensors", number) for number in (0, 1))
     assert one.keys() == two.keys()
     assert not any(torch.equal(w, two[name]) for name, w in one.items())
+
+
+def test_members_are_as_many_as_the_source_networks(command, copy_of_world):
+    """The world has two; the default would be three."""
+    result = command("svi", "--n", 2, *TINY, "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert len(Posterior.load(copy_of_world / "run" / "posterior.safetensors").members) == 2
