@@ -37,8 +37,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         Example:
             With the prior of `fit_prior`'s example, and five scans of `data/brats`:
 
-            >>> from dataclasses import replace
-    from pathlib import Path
+            >>> from pathlib import Path
             >>> from dwp_pyro import RunOptions, SviConfig, svi
             >>> config = SviConfig(
             ...     root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1, members=1
