@@ -27,24 +27,24 @@ _SMALLEST_BETA = 1e-6  # poutine.scale takes no 0
 def svi(config: SviConfig, options: RunOptions) -> Posterior:
     """Mean-field variational inference of the network's kernels on n target cases.
 
-        Args:
-            config: settings.
-            options: where and how.
+    Args:
+        config: settings.
+        options: where and how.
 
-        Raises:
-            UserError: if the scans, the prior or the folder are unfit; nothing is then written.
+    Raises:
+        UserError: if the scans, the prior or the folder are unfit; nothing is then written.
 
-        Example:
-            With the prior of `fit_prior`'s example, and five scans of `data/brats`:
+    Example:
+        With the prior of `fit_prior`'s example, and five scans of `data/brats`:
 
-            >>> from pathlib import Path
-            >>> from dwp_pyro import RunOptions, SviConfig, svi
-            >>> config = SviConfig(
-            ...     root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1, members=1
-            ... )
-            >>> posterior = svi(config, RunOptions(Path("runs/svi")))
-            >>> len(posterior.members), posterior.card.regions
-            (1, ('whole',))
+        >>> from pathlib import Path
+        >>> from dwp_pyro import RunOptions, SviConfig, svi
+        >>> config = SviConfig(
+        ...     root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1, members=1
+        ... )
+        >>> posterior = svi(config, RunOptions(Path("runs/svi")))
+        >>> len(posterior.members), posterior.card.regions
+        (1, ('whole',))
     """
     folder = Path(config.prior_from)
     resolved = config.resolved()
