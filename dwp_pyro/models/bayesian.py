@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.distributions.priors import prior_at
-from dwp_pyro.models.blocks import kernel_sites, prior_blocks
+from dwp_pyro.models.blocks import CONVOLUTIONS, kernel_sites, prior_blocks
 
 __all__ = ["BayesianConv", "bayesianize"]
 
@@ -38,9 +38,6 @@ class BayesianConv(PyroModule):
     def __reduce__(self) -> Any:
         # Pyro's own would rebuild a copy without this class, and its handlers would fall silent.
         return _empty, (self.plain,), self.__dict__.copy()
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -102,7 +99,7 @@ def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | Ker
     for site, prior in priors.items():
         path, _, leaf = site.rpartition(".")
         module: Any = modules.get(path)
-        if leaf != "weight" or not isinstance(module, _CONVOLUTIONS) or isinstance(module, BayesianConv):
+        if leaf != "weight" or not isinstance(module, CONVOLUTIONS) or isinstance(module, BayesianConv):
             raise ValueError(f"'{site}' is not the weight of a convolution of this network")
         weight = module.weight
         if prior.event_shape != weight.shape or prior.batch_shape:

@@ -8,13 +8,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BLOCKS", "kernel_sites", "prior_blocks"]
+__all__ = ["BLOCKS", "CONVOLUTIONS", "kernel_sites", "prior_blocks"]
 
 #: The prior blocks, along the way of the data: a prior is fitted to the kernels of each.
 BLOCKS = ("input", "scale1", "scale2", "bottom", "up1", "up2", "up3")
 
 _DOWN, _UP = ("input", "scale1", "scale2"), ("up3", "up2", "up1")
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: Their kernels can be sample sites.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIDE = 64  # voxels of the volume whose way is followed: 2 remain in a network that halves five times
 
 
@@ -26,7 +27,7 @@ def kernel_sites(network: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.weight": module.weight
         for name, module in network.named_modules()
-        if isinstance(module, _CONVOLUTIONS) and max(module.kernel_size) > 1
+        if isinstance(module, CONVOLUTIONS) and max(module.kernel_size) > 1
     }
 
 
@@ -45,7 +46,7 @@ def prior_blocks(network: nn.Module) -> dict[str, str]:
         ValueError: if the network takes no volume of 64 voxels a side, or has no spatial kernel.
     """
     followed = copy.deepcopy(network).to("meta").eval()
-    convolutions = {name: m for name, m in followed.named_modules() if isinstance(m, _CONVOLUTIONS)}
+    convolutions = {name: m for name, m in followed.named_modules() if isinstance(m, CONVOLUTIONS)}
     if not kernel_sites(followed):
         raise ValueError("the network has no convolution kernel of more than one voxel")
     seen: list[tuple[str, int]] = []
