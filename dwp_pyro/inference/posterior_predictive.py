@@ -49,7 +49,8 @@ def posterior_predictive(
 ) -> Moments:
     """One coherent pass over the whole image for each weight sample: the same kernels in every window.
 
-    Memory hardly grows with the number of samples: two running sums are kept, and of each segmentation a bit a voxel (of the brain).
+    Memory hardly grows with the number of samples: two running sums are kept, and of each segmentation a bit a voxel of
+    the brain.
 
     Args:
         posterior: on the image's device.
