@@ -302,7 +302,7 @@ class FitPriorConfig(TrainingSettings):
         choices=(*FAMILIES, "auto"),
     )
     latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
-    hidden: tuple[int, ...] = setting((32, 32), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
+    hidden: tuple[int, ...] = setting((32,), "Hidden widths of the kernel VAEs, by commas.", minimum=1)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE or flow.", minimum=1)
     source: str | None = setting(
         None, "Data set that the kernels come from and its citation, for the prior's card.  [default: not stated]"

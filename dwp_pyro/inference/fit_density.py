@@ -63,7 +63,7 @@ class FitSettings:
 
     Args:
         latent_size: of a VAE.
-        hidden: widths of the hidden layers of a VAE or a flow.
+        hidden: widths of the hidden layers of a VAE.
         steps: the most optimisation steps of a VAE or a flow.
         seed: of the initialisation, the minibatches and the noise.
     """
@@ -122,9 +122,9 @@ def fit_density(
     elif family == "mixture":
         trial, final = _fit_mixture(seen, choosing, block)
     else:
-        make: Callable[[BlockKernels, FitSettings], KernelDensity] = _vae if family == "dwp" else _flow
-        trial, best_step = _descend(make(seen, settings), seen.kernels, settings.steps, count, choosing)
-        final, _ = _descend(make(block, settings), block.kernels, best_step, count, None, schedule=settings.steps)
+        trial, final = (_vae(part, settings) if family == "dwp" else _flow(part) for part in (seen, block))
+        trial, best_step = _descend(trial, seen.kernels, settings.steps, count, choosing)
+        final, _ = _descend(final, block.kernels, best_step, count, None, schedule=settings.steps)
     for _ in range(2 * settings.steps - calls):
         advance()
     for density in (trial, final):
@@ -201,8 +201,8 @@ def _vae(block: BlockKernels, settings: FitSettings) -> KernelVAE:
     return _standardised(KernelVAE(block.kernels.shape[1:], settings.latent_size, settings.hidden), block)
 
 
-def _flow(block: BlockKernels, settings: FitSettings) -> KernelFlow:
-    return _standardised(KernelFlow(block.kernels.shape[1:], settings.hidden), block)
+def _flow(block: BlockKernels) -> KernelFlow:
+    return _standardised(KernelFlow(block.kernels.shape[1:]), block)
 
 
 @torch.no_grad()
