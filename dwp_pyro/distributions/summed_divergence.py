@@ -20,7 +20,7 @@ from dwp_pyro.distributions.log_uniform import APPROXIMATION, LogUniform
 
 __all__ = ["chunked_sum", "kernel_changes", "summed_divergence", "summed_entropy"]
 
-_CHUNK = 8192  # kernels
+_CHUNK = 16384  # kernels
 
 
 def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
