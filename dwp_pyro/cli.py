@@ -29,6 +29,7 @@ from dwp_pyro.config import (
 )
 from dwp_pyro.errors import Interrupted, UserError
 from dwp_pyro.progress import errors_are_json, fail, message, progress, set_style
+from dwp_pyro.signals import raise_signals
 
 __all__ = ["main"]
 
@@ -52,7 +53,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with raise_signals():
+                return super().invoke(ctx)
         except UserError as error:
             _fail(" ".join(str(error).split()), 2)
         except click.UsageError as error:
@@ -62,11 +64,10 @@ class _Group(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}", 2)
-        except KeyboardInterrupt:
-            _fail("stopped", 130)
         except Interrupted as stop:
-            same = ctx.invoked_subcommand in ("demo", "experiment")
-            again = "the same command goes on" if same else "go on by --resume"
+            command = self.commands[ctx.invoked_subcommand or ""]
+            by_option = stop.resumable and any(parameter.name == "resume" for parameter in command.params)
+            again = "go on by --resume" if by_option else "the same command goes on"
             _fail(f"{stop}; {again}", 128 + stop.signum)
 
 

@@ -27,13 +27,17 @@ class RunError(UserError):
     """A run folder that is taken, unfinished, damaged, or made by another command."""
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop, and its checkpoint is saved: nobody's mistake.
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop: nobody's mistake. No Exception: it comes anywhere, and libraries wrap those.
 
     Args:
         signum: number of the signal.
+        saved: whether a training has saved its checkpoint.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}, checkpoint saved")
+    #: Whether there is something that --resume goes on with; see `signals.resumable`.
+    resumable = False
+
+    def __init__(self, signum: int, *, saved: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}" + (", checkpoint saved" if saved else ""))
         self.signum = signum

@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["stop_signals"]
+from dwp_pyro.errors import Interrupted
+
+__all__ = ["raise_signals", "resumable", "stop_signals"]
+
+
+@contextmanager
+def raise_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise Interrupted, wherever the program is: what is being written is tidied away."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    with _handled_by(interrupt):
+        yield
 
 
 @contextmanager
@@ -19,9 +32,25 @@ def stop_signals() -> Iterator[Callable[[], int]]:
         nonlocal received
         received = signum
 
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled_by(note):
         yield lambda: received
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Mark an Interrupted that passes: what was begun inside can be gone on with."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.resumable = True
+        raise
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        for signum, former in previous.items():
+            signal.signal(signum, former)

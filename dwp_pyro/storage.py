@@ -6,9 +6,11 @@ Small things are JSON or YAML, read without running code; tensors are in `tensor
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import Any
 import yaml
 
 from dwp_pyro.errors import RunError, UserError
+from dwp_pyro.signals import resumable
 
 __all__ = [
     "RunFolder",
@@ -39,17 +42,17 @@ FORMAT_VERSION = 1
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffixes; on success it takes the name `path`.
 
-    Whatever goes wrong inside, `path` holds either its old content or the whole new one.
+    Whatever goes wrong inside, `path` holds either its old content or the whole new one. What a killed write of the
+    same file left is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name)
-    os.close(handle)
-    temporary = Path(name)
+    for litter in path.parent.glob(f".tmp-{'[0-9a-f]' * 8}-{glob.escape(path.name)}"):
+        litter.unlink(missing_ok=True)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        _share(temporary, 0o666)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -69,15 +72,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary = Path(hidden, path.name)
         temporary.mkdir()
         yield temporary
-        _share(temporary, 0o777)
         temporary.replace(path)
-
-
-def _share(path: Path, mode: int) -> None:
-    """What is made for a temporary use is private; results are shared in a lab, so follow the user's umask."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(mode & ~umask)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -196,13 +191,12 @@ class RunFolder:
         cls.check(path, command, config, resume=resume, overwrite=overwrite)
         with locked(path):
             run = cls(path)
-            if overwrite:
-                run._clear()
-            for litter in path.rglob(".tmp-*"):  # of a write that was killed
-                litter.unlink()
+            if overwrite or _is_being_cleared(path):
+                run._clear(command)
             run._write_state(command, finished=False)
             write_yaml(path / "config.yaml", config)
-            yield run
+            with resumable():
+                yield run
             run._write_state(command, finished=True)
 
     @staticmethod
@@ -212,7 +206,7 @@ class RunFolder:
             raise RunError("--resume and --overwrite contradict each other: give one of them")
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file; --out names a folder")
-        if not path.exists() or not any(name.name != ".lock" for name in path.iterdir()):
+        if not path.exists() or all(name.name.startswith(".") for name in path.iterdir()):
             if resume:
                 raise RunError(f"{path}: there is no run to resume; leave --resume out to start one")
             return
@@ -221,7 +215,7 @@ class RunFolder:
         state = read_json(path / "run.json")
         if state.get("command") != command:
             raise RunError(f"{path}: holds a run of '{state.get('command')}', not of '{command}'; choose another --out")
-        if overwrite:
+        if overwrite or _is_being_cleared(path):
             return
         if state.get("finished"):
             raise RunError(f"{path}: holds a finished run; choose another --out, or give --overwrite to replace it")
@@ -251,14 +245,21 @@ class RunFolder:
             )
         write_json(path, value)
 
-    def _clear(self) -> None:
+    def _clear(self, command: str) -> None:
+        # What is left when a kill comes in between is neither a finished run nor one to go on with.
+        self._write_state(command, finished=False, being_cleared=True)
         state = self.path / "run.json"
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
             elif path not in (self.path / ".lock", state):
                 path.unlink()
-        state.unlink(missing_ok=True)  # last: what a kill leaves is still known for a run
+        state.unlink()
 
-    def _write_state(self, command: str, finished: bool) -> None:
-        write_json(self.path / "run.json", {"format": FORMAT_VERSION, "command": command, "finished": finished})
+    def _write_state(self, command: str, finished: bool, **more: bool) -> None:
+        write_json(self.path / "run.json", {"format": FORMAT_VERSION, "command": command, "finished": finished, **more})
+
+
+def _is_being_cleared(run: Path) -> bool:
+    """Whether --overwrite was killed before all of the former run was deleted."""
+    return (run / "run.json").exists() and read_json(run / "run.json").get("being_cleared") is True

@@ -27,10 +27,10 @@ from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.progress import progress
-from dwp_pyro.signals import stop_signals
+from dwp_pyro.signals import raise_signals, stop_signals
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["OneOptimizer", "Plan", "optimise", "step_seed", "steps_done"]
+__all__ = ["OneOptimizer", "Plan", "optimise", "step_seed", "steps_reported"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
@@ -119,7 +119,7 @@ def optimise(
         for ours, rate in decay.items()
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
-    start = _restore(checkpoint, parameters, optimizer)
+    start, unreported = _restore(checkpoint, parameters, optimizer)
     device = next(iter(parameters.values())).device
 
     def scaled_guide(*args: Any) -> Any:
@@ -144,6 +144,25 @@ def optimise(
         stop_signals() as stopped,
         progress(description, plan.steps, start) as advance,
     ):
+
+        def report(step: int, figures: Mapping[str, float]) -> None:
+            # May take as long as many steps, so a signal ends it at once; the resumed run does it again.
+            try:
+                with raise_signals():
+                    if stopped():
+                        raise Interrupted(stopped())
+                    validated = step % plan.validate_every == 0 or step == plan.steps
+                    told = {**figures, **(validate() if validated else {})}
+                    model.train()
+                    if told:
+                        log(step, told)
+                    at_step(step)
+            except Interrupted as stop:
+                _save(checkpoint, step, parameters, optimizer, figures)
+                raise Interrupted(stop.signum, saved=True) from None
+
+        if unreported is not None:
+            report(start, unreported)
         svi = SVI(model, scaled_guide, OneOptimizer(optimizer), elbo)
         batches = iter(loader)
         for step in range(start, plan.steps):
@@ -168,20 +187,15 @@ def optimise(
             figures: dict[str, float] = {}
             if done % _LOG_EVERY == 0 or done == plan.steps:
                 figures |= {"loss": loss, **elbo.terms, "beta": model.beta, "learning_rate": plan.learning_rate(step)}
-            if done % plan.validate_every == 0 or done == plan.steps:
-                figures |= validate()
-                model.train()
-            if figures:
-                log(done, figures)
-            at_step(done)
-            if stopped() or done == plan.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
+            report(done, figures)
+            if done == plan.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
                 _save(checkpoint, done, parameters, optimizer)
                 saved = time.monotonic()
             # Apart: their sum rises while β does, and looks like a training that goes wrong.
             likelihood, divergence = elbo.terms["log_likelihood"], elbo.terms["divergence"] / model.beta
             advance(f"log-likelihood {likelihood:.4g}" + (f", KL {divergence:.4g}" if guide is not None else ""))
-            if stopped():  # after the last step too: other trainings may follow
-                raise Interrupted(stopped())
+        if stopped():  # after the last step: other trainings may follow
+            raise Interrupted(stopped(), saved=True)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -189,13 +203,16 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step + 1) % 2**63
 
 
-def steps_done(checkpoint: Path) -> int:
-    """The steps behind a checkpoint; 0 if there is none.
+def steps_reported(checkpoint: Path) -> int:
+    """The steps behind a checkpoint whose figures need not be logged again; 0 if there is none.
 
     Raises:
         RunError: if the file is no checkpoint.
     """
-    return _steps(checkpoint, load_tensors(checkpoint)[1]) if checkpoint.exists() else 0
+    if not checkpoint.exists():
+        return 0
+    _, metadata = load_tensors(checkpoint)
+    return _steps(checkpoint, metadata) - (metadata.get("unreported") is not None)
 
 
 def _steps(checkpoint: Path, metadata: Mapping[str, Any]) -> int:
@@ -216,19 +233,29 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _save(path: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    unreported: Mapping[str, float] | None = None,
+) -> None:
+    """Write a checkpoint: values, state of the optimiser, steps done, and the figures of the last step if it has not
+    been reported. All that is random, and all rates, are functions of the step."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"value/{name}"] = parameter
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{key}/{name}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"step": step})
+    save_tensors(path, tensors, {"step": step, "unreported": unreported})
 
 
-def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint, if there is one, and return the steps done."""
+def _restore(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[int, Mapping[str, float] | None]:
+    """Load a checkpoint, if there is one; return the steps done, and the figures that are still to be reported."""
     if not path.exists():
-        return 0
+        return 0, None
     tensors, metadata = load_tensors(path)
     if {name for name in tensors if name.startswith("value/")} != {f"value/{name}" for name in parameters}:
         raise RunError(f"{path}: is a checkpoint of another network; give --overwrite to start again")
@@ -242,4 +269,4 @@ def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torc
                 for key, value in tensors.items()
                 if key.endswith(f"/{name}") and not key.startswith("value/")
             }
-    return _steps(path, metadata)
+    return _steps(path, metadata), metadata.get("unreported")

@@ -77,36 +77,42 @@ def fit_target(
         run.pin("learned_from.json", digests)
         if programs[0].blocks:
             write_blocks(run.path, programs[0].blocks)
+        path = run.path / "posterior.safetensors"
         checkpoints = [run.path / f"checkpoint{member}.safetensors" for member in range(members)]
-        trained: list[Member] = []
-        for member, (program, seed, checkpoint) in enumerate(zip(programs, seeds, checkpoints, strict=True)):
-            plan = Plan(
-                steps=steps,
-                learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / steps)),
-                seed=seed,
-                beta=lambda step: beta((step + 1) / steps),
-                weight_decay=config.weight_decay,
-                estimator=estimator,
-                kernel_part=kernel_part,
-                validate_every=max(1, steps // _VALIDATIONS),
-            )
-            one = train_network(
-                program,
-                card=card,
-                data=data,
-                settings=config,
-                plan=plan,
-                run=run.path,
-                checkpoint=checkpoint,
-                device=device,
-                stage=command if members == 1 else f"{command}-member{member}",
-                track=track,
-            )
-            trained += one.members
-        posterior = Posterior(card, trained)
-        posterior.save(run.path / "posterior.safetensors")
-    for checkpoint in checkpoints:
-        checkpoint.unlink()
+        if path.exists():  # stopped while the checkpoints were deleted
+            posterior = Posterior.load(path).to(device)
+        else:
+            trained: list[Member] = []
+            for member, (program, seed, checkpoint) in enumerate(zip(programs, seeds, checkpoints, strict=True)):
+                plan = Plan(
+                    steps=steps,
+                    learning_rate=lambda step: (
+                        config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / steps))
+                    ),
+                    seed=seed,
+                    beta=lambda step: beta((step + 1) / steps),
+                    weight_decay=config.weight_decay,
+                    estimator=estimator,
+                    kernel_part=kernel_part,
+                    validate_every=max(1, steps // _VALIDATIONS),
+                )
+                one = train_network(
+                    program,
+                    card=card,
+                    data=data,
+                    settings=config,
+                    plan=plan,
+                    run=run.path,
+                    checkpoint=checkpoint,
+                    device=device,
+                    stage=command if members == 1 else f"{command}-member{member}",
+                    track=track,
+                )
+                trained += one.members
+            posterior = Posterior(card, trained)
+            posterior.save(path)
+        for checkpoint in checkpoints:
+            checkpoint.unlink(missing_ok=True)
     return posterior
 
 

@@ -26,6 +26,7 @@ from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
 from dwp_pyro.progress import message, progress
 from dwp_pyro.report.figures import save_case_figure
+from dwp_pyro.signals import resumable
 from dwp_pyro.storage import atomic_path, file_digest, read_json, write_json
 
 __all__ = [
@@ -107,7 +108,8 @@ def predict(
         for number, case in enumerate(cases):  # all of them, before anything is written
             cases[number] = _fit_to_predict(case, trained.posterior.card, data)
             advance("")
-    return predict_cases(trained, cases, data, config, out, torch_device(device))
+    with resumable():
+        return predict_cases(trained, cases, data, config, out, torch_device(device))
 
 
 class TrainedRun(NamedTuple):

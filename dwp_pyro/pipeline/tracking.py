@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dwp_pyro.config import RunOptions
-from dwp_pyro.errors import Interrupted, RunError
+from dwp_pyro.errors import RunError
 from dwp_pyro.pipeline.metrics_log import Track
 from dwp_pyro.storage import read_json, write_json
 
@@ -73,7 +73,7 @@ def tracked(run: Path, config: Mapping[str, Any], options: RunOptions) -> Iterat
                 if path.is_file() and not path.name.startswith((".", "checkpoint", "run.json")):
                     mlflow.log_artifact(str(path))
     except BaseException as problem:
-        status = "KILLED" if isinstance(problem, Interrupted | KeyboardInterrupt) else "FAILED"
+        status = "KILLED" if isinstance(problem, KeyboardInterrupt) else "FAILED"
         with suppress(RunError), _told_in_one_line():
             mlflow.end_run(status)
         raise

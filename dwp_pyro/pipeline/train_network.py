@@ -17,7 +17,7 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.device import warn_of_emulation
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
-from dwp_pyro.inference.svi import Plan, optimise, steps_done
+from dwp_pyro.inference.svi import Plan, optimise, steps_reported
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.metrics_log import MetricsLog, Track
 from dwp_pyro.pipeline.training_data import TrainingData
@@ -111,7 +111,7 @@ def train_network(
             figures["validation_dice"] = validation_dice(posterior(), data, device)
         return figures
 
-    with MetricsLog(run, stage, steps_done(checkpoint), track) as log:
+    with MetricsLog(run, stage, steps_reported(checkpoint), track) as log:
         optimise(
             model,
             guide,

@@ -17,7 +17,7 @@ import torch
 
 from dwp_pyro.errors import Interrupted, RunError, UserError
 from dwp_pyro.progress import set_style
-from dwp_pyro.signals import stop_signals
+from dwp_pyro.signals import raise_signals, stop_signals
 
 __all__ = ["in_processes"]
 
@@ -74,7 +74,7 @@ def in_processes(
                     except (EOFError, OSError):
                         processes[connection].join()
                         if stopped():
-                            raise Interrupted(stopped()) from None
+                            raise Interrupted(stopped(), saved=True) from None
                         raise RunError(_obituary(task, processes[connection])) from None
                     if isinstance(result, UserError):
                         raise type(result)(f"{task}: {result}") from result
@@ -83,7 +83,7 @@ def in_processes(
                     finished(task, result)
                     hand_out(connection)
                 if stopped() and under_way:
-                    raise Interrupted(stopped())
+                    raise Interrupted(stopped(), saved=True)
         finally:
             for connection, process in processes.items():
                 process.terminate()
@@ -125,7 +125,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     set_style("quiet")  # the parent shows its own progress
     torch.set_num_threads(threads)
-    with suppress(EOFError, ConnectionError, Interrupted):
+    with suppress(EOFError, ConnectionError, Interrupted), raise_signals():
         while True:
             task = connection.recv()
             result: Any
