@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from dwp_pyro.errors import RunError
@@ -37,16 +38,27 @@ def test_tensors_and_metadata_come_back(tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "nan", "pickle"])
 def test_damaged_tensors_are_named(tmp_path, damage):
     path = tmp_path / "t.safetensors"
-    save_tensors(path, {"a": torch.full((100,), float("nan") if damage == "nan" else 1.0)})
+    save_tensors(path, {"a": torch.ones(100)})
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-50])
+    elif damage == "nan":
+        safetensors.torch.save_file({"a": torch.full((100,), float("nan"))}, path)
     elif damage == "pickle":
         torch.save({"a": torch.ones(3)}, path)
     with pytest.raises(RunError, match="t.safetensors") as caught:
         load_tensors(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_could_not_be_read_is_not_written(tmp_path, value):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"a": torch.ones(2)})
+    with pytest.raises(RunError, match="'b' has become NaN or infinite"):
+        save_tensors(path, {"a": torch.zeros(2), "b": torch.tensor([0.0, value])})
+    assert torch.equal(load_tensors(path)[0]["a"], torch.ones(2))
 
 
 def test_json_without_nan(tmp_path):

@@ -18,7 +18,9 @@ from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
 from dwp_pyro.distributions.kernel_flow import KernelFlow
 from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.errors import PriorError
 from dwp_pyro.inference.allocator import keep_freed_memory
+from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 
 __all__ = ["BlockKernels", "FitSettings", "fit_density", "score_batches", "score_kernels"]
 
@@ -104,6 +106,9 @@ def fit_density(
     Returns:
         The density, in evaluation mode and frozen, and its held-out nats per kernel beside those of its
         controls; see `score_kernels`.
+
+    Raises:
+        PriorError: if the loss or its gradient stays NaN or infinite.
     """
     keep_freed_memory()
     torch.manual_seed(settings.seed)
@@ -257,6 +262,7 @@ def _descend(
     """
     schedule = schedule or steps
     optimizer = torch.optim.Adam(density.parameters(), lr=_LEARNING_RATE, fused=True)
+    take_step = FiniteSteps(optimizer)
     best, best_step, best_score = copy.deepcopy(density.state_dict()), 0, -math.inf
     check_every = max(1, steps // _CHECKS)
     for step in range(steps + 1):
@@ -276,9 +282,15 @@ def _descend(
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * _LEARNING_RATE * (1 + math.cos(math.pi * step / schedule))
         batch = kernels[torch.randint(len(kernels), (min(_BATCH, len(kernels)),))]
-        optimizer.zero_grad()
-        _loss(density, batch, step / schedule).backward()
-        optimizer.step()
+        loss = _loss(density, batch, step / schedule)
+        loss.backward()
+        take_step(loss.item())
+        if take_step.stuck:
+            raise PriorError(
+                f"kernel prior: the fit's loss was not finite in {MOST_IN_A_ROW} steps in a row, of kernels between "
+                f"{float(kernels.min()):.2g} and {float(kernels.max()):.2g}; leave out those of networks that "
+                "diverged, or fit with --family gaussian"
+            )
         advance()
     if choosing is not None:
         density.load_state_dict(best)
