@@ -16,7 +16,7 @@ from dwp_pyro.data.regions import structure
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.networks import NETWORKS, build_network
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkCard", "Posterior"]
 
@@ -179,10 +179,13 @@ def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites
     means = {site: tensors[f"{number}.loc.{site}"] for site in sites}
     prefix = f"{number}.network."
     plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    network.load_state_dict(plain | means)
+    fill_module(network, plain | means)
     if not means:
         return Member(network, None)
     guide = MeanFieldNormal(means)
-    for site in means:
-        guide.set_scale(site, tensors[f"{number}.scale.{site}"])
+    for site, mean in means.items():
+        scale = tensors[f"{number}.scale.{site}"]
+        if (scale.shape, scale.dtype) != (mean.shape, mean.dtype) or not (scale > 0).all():
+            raise ValueError(f"the standard deviations of '{site}' are not above 0, one a weight")
+        guide.set_scale(site, scale)
     return Member(network, guide)
