@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def read_kernels(path: Path) -> KernelBank:
 def _read_array(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as problem:
+    except (OSError, ValueError, EOFError, MemoryError, TypeError, SyntaxError, TokenError) as problem:
         reason = " ".join(str(problem).split())
         raise PriorError(f"{path}: cannot be read as a numpy array ({reason})") from problem
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
