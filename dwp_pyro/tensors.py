@@ -18,15 +18,18 @@ from dwp_pyro.storage import write_bytes
 
 __all__ = ["fill_module", "load_tensors", "save_tensors"]
 
+_CHECKSUM = "sha256"  # its name in the description
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write named tensors, and a JSON object with them, as one safetensors file, whole or not at all.
 
-    Its header keeps a checksum of both: a bit that flips in a number leaves a number, which nothing else would tell.
+    With the object is kept a checksum of both: a bit that flips in a number leaves a number, which nothing else tells.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    description = json.dumps(metadata or {})
-    header = {"json": description, "sha256": _digest(plain, description)}
+    description = dict(metadata or {})
+    # With it, for the order of several entries of a header is left to chance, and files would differ.
+    header = {"json": json.dumps(description | {_CHECKSUM: _digest(plain, description)})}
     write_bytes(path, safetensors.torch.save(plain, header))
 
 
@@ -38,17 +41,16 @@ def load_tensors(path: Path, error: type[UserError] = RunError) -> tuple[dict[st
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            metadata = json.loads(header.get("json", "{}"))
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if not isinstance(metadata, dict):
             raise ValueError("its description is no JSON object")
+        if _CHECKSUM in metadata and metadata.pop(_CHECKSUM) != _digest(tensors, metadata):
+            raise ValueError("its content is not what was written; take a copy, or make it again")
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or 'no such file'})") from problem
-    except (safetensors.SafetensorError, ValueError) as problem:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as problem:
         raise error(f"{path}: is damaged or is not a safetensors file ({problem})") from problem
-    if "sha256" in header and header["sha256"] != _digest(tensors, header.get("json", "{}")):
-        raise error(f"{path}: is damaged, its content is not what was written; take a copy, or make it again")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise error(f"{path}: tensor '{name}' holds NaN or infinity; the file is damaged")
@@ -70,10 +72,10 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(str(problem)) from problem
 
 
-def _digest(tensors: Mapping[str, Tensor], description: str) -> str:
+def _digest(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
     """SHA-256 of names, shapes, number formats and values, and of the description with them; in hexadecimal."""
-    digest = hashlib.sha256(description.encode())
+    digest = hashlib.sha256(json.dumps(description).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -233,7 +233,7 @@ class KernelPrior(nn.Module):
             ):
                 raise ValueError("each block needs a list of sites")
             prior = cls(family, blocks, cards, description.get("provenance"))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             raise PriorError(
                 f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"
             ) from problem

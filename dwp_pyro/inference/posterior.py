@@ -168,7 +168,7 @@ class Posterior:
             members = [_member(card, tensors, number, sites) for number, sites in enumerate(metadata["sites"])]
             if not members:
                 raise ValueError("no member")
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(f"{path}: does not hold a network of this version ({reason}); train it again") from problem
         return cls(card, members)

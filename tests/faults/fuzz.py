@@ -71,13 +71,13 @@ class Target(NamedTuple):
         path: of it, under the folder of `make_files`.
         read: whoever reads it; takes that folder.
         share: of the mutants, relative to the other targets.
-        named: what a message has to name, if it is not the file.
+        named: what else a message may name than the file.
     """
 
     path: str
     read: Callable[[Path], Any]
     share: float = 1.0
-    named: str = ""
+    named: tuple[str, ...] = ()
 
 
 def make_files(root: Path) -> None:
@@ -233,16 +233,16 @@ TARGETS = (
     Target("scan.nii.gz", lambda root: read_volume(root / "scan.nii.gz"), 8),
     Target("run/posterior.safetensors", _read_posterior, 1.5),
     Target("prior/prior.safetensors", _read_prior, 1.5),
-    Target("prior/prior.json", _read_prior, 1.5, named="prior/prior."),
+    Target("prior/prior.json", _read_prior, 1.5, named=("prior/prior.",)),
     Target("prior/kernels.safetensors", _read_bank, 3),
-    Target("prior/kernels.json", _read_bank, 3, named="prior/kernels."),
+    Target("prior/kernels.json", _read_bank, 3, named=("prior/kernels.",)),
     Target("kernels.npy", lambda root: read_kernels(root / "kernels.npy"), 4),
     Target("checkpoint.safetensors", _read_checkpoint, 1.5),
-    Target("msd/dataset.json", _labelled("msd"), 2, named="msd"),
-    Target("nnunet/dataset.json", _labelled("nnunet", "nnunet"), 3, named="nnunet"),
+    Target("msd/dataset.json", _labelled("msd"), 2, named=("msd",)),
+    Target("nnunet/dataset.json", _labelled("nnunet", "nnunet"), 3, named=("nnunet",)),
     Target("scans.csv", _labelled("scans.csv"), 3),
-    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.tsv", _labelled("bids", "bids"), 2, named="bids"),
-    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.json", _labelled("bids", "bids"), 1, named="bids"),
+    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.tsv", _labelled("bids", "bids"), 2, named=("bids",)),
+    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.json", _labelled("bids", "bids"), 1, named=("bids",)),
     Target("split.json", lambda root: read_split(root / "split.json", [*"abcde"], 1, 1, 0), 3),
     Target("SviConfig.yaml", _read_config(SviConfig), 1),
     Target("FinetuneConfig.yaml", _read_config(FinetuneConfig), 1),
@@ -250,11 +250,11 @@ TARGETS = (
     Target("PredictConfig.yaml", _read_config(PredictConfig), 3),
     Target("study.yaml", lambda root: Study.read(root / "study.yaml"), 2),
     Target("run/blocks.yaml", lambda root: read_blocks(root / "run/blocks.yaml", ["input.weight"]), 2),
-    Target("run/config.yaml", _read_run, 1, named="/run"),
-    Target("run/run.json", _resume, 2, named="/run"),
-    Target("run/split.json", _read_run, 1, named="split.json"),
+    Target("run/config.yaml", _read_run, 1, named=("/run", "--root", "holds no case")),
+    Target("run/run.json", _resume, 2, named=("/run",)),
+    Target("run/split.json", _read_run, 1),
     Target("results.csv", lambda root: _read_rows(root / "results.csv"), 3),
-    Target("run/predictions/{case}.json", _read_predictions, 0.5, named="run/predictions"),
+    Target("run/predictions/{case}.json", _read_predictions, 0.5, named=("run/predictions",)),
     Target("run/evaluation.json", _report, 0.3),
     Target("run/metrics.jsonl", _report, 0.2),
 )
@@ -379,7 +379,7 @@ def _read(root: Path, target: Target) -> dict[str, Any]:
             target.read(root)
     except UserError as problem:
         outcome = "refused"
-        if (target.named or Path(target.path).name) not in str(problem):
+        if not any(name in str(problem) for name in (Path(target.path).name, *target.named)):
             outcome, what = "finding", f"the message does not name the file: {problem}"[:500]
     except Exception:
         outcome, what = "finding", traceback.format_exc()[-1500:]
