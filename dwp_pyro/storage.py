@@ -106,7 +106,7 @@ def read_json(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path}: is not valid JSON ({problem})") from problem
     if not isinstance(value, dict):
         raise error(f"{path}: should hold a JSON object, found a {type(value).__name__}")
@@ -128,7 +128,7 @@ def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
-    except (ValueError, yaml.YAMLError) as problem:
+    except (ValueError, RecursionError, yaml.YAMLError) as problem:
         raise error(f"{path}: is not valid YAML ({' '.join(str(problem).split())})") from problem
     if value is None:
         return {}

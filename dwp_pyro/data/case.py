@@ -122,9 +122,9 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
         DataError: if it is missing, damaged, not three-dimensional (or has no such channel), holds NaN or infinity,
             or has a singular affine.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
     try:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; put it there, or leave the case out")
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path}: is not a NIfTI image of plain numbers; convert it to .nii.gz first")

@@ -16,7 +16,7 @@ from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
 from dwp_pyro.storage import read_json, write_json
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["ANY_SITE", "DENSITIES", "BlockCard", "KernelPrior"]
 
@@ -233,15 +233,19 @@ class KernelPrior(nn.Module):
             ):
                 raise ValueError("each block needs a list of sites")
             prior = cls(family, blocks, cards, description.get("provenance"))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             raise PriorError(
                 f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"
             ) from problem
         tensors, _ = load_tensors(folder / "prior.safetensors", PriorError)
         try:
-            prior.load_state_dict(tensors)
-        except RuntimeError as problem:
+            fill_module(prior, tensors)
+            for name in cards:
+                if not (prior.block(name).scale_tril.diagonal() > 0).all():
+                    raise ValueError(f"the spread of block '{name}' is not above 0")
+        except ValueError as problem:
+            reason = " ".join(str(problem).split())[:200]
             raise PriorError(
-                f"{folder / 'prior.safetensors'}: does not match {path.name}; fit the prior again"
+                f"{folder / 'prior.safetensors'}: does not match {path.name} ({reason}); fit the prior again"
             ) from problem
         return prior.requires_grad_(False)

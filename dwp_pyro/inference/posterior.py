@@ -16,7 +16,7 @@ from dwp_pyro.data.regions import structure
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.networks import NETWORKS, build_network
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkCard", "Posterior"]
 
@@ -168,7 +168,7 @@ class Posterior:
             members = [_member(card, tensors, number, sites) for number, sites in enumerate(metadata["sites"])]
             if not members:
                 raise ValueError("no member")
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(f"{path}: does not hold a network of this version ({reason}); train it again") from problem
         return cls(card, members)
@@ -179,10 +179,13 @@ def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites
     means = {site: tensors[f"{number}.loc.{site}"] for site in sites}
     prefix = f"{number}.network."
     plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    network.load_state_dict(plain | means)
+    fill_module(network, plain | means)
     if not means:
         return Member(network, None)
     guide = MeanFieldNormal(means)
-    for site in means:
-        guide.set_scale(site, tensors[f"{number}.scale.{site}"])
+    for site, mean in means.items():
+        scale = tensors[f"{number}.scale.{site}"]
+        if (scale.shape, scale.dtype) != (mean.shape, mean.dtype) or not (scale > 0).all():
+            raise ValueError(f"the standard deviations of '{site}' are not above 0, one a weight")
+        guide.set_scale(site, scale)
     return Member(network, guide)

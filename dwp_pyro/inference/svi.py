@@ -35,6 +35,7 @@ __all__ = ["OneOptimizer", "Plan", "optimise", "step_seed", "steps_reported"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
+_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter that has had a gradient
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def steps_reported(checkpoint: Path) -> int:
 
 def _steps(checkpoint: Path, metadata: Mapping[str, Any]) -> int:
     step = metadata.get("step")
-    if not isinstance(step, int):
+    if not isinstance(step, int) or step < 0:
         raise RunError(f"{checkpoint}: is not a checkpoint; give --overwrite to start again")
     return step
 
@@ -288,13 +289,14 @@ def _restore(
         raise RunError(f"{path}: is a checkpoint of another network; give --overwrite to start again")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if tensors[f"value/{name}"].shape != parameter.shape:
-                raise RunError(f"{path}: '{name}' has another shape; give --overwrite to start again")
-            parameter.copy_(tensors[f"value/{name}"])
-            steps.optimizer.state[parameter] = {
-                key.removesuffix(f"/{name}"): value.to(parameter.device)
-                for key, value in tensors.items()
-                if key.endswith(f"/{name}") and not key.startswith("value/")
-            }
+            of = {key.removesuffix(f"/{name}"): tensor for key, tensor in tensors.items() if key.endswith(f"/{name}")}
+            if of.keys() - {"value"} not in (set(), _STATE) or any(
+                tensor.shape != (() if key == "step" else parameter.shape)
+                or tensor.dtype != (torch.float32 if key == "step" else parameter.dtype)
+                for key, tensor in of.items()
+            ):
+                raise RunError(f"{path}: '{name}' has another shape or format; give --overwrite to start again")
+            parameter.copy_(of.pop("value"))
+            steps.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in of.items()}
     steps.count_on_from(metadata)
     return _steps(path, metadata), metadata.get("unreported")

@@ -43,6 +43,7 @@ __all__ = [
     "predict",
     "predict_case",
     "predict_cases",
+    "read_figures",
     "read_scan",
     "save_like",
     "shown_image",
@@ -171,6 +172,23 @@ def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config:
                 missing.append(case)
             advance("")
     return missing
+
+
+def read_figures(out: Path, case: str, card: NetworkCard) -> dict[str, dict[str, Any]]:
+    """What the `<case>.json` of a prediction says of each region: "volume_ml", "pairwise_dice" (None of one pass), …
+
+    Raises:
+        RunError: if it cannot be read, or does not say that.
+    """
+    path = out / f"{case}.json"
+    regions = read_json(path).get("regions")
+    for region in card.regions:
+        figures = regions.get(region) if isinstance(regions, dict) else None
+        if not isinstance(figures, dict) or not (
+            isinstance(figures.get("volume_ml"), float) and isinstance(figures.get("pairwise_dice"), float | None)
+        ):
+            raise RunError(f"{path}: does not hold the figures of '{region}'; predict it again with --overwrite")
+    return dict(regions or {})
 
 
 def read_scan(case: Case, card: NetworkCard, data: DataSet) -> Scan:
