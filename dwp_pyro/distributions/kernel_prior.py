@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from dwp_pyro.storage import read_json, write_json
 from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["ANY_SITE", "DENSITIES", "BlockCard", "KernelPrior"]
+
+#: Of a kernel, and of all layers of its density together; those of real networks are far below.
+_MOST_WEIGHTS, _MOST_UNITS = 1331, 8192
 
 FORMAT_VERSION = 2
 
@@ -215,6 +219,8 @@ class KernelPrior(nn.Module):
             )
         try:
             family = description["family"]
+            for item in description["blocks"].values():
+                _check_size(item["kernel_shape"], item["form"])
             blocks = {
                 str(name): DENSITIES[family]([int(side) for side in item["kernel_shape"]], **item["form"])
                 for name, item in description["blocks"].items()
@@ -249,3 +255,10 @@ class KernelPrior(nn.Module):
                 f"{folder / 'prior.safetensors'}: does not match {path.name} ({reason}); fit the prior again"
             ) from problem
         return prior.requires_grad_(False)
+
+
+def _check_size(kernel_shape: Sequence[int], form: Mapping[str, Any]) -> None:
+    """Raise ValueError for a density that would take absurd memory, before it takes any."""
+    numbers = [number for value in form.values() for number in (value if isinstance(value, list) else [value])]
+    if math.prod(kernel_shape) > _MOST_WEIGHTS or sum(numbers) > _MOST_UNITS:
+        raise ValueError(f"kernels of {list(kernel_shape)} and a density of {dict(form)} are too large to be true")

@@ -73,6 +73,8 @@ class NetworkCard:
         card = cls(**values)
         if card.network not in NETWORKS:
             raise ValueError(f"network {card.network!r}")
+        if not card.modalities or not all(isinstance(name, str) and name.isalnum() for name in card.modalities):
+            raise ValueError(f"modalities {card.modalities!r}")  # exports name them where MONAI looks for code
         if not card.regions or any(not isinstance(name, str) or structure(name) != name for name in card.regions):
             raise ValueError(f"regions {card.regions!r}")  # they are in names of files
         if len(card.values) != len(card.regions) or not all(card.values):
@@ -175,10 +177,14 @@ class Posterior:
 
 
 def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites: Sequence[str]) -> Member:
-    network = card.build()
     means = {site: tensors[f"{number}.loc.{site}"] for site in sites}
     prefix = f"{number}.network."
     plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    with torch.device("meta"):  # a card that speaks of widths that are not there must not take their memory
+        shapes = {name: tensor.shape for name, tensor in card.build().state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in (plain | means).items()}:
+        raise ValueError("its tensors are not those of the network that it describes")
+    network = card.build()
     fill_module(network, plain | means)
     if not means:
         return Member(network, None)

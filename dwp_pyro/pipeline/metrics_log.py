@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from dwp_pyro.storage import write_bytes
+from dwp_pyro.storage import write_bytes, written
 
 __all__ = ["MetricsLog", "Track", "read_metrics"]
 
@@ -45,7 +45,7 @@ class MetricsLog:
         self._writer.close()
 
     def __call__(self, step: int, figures: Mapping[str, float]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        with written(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **figures}) + "\n")
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)

@@ -27,7 +27,7 @@ from dwp_pyro.inference.svi import step_seed
 from dwp_pyro.progress import message, progress
 from dwp_pyro.report.figures import save_case_figure
 from dwp_pyro.signals import resumable
-from dwp_pyro.storage import atomic_path, file_digest, read_json, write_json
+from dwp_pyro.storage import atomic_path, file_digest, locked, read_json, write_json
 
 __all__ = [
     "Prediction",
@@ -320,16 +320,17 @@ def predict_cases(
 
     Raises:
         DataError: if a scan is unfit; earlier cases are kept.
-        RunError: if the device's memory is too small.
+        RunError: if the device's memory is too small, or another process writes to the folder.
     """
     posterior = trained.posterior.to(device)
     card = posterior.card
     # The label is drawn in the picture where its values mean the same structures as in training.
     known = known_regions(card, data)
     pictures: dict[str, list[Path]] = {}
-    if cases:
-        warn_of_emulation(config.precision, device)
-    with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
+    if not cases:
+        return pictures
+    warn_of_emulation(config.precision, device)
+    with locked(out), progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, data, config, device, partial(advance, case.id)
