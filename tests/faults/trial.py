@@ -51,17 +51,19 @@ def run(
     out: Path,
     *,
     after: float | None = None,
+    signum: int = signal.SIGKILL,
     before_change: int | None = None,
     prepare: Callable[..., None] | None = None,
     given: tuple[Any, ...] = (),
 ) -> Ended:
-    """Run a command to its end, or kill it.
+    """Run a command to its end, or stop it.
 
     Args:
         arguments: of dwp-pyro.
         folder: the current one.
         out: the folder that it changes.
-        after: seconds until it is killed by SIGKILL, its workers living on until they notice.
+        after: seconds until it gets a signal, its workers none: they live on until they notice.
+        signum: the signal.
         before_change: number, from 1, of the change in `out` ahead of which the process that makes it kills itself.
         prepare: called in the process ahead of the command, with `given`; a function of a module.
     """
@@ -72,7 +74,8 @@ def run(
     process.start()
     process.join(after)
     if process.is_alive():
-        process.kill()
+        assert process.pid is not None
+        os.kill(process.pid, signum)
     process.join()
     seconds = time.monotonic() - start
     assert process.exitcode is not None
