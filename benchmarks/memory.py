@@ -5,10 +5,13 @@ $ python -m benchmarks.memory
 
 from __future__ import annotations
 
+import ctypes
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pyro
 import torch
@@ -29,9 +32,32 @@ def _steps(kind: str) -> None:
             step()
 
 
-def _prediction(samples: int) -> None:
+def _passes(count: int) -> None:
     volume = Volume()
-    volume.deterministic() if samples == 0 else volume.bayesian(samples)
+    for _ in range(count):
+        volume.deterministic()
+
+
+def _samples(count: int) -> list[float]:
+    """MiB in use after each sample."""
+    used: list[float] = []
+    Volume().bayesian(count, lambda: used.append(_in_use()))
+    return used
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+
+def _in_use() -> float:
+    """MiB that are allocated now: freed memory, which the process keeps, and its gaps are not counted."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / 2**20
 
 
 def _peak_of_this_process() -> float:
@@ -40,27 +66,36 @@ def _peak_of_this_process() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def _peak(side: str) -> float:
-    """MiB that the whole process of a side took at most."""
+def _run(side: str) -> tuple[float, list[float]]:
+    """MiB that the whole process of a side took at most, and that were in use after each sample."""
     output = subprocess.run([sys.executable, "-m", "benchmarks.memory", side], check=True, capture_output=True)
-    return float(output.stdout)
+    peak, used = json.loads(output.stdout)
+    return peak, used
 
 
 def rows() -> Iterator[Row]:
-    plain, dwp = _peak("step deterministic"), _peak("step dwp")
+    (plain, _), (dwp, _) = _run("step deterministic"), _run("step dwp")
     what = "peak memory: SVI step, `shared`, DWP, all kernels; widths 16-32-64-128, 64³"
     yield Row(what, "deterministic step", 1.30, *[dwp / plain] * 3, f"{dwp:.0f} and {plain:.0f} MiB, torch included")
-    single, one, few, many = (_peak(f"prediction {samples}") for samples in (0, 1, 3, 9))
-    note = f"{one:.0f} and {single:.0f} MiB"
-    yield Row("peak memory: prediction, S = 1", "deterministic pass", 1.2, *[one / single] * 3, note)
-    yield Row("peak memory: prediction, S = 9", "S = 3", 1.02, *[many / few] * 3, f"{many:.0f} and {few:.0f} MiB")
+    # As many passes on both sides: each finds the freed memory of the last in other pieces, and takes a little more.
+    (plain, _), (peak, used) = _run("passes 6"), _run("samples 6")
+    note = f"{peak:.0f} and {plain:.0f} MiB"
+    yield Row("peak memory: prediction, S = 6", "6 deterministic passes", 1.2, *[peak / plain] * 3, note)
+    note = f"{used[5]:.0f} and {used[1]:.0f} MiB"
+    yield Row("memory in use after sample 6", "after sample 2", 1.02, *[used[5] / used[1]] * 3, note)
 
+
+_SIDES = {
+    "step": _steps,
+    "passes": lambda count: _passes(int(count)),
+    "samples": lambda count: _samples(int(count)),
+}
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         keep_freed_memory()
-        what, _, which = sys.argv[1].partition(" ")
-        _steps(which) if what == "step" else _prediction(int(which))
-        print(_peak_of_this_process())
+        what, which = sys.argv[1].split()
+        used = _SIDES[what](which)
+        print(json.dumps((_peak_of_this_process(), used)))
     else:
         report(rows())

@@ -6,7 +6,7 @@ $ python -m benchmarks.prediction
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -38,8 +38,8 @@ class Volume:
         """One sliding-window pass, all weights at their means."""
         posterior_mean_probability(self.posterior, self.image)
 
-    def bayesian(self, samples: int) -> None:
-        posterior_predictive(self.posterior, self.image, range(samples))
+    def bayesian(self, samples: int, advance: Callable[[], None] = lambda: None) -> None:
+        posterior_predictive(self.posterior, self.image, range(samples), advance=advance)
 
 
 def rows() -> Iterator[Row]:

@@ -28,6 +28,7 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.device import has_bfloat16
+from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
@@ -114,7 +115,8 @@ class Scene:
         model = SegmentationModel(network, "dice-ce", 5, learned, precision=precision)
         parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
-        svi = SVI(model, guide, OneOptimizer(optimizer), BatchedMeanFieldELBO(part))
+        elbo = BatchedMeanFieldELBO(part)
+        svi = SVI(model, guide, OneOptimizer(FiniteSteps(optimizer), elbo), elbo)
 
         def step() -> float:
             with LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -57,6 +58,8 @@ DATA_VARIABLE = "DWP_PYRO_DATA"
 
 _MAX_SEED = 2**32 - 1
 
+_LARGEST = 10**15  # of any number: all below count exactly, and none overflows
+
 _PRECISION = "Arithmetic of the network: bf16 is faster on a GPU, and on a CPU that has bfloat16."
 
 _CENTRED_SCALE = 0.55  # a variance of 0.3
@@ -89,11 +92,13 @@ class Settings:
             value = getattr(self, item.name)
             name = item.name.replace("_", "-")
             if not _matches(value, hints[item.name]):
-                raise ConfigError(f"{name}: expected {_describe(hints[item.name])}, got {value!r}")
+                raise ConfigError(f"{name}: expected {_describe(hints[item.name])}, got {reprlib.repr(value)}")
             choices, minimum, maximum = (item.metadata.get(key) for key in ("choices", "minimum", "maximum"))
             for part in value if isinstance(value, tuple) else (value,):
                 if part is None:
                     continue
+                if isinstance(part, int | float) and not abs(part) <= _LARGEST:
+                    raise ConfigError(f"{name}: must be a number of at most {_LARGEST:g}, got {reprlib.repr(part)}")
                 if choices and part not in choices:
                     raise ConfigError(f"{name}: '{part}' is not one of {', '.join(choices)}")
                 if minimum is not None and not part >= minimum:
@@ -241,7 +246,7 @@ class TrainingSettings(DataSettings):
         choices=NETWORKS,
     )
     widths: tuple[int, ...] = setting(
-        (16, 32, 64, 128), "Channels of the network at its four resolutions, by commas.", minimum=1
+        (16, 32, 64, 128), "Channels of the network at its four resolutions, by commas.", minimum=1, maximum=4096
     )
     short: bool = setting(False, "Six down blocks instead of nine (residual-unet).")
     blocks: str | None = setting(
@@ -258,7 +263,7 @@ class TrainingSettings(DataSettings):
     )
     likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
     steps: int = setting(300, "Optimisation steps.", minimum=1)
-    batch_size: int = setting(1, "Patches a step.", minimum=1)
+    batch_size: int = setting(1, "Patches a step.", minimum=1, maximum=4096)
     learning_rate: float = setting(2e-3, "Highest learning rate of AdamW.", minimum=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW, on deterministic weights.", minimum=0)
     precision: str = setting("float32", _PRECISION, choices=("float32", "bf16"))
@@ -292,8 +297,12 @@ class FitPriorConfig(TrainingSettings):
         None, "Fit to these kernels instead of training source networks: a .safetensors bank or an .npy array."
     )
     steps: int = setting(200, "Optimisation steps of each source network.", minimum=1)
-    bootstraps: int = setting(3, "Source networks, each trained on a bootstrap of the cases.", minimum=1)
-    snapshots: int = setting(2, "Learning-rate cycles of a source network; a snapshot is taken after each.", minimum=1)
+    bootstraps: int = setting(
+        3, "Source networks, each trained on a bootstrap of the cases.", minimum=1, maximum=10_000
+    )
+    snapshots: int = setting(
+        2, "Learning-rate cycles of a source network; a snapshot is taken after each.", minimum=1, maximum=10_000
+    )
     weight_decay: float = setting(0.1, "Weight decay of AdamW; it lets kernels forget their start.", minimum=0)
     family: str = setting(
         "dwp",
@@ -301,8 +310,8 @@ class FitPriorConfig(TrainingSettings):
         "fits all and keeps the best on held-out kernels.",
         choices=(*FAMILIES, "auto"),
     )
-    latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1)
-    hidden: tuple[int, ...] = setting((32, 32), "Hidden widths of the kernel VAEs and flows, by commas.", minimum=1)
+    latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1, maximum=4096)
+    hidden: tuple[int, ...] = setting((32,), "Hidden widths of the kernel VAEs, by commas.", minimum=1, maximum=4096)
     vae_steps: int = setting(2000, "Optimisation steps of a kernel VAE or flow.", minimum=1)
     source: str | None = setting(
         None, "Data set that the kernels come from and its citation, for the prior's card.  [default: not stated]"
@@ -324,6 +333,7 @@ class TargetSettings(TrainingSettings):
         "Members of the posterior, an equal mixture; each learns from a source network, or a start, of its own.  "
         "[default: 3 for a prior around the source, or as many as there are; else 1]",
         minimum=1,
+        maximum=10_000,
     )
     prior_from: str = setting("runs/prior-ms", "Folder made by fit-prior: the kernel prior, and the source networks.")
 
@@ -355,7 +365,10 @@ class SviConfig(TargetSettings):
         None, "Factor of the prior's spread around its centre.  [default: 0.55 around the source, else 1]", minimum=1e-6
     )
     particles: int = setting(
-        1, "Samples K of the bound on the density of a VAE (dwp): more are tighter, and cost more.", minimum=1
+        1,
+        "Samples K of the bound on the density of a VAE (dwp): more are tighter, and cost more.",
+        minimum=1,
+        maximum=10_000,
     )
     kernel_part: float = setting(
         0.25,

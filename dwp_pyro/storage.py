@@ -5,10 +5,12 @@ Small things are JSON or YAML, read without running code; tensors are in `tensor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -33,6 +35,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_yaml",
+    "written",
 ]
 
 FORMAT_VERSION = 1
@@ -44,18 +47,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Whatever goes wrong inside, `path` holds either its old content or the whole new one. What a killed write of the
     same file left is removed.
+
+    Raises:
+        RunError: if the system refuses the file: no space, no permission, no such folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for litter in path.parent.glob(f".tmp-{'[0-9a-f]' * 8}-{glob.escape(path.name)}"):
-        litter.unlink(missing_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for litter in path.parent.glob(f".tmp-{'[0-9a-f]' * 8}-{glob.escape(path.name)}"):
+            litter.unlink(missing_ok=True)
+        temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)  # or a power cut might undo the change of name, and not that of a later file
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """While a file is written: what the system says against it names the file, and what to do."""
+    try:
+        yield
+    except OSError as problem:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space there, then go on" if full else "mend that, or choose another folder"
+        raise RunError(f"{path}: cannot be written ({problem.strerror or problem}); {remedy}") from problem
 
 
 @contextmanager
@@ -67,8 +93,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already and is not overwritten; choose another folder, or delete it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as hidden:
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden_folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-")
+    with hidden_folder as hidden:
         temporary = Path(hidden, path.name)
         temporary.mkdir()
         yield temporary
@@ -106,7 +134,7 @@ def read_json(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path}: is not valid JSON ({problem})") from problem
     if not isinstance(value, dict):
         raise error(f"{path}: should hold a JSON object, found a {type(value).__name__}")
@@ -128,13 +156,29 @@ def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
-    except (ValueError, yaml.YAMLError) as problem:
+    except (ValueError, RecursionError, yaml.YAMLError) as problem:
         raise error(f"{path}: is not valid YAML ({' '.join(str(problem).split())})") from problem
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise error(f"{path}: should hold 'name: value' lines")
+    if _parts(value, {}) > _MOST_PARTS:
+        raise error(f"{path}: its aliases stand for more than {_MOST_PARTS:,} values; write them out")
     return {str(key): item for key, item in value.items()}
+
+
+_MOST_PARTS = 100_000
+
+
+def _parts(value: Any, counted: dict[int, float]) -> float:
+    """How many values there are in nested lists and mappings; each is counted once, as often as it stands there."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = math.inf  # until it is known: of a list that holds itself
+        inside = value if isinstance(value, list) else [*value.keys(), *value.values()]
+        counted[id(value)] = 1 + sum(_parts(item, counted) for item in inside)
+    return counted[id(value)]
 
 
 def file_digest(path: Path) -> str:
@@ -150,8 +194,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: if another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as lock:
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed below
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from dwp_pyro.errors import RunError
 from dwp_pyro.storage import RunFolder, atomic_path, new_folder, read_json, write_json
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 CONFIG = {"seed": 0, "widths": [1, 2]}
 
@@ -37,16 +38,76 @@ def test_tensors_and_metadata_come_back(tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "nan", "pickle"])
 def test_damaged_tensors_are_named(tmp_path, damage):
     path = tmp_path / "t.safetensors"
-    save_tensors(path, {"a": torch.full((100,), float("nan") if damage == "nan" else 1.0)})
+    save_tensors(path, {"a": torch.ones(100)})
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-50])
+    elif damage == "nan":
+        safetensors.torch.save_file({"a": torch.full((100,), float("nan"))}, path)
     elif damage == "pickle":
         torch.save({"a": torch.ones(3)}, path)
     with pytest.raises(RunError, match="t.safetensors") as caught:
         load_tensors(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_could_not_be_read_is_not_written(tmp_path, value):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"a": torch.ones(2)})
+    with pytest.raises(RunError, match="'b' has become NaN or infinite"):
+        save_tensors(path, {"a": torch.zeros(2), "b": torch.tensor([0.0, value])})
+    assert torch.equal(load_tensors(path)[0]["a"], torch.ones(2))
+
+
+def test_no_flipped_bit_passes_for_the_content(tmp_path):
+    """Each bit of a file: it is missed, or it is one that says nothing."""
+    path = tmp_path / "t.safetensors"
+    tensors = {"mean": torch.randn(2, 3), "half": torch.zeros(3, dtype=torch.bfloat16), "step": torch.tensor(7)}
+    save_tensors(path, tensors | {"empty": torch.zeros(0, 2)}, {"n": [1, 2]})
+    whole = path.read_bytes()
+    missed = 0
+    for place in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            loaded, metadata = load_tensors(path)
+        except RunError as problem:
+            assert str(problem).startswith(f"{path}: ") and "\n" not in str(problem)
+            missed += 1
+        else:
+            assert metadata == {} or metadata["n"] == [1, 2]  # without it, readers have no format, and refuse
+            assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert missed > 0.97 * 8 * len(whole)
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    for name in "abcdefgh":
+        save_tensors(tmp_path / name, {"b": torch.ones(2), "a": torch.zeros(3)}, {"n": [1, 2], "m": {"x": 0.1}})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_files_without_a_checksum_are_read(tmp_path):
+    """Those of other programs, and of versions before it was kept."""
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "t.safetensors")
+    assert torch.equal(load_tensors(tmp_path / "t.safetensors")[0]["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"weight": torch.ones(2, 3, dtype=torch.float16)}, "'weight' holds torch.float16, not torch.float32"),
+        ({"weight": torch.ones(2, 3, dtype=torch.int32)}, "'weight' holds torch.int32"),
+        ({"weight": torch.ones(3, 2)}, "size mismatch"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "bias"),
+        ({}, "weight"),
+    ],
+)
+def test_a_module_takes_its_own_tensors_alone(tensors, says):
+    with pytest.raises(ValueError, match=says):
+        fill_module(torch.nn.Linear(3, 2, bias=False), tensors)
 
 
 def test_json_without_nan(tmp_path):

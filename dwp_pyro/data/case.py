@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,12 @@ __all__ = ["UNREADABLE", "Case", "Scan", "Volume", "read_case", "read_volume"]
 
 # Tools that write the same grid differ by rounding; a real shift is larger.
 _TOLERANCE_MM = 0.1
+
+# Whole bodies at a millimetre have less; as float32 it is 4 GB.
+_MOST_VOXELS = 10**9
+
+# Deflate needs a bit more than a byte for a thousand (zlib's technical notes: 1032 to 1).
+_MOST_DEFLATED = 1032
 
 #: What nibabel raises on damaged headers and contents.
 UNREADABLE = (
@@ -122,12 +129,13 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
         DataError: if it is missing, damaged, not three-dimensional (or has no such channel), holds NaN or infinity,
             or has a singular affine.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
     try:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; put it there, or leave the case out")
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path}: is not a NIfTI image of plain numbers; convert it to .nii.gz first")
+        _check_size(path, image)
         shape = image.shape
         found = "×".join(map(str, shape))
         if channel is None and (len(shape) != 3 or min(shape) < 2):
@@ -147,6 +155,18 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(f"{path}: its affine is singular or not finite; the header needs repair")
     return Volume(data, affine)
+
+
+def _check_size(path: Path, image: Any) -> None:
+    """Raise DataError for a header that promises what the file cannot hold, or memory cannot, before any is taken."""
+    voxels = math.prod(image.shape)
+    size = voxels * image.get_data_dtype().itemsize
+    if path.suffix.casefold() == ".gz":
+        size //= _MOST_DEFLATED
+    if size > path.stat().st_size:
+        raise DataError(f"{path}: its header promises {voxels:,} voxels, but the file is too short; copy it again")
+    if voxels > _MOST_VOXELS:
+        raise DataError(f"{path}: holds {voxels:,} voxels, more than {_MOST_VOXELS:,}; crop or resample it first")
 
 
 def read_case(

@@ -12,7 +12,6 @@ All lengths are in millimetres of a head that fills the grid, whatever the grid 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dwp_pyro.errors import DataError
+from dwp_pyro.storage import atomic_path, new_folder
 
 __all__ = ["write_phantoms"]
 
@@ -119,13 +119,10 @@ def write_phantoms(
     for i, folder in enumerate(folders):
         rng = np.random.default_rng([seed, i, list(_LAYOUTS).index(dataset)])
         volumes = _case(dataset, rng, shape)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as hidden:
-            unfinished = Path(hidden, folder.name)
-            unfinished.mkdir()
+        with new_folder(folder) as unfinished:
             for name, volume in volumes.items():
-                nib.save(_image(dataset, volume, spacing), unfinished / f"{folder.name}_{name}.nii.gz")
-            os.rename(unfinished, folder)
+                with atomic_path(unfinished / f"{folder.name}_{name}.nii.gz") as path:
+                    nib.save(_image(dataset, volume, spacing), path)
         progress()
     return [folder.name for folder in folders]
 

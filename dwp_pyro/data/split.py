@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dwp_pyro.errors import DataError
+from dwp_pyro.errors import DataError, UserError
 from dwp_pyro.storage import read_json
 
-__all__ = ["Split", "read_split", "seeded_split"]
+__all__ = ["Split", "read_roles", "read_split", "seeded_split"]
 
 _TEST_PART = 0.2
 
@@ -51,8 +51,22 @@ def seeded_split(ids: Sequence[str], n: int | None, validation: int, seed: int) 
     return Split(_first(rest, n, taken), tuple(order[tested : tested + validation]), tuple(order[:tested]))
 
 
+def read_roles(path: Path, error: type[UserError] = DataError) -> dict[str, list[str]]:
+    """A split file: JSON lists of case ids under "train", "test" and, if wanted, "validation"; those that are there.
+
+    Raises:
+        UserError: of the class `error`, naming the file, if it cannot be read, or these are no lists of case ids.
+    """
+    content = read_json(path, error)
+    lists: dict[str, list[str]] = {role: content[role] for role in ("train", "validation", "test") if role in content}
+    for role, names in lists.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise error(f"{path}: '{role}' should be a list of case ids; mend it")
+    return lists
+
+
 def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, seed: int) -> Split:
-    """A split file: JSON lists of case ids under "train", "test" and, if wanted, "validation".
+    """The split that a file says; see `read_roles`.
 
     Without "validation", the last of the seed's permutation of the training cases validate.
 
@@ -67,13 +81,8 @@ def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, s
         DataError: naming the file, if it cannot be read, names a case that is not there or one twice, or has too
             few training cases.
     """
-    content = read_json(path, DataError)
-    lists: dict[str, list[str]] = {}
-    for role in ("train", "validation", "test"):
-        names = content.get(role, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: '{role}' should be a list of case ids")
-        lists[role] = names
+    given = read_roles(path)
+    lists = {role: given.get(role, []) for role in ("train", "validation", "test")}
     named = [name for names in lists.values() for name in names]
     for name in named:
         if name not in ids:
@@ -81,7 +90,7 @@ def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, s
         if named.count(name) > 1:
             raise DataError(f"{path}: case '{name}' is named twice; a case has one role")
     order = _permutation(lists["train"], seed)
-    if "validation" not in content and validation:
+    if "validation" not in given and validation:
         lists["validation"] = order[-validation:]
         order = order[:-validation]
     try:

@@ -10,7 +10,6 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, constraints, register_kl
-from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
 
@@ -102,8 +101,9 @@ class DeepWeightPrior(TorchDistribution):
 
     def log_prob_of_change(self, change: Tensor) -> Tensor:
         """The log-density, or one draw of its bound, of kernels a + `change`; [..., *kernel_shape] → [...]."""
-        u = F.linear(change.flatten(-len(self.event_shape)), self.density.whitening() / self.scale)
-        return self.density.log_prob_standard(u, self.particles) - self.density.log_volume() - self.log_scale()
+        flat, whitening = change.flatten(-len(self.event_shape)), self.density.whitening() / self.scale
+        log_prob = self.density.log_prob_of_product(flat, whitening, self.particles)
+        return log_prob - self.density.log_volume() - self.log_scale()
 
     def to_density(self, value: Tensor) -> Tensor:
         """The kernels v of the density that stand for kernels w: b + (w − a)/c."""

@@ -54,6 +54,16 @@ class KernelDensity(nn.Module, ABC):
             samples: K of the bound, where it is one.
         """
 
+    def log_prob_of_product(self, x: Tensor, matrix: Tensor, samples: int = 1) -> Tensor:
+        """`log_prob_standard` of u = M x, which a density may join with products of its own.
+
+        Args:
+            x: [..., D].
+            matrix: M, [D, D].
+            samples: K of the bound, where it is one.
+        """
+        return self.log_prob_standard(F.linear(x, matrix), samples)
+
     def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
         """The same of log p(w), in nats of the raw kernel: [..., *kernel_shape] → [...]."""
         return self.log_prob_standard(self.standardise(w), samples) - self.log_volume()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,12 @@ from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
 from dwp_pyro.storage import read_json, write_json
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["ANY_SITE", "DENSITIES", "BlockCard", "KernelPrior"]
+
+#: Of a kernel, and of all layers of its density together; those of real networks are far below.
+_MOST_WEIGHTS, _MOST_UNITS = 1331, 8192
 
 FORMAT_VERSION = 2
 
@@ -215,6 +219,8 @@ class KernelPrior(nn.Module):
             )
         try:
             family = description["family"]
+            for item in description["blocks"].values():
+                _check_size(item["kernel_shape"], item["form"])
             blocks = {
                 str(name): DENSITIES[family]([int(side) for side in item["kernel_shape"]], **item["form"])
                 for name, item in description["blocks"].items()
@@ -233,15 +239,26 @@ class KernelPrior(nn.Module):
             ):
                 raise ValueError("each block needs a list of sites")
             prior = cls(family, blocks, cards, description.get("provenance"))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             raise PriorError(
                 f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"
             ) from problem
         tensors, _ = load_tensors(folder / "prior.safetensors", PriorError)
         try:
-            prior.load_state_dict(tensors)
-        except RuntimeError as problem:
+            fill_module(prior, tensors)
+            for name in cards:
+                if not (prior.block(name).scale_tril.diagonal() > 0).all():
+                    raise ValueError(f"the spread of block '{name}' is not above 0")
+        except ValueError as problem:
+            reason = " ".join(str(problem).split())[:200]
             raise PriorError(
-                f"{folder / 'prior.safetensors'}: does not match {path.name}; fit the prior again"
+                f"{folder / 'prior.safetensors'}: does not match {path.name} ({reason}); fit the prior again"
             ) from problem
         return prior.requires_grad_(False)
+
+
+def _check_size(kernel_shape: Sequence[int], form: Mapping[str, Any]) -> None:
+    """Raise ValueError for a density that would take absurd memory, before it takes any."""
+    numbers = [number for value in form.values() for number in (value if isinstance(value, list) else [value])]
+    if math.prod(kernel_shape) > _MOST_WEIGHTS or sum(numbers) > _MOST_UNITS:
+        raise ValueError(f"kernels of {list(kernel_shape)} and a density of {dict(form)} are too large to be true")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from dwp_pyro.distributions.kernel_density import KernelGaussian
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
 from dwp_pyro.distributions.log_uniform import APPROXIMATION, LogUniform
 
-__all__ = ["chunked_sum", "summed_divergence", "summed_entropy"]
+__all__ = ["chunked_sum", "kernel_changes", "summed_divergence", "summed_entropy"]
 
-_CHUNK = 8192  # kernels
+_CHUNK = 16384  # kernels
 
 
 def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
@@ -175,3 +175,45 @@ class _ChunkedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, *(grad * derivative for derivative in ctx.saved_tensors)
+
+
+def kernel_changes(kernels: Sequence[Tensor], means: Sequence[Tensor], chosen: Sequence[Sequence[slice]]) -> Tensor:
+    """Kernels of several sites, less their means, in one tensor [N, *kernel_shape]; each passes through memory once.
+
+    Args:
+        kernels: of each site, [n, *kernel_shape].
+        means: of the same shapes; no gradient is taken by them.
+        chosen: of each site the slices of it that are taken, none of which meet.
+    """
+    changes: Tensor = _KernelChanges.apply(means, chosen, *kernels)
+    return changes
+
+
+class _KernelChanges(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, means: Sequence[Tensor], chosen: Sequence[Sequence[slice]], *kernels: Tensor) -> Tensor:
+        ctx.chosen, ctx.sizes = chosen, [len(site) for site in kernels]
+        lengths = [each.stop - each.start for slices in chosen for each in slices]
+        changes = kernels[0].new_empty(sum(lengths), *kernels[0].shape[1:])
+        pairs = zip(kernels, means, chosen, strict=True)
+        parts = [(site[each], mean[each]) for site, mean, slices in pairs for each in slices]
+        for (part, mean), place in zip(parts, changes.split(lengths), strict=True):
+            torch.sub(part, mean, out=place)
+        return changes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: list[Tensor | None] = []
+        start = 0
+        for slices, size in zip(ctx.chosen, ctx.sizes, strict=True):
+            count = sum(each.stop - each.start for each in slices)
+            ours = grad[start : start + count]
+            start += count
+            if 0 < count < size:
+                whole = grad.new_zeros(size, *grad.shape[1:])
+                for each, part in zip(slices, ours.split([s.stop - s.start for s in slices]), strict=True):
+                    whole[each] = part
+                ours = whole
+            gradients.append(ours if count else None)
+        return None, None, *gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pyro
@@ -13,12 +14,17 @@ from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
 
 __all__ = ["MeanFieldNormal"]
 
+#: No weight needs a scale below 1e-12 or above 1e12, and the squares of these are still numbers in float32.
+_MOST_LOG_SCALE = 12 * math.log(10)
+
 
 class MeanFieldNormal(PyroModule):
     """q(W) = Π N(w; m, s²), independent over every weight of every site.
 
     Each site is sampled directly from a Normal (not through an auxiliary site), so the
     divergences registered for a pair of distributions reach `TraceMeanField_ELBO`.
+
+    Every s lies between 1e-12 and 1e12, whatever optimisation makes of its logarithm.
 
     Args:
         locs: site → initial means m, of the site's shape: the kernels of a source network, draws of
@@ -51,7 +57,7 @@ class MeanFieldNormal(PyroModule):
     def posterior(self, site: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the weights at a site, each of the site's shape."""
         key = self._keys[site]
-        return self.locs[key], self.log_scales[key].exp()
+        return self.locs[key], self.log_scales[key].clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE).exp()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -62,6 +68,10 @@ class MeanFieldNormal(PyroModule):
         """Sample every site; returns site → weights. Arguments are those of the model, unused."""
         # Each access is an effect that registers every parameter: one access, not one a site.
         locs, log_scales = self.locs, self.log_scales
+        with torch.no_grad():
+            # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
+            for log_scale in log_scales.values():
+                log_scale.clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
         return {
             site: pyro.sample(site, LogScaleNormal(locs[key], log_scales[key]).to_event(locs[key].dim()))
             for site, key in self._keys.items()

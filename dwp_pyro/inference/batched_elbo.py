@@ -18,7 +18,7 @@ from torch.distributions import Independent, kl_divergence
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
-from dwp_pyro.distributions.summed_divergence import chunked_sum, summed_divergence, summed_entropy
+from dwp_pyro.distributions.summed_divergence import chunked_sum, kernel_changes, summed_divergence, summed_entropy
 
 __all__ = ["BatchedMeanFieldELBO"]
 
@@ -97,15 +97,15 @@ def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -
     entropy = torch.stack([summed_entropy(site["fn"]) for _, site in members]).sum()
     sizes = [prior.batch_shape.numel() for prior, _ in members]
     count = math.ceil(part * sum(sizes))
-    changes = []
-    for (prior, site), slices in zip(members, _window(sizes, count), strict=True):
-        value, shape = site["value"], (-1, *prior.event_shape)
-        kernels, means = value.reshape(shape), prior.mean.expand(value.shape).reshape(shape)
-        changes += [kernels[each] - means[each] for each in slices]
+    kernels, means = [], []
+    for prior, site in members:
+        shape = (-1, *prior.event_shape)
+        kernels.append(site["value"].reshape(shape))
+        means.append(prior.mean.expand(site["value"].shape).reshape(shape))
+    changes = kernel_changes(kernels, means, _window(sizes, count))
     prior = members[0][0]
     trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
-    log_prob = chunked_sum(prior.log_prob_of_change, torch.cat(changes), trained)
-    return -entropy - sum(sizes) / count * log_prob
+    return -entropy - sum(sizes) / count * chunked_sum(prior.log_prob_of_change, changes, trained)
 
 
 def _window(sizes: list[int], count: int) -> list[list[slice]]:

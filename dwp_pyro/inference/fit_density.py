@@ -18,7 +18,9 @@ from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
 from dwp_pyro.distributions.kernel_flow import KernelFlow
 from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.errors import PriorError
 from dwp_pyro.inference.allocator import keep_freed_memory
+from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 
 __all__ = ["BlockKernels", "FitSettings", "fit_density", "score_batches", "score_kernels"]
 
@@ -63,7 +65,7 @@ class FitSettings:
 
     Args:
         latent_size: of a VAE.
-        hidden: widths of the hidden layers of a VAE or a flow.
+        hidden: widths of the hidden layers of a VAE.
         steps: the most optimisation steps of a VAE or a flow.
         seed: of the initialisation, the minibatches and the noise.
     """
@@ -104,6 +106,9 @@ def fit_density(
     Returns:
         The density, in evaluation mode and frozen, and its held-out nats per kernel beside those of its
         controls; see `score_kernels`.
+
+    Raises:
+        PriorError: if the loss or its gradient stays NaN or infinite.
     """
     keep_freed_memory()
     torch.manual_seed(settings.seed)
@@ -122,9 +127,9 @@ def fit_density(
     elif family == "mixture":
         trial, final = _fit_mixture(seen, choosing, block)
     else:
-        make: Callable[[BlockKernels, FitSettings], KernelDensity] = _vae if family == "dwp" else _flow
-        trial, best_step = _descend(make(seen, settings), seen.kernels, settings.steps, count, choosing)
-        final, _ = _descend(make(block, settings), block.kernels, best_step, count, None, schedule=settings.steps)
+        trial, final = (_vae(part, settings) if family == "dwp" else _flow(part) for part in (seen, block))
+        trial, best_step = _descend(trial, seen.kernels, settings.steps, count, choosing)
+        final, _ = _descend(final, block.kernels, best_step, count, None, schedule=settings.steps)
     for _ in range(2 * settings.steps - calls):
         advance()
     for density in (trial, final):
@@ -201,8 +206,8 @@ def _vae(block: BlockKernels, settings: FitSettings) -> KernelVAE:
     return _standardised(KernelVAE(block.kernels.shape[1:], settings.latent_size, settings.hidden), block)
 
 
-def _flow(block: BlockKernels, settings: FitSettings) -> KernelFlow:
-    return _standardised(KernelFlow(block.kernels.shape[1:], settings.hidden), block)
+def _flow(block: BlockKernels) -> KernelFlow:
+    return _standardised(KernelFlow(block.kernels.shape[1:]), block)
 
 
 @torch.no_grad()
@@ -257,6 +262,7 @@ def _descend(
     """
     schedule = schedule or steps
     optimizer = torch.optim.Adam(density.parameters(), lr=_LEARNING_RATE, fused=True)
+    take_step = FiniteSteps(optimizer)
     best, best_step, best_score = copy.deepcopy(density.state_dict()), 0, -math.inf
     check_every = max(1, steps // _CHECKS)
     for step in range(steps + 1):
@@ -276,9 +282,15 @@ def _descend(
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * _LEARNING_RATE * (1 + math.cos(math.pi * step / schedule))
         batch = kernels[torch.randint(len(kernels), (min(_BATCH, len(kernels)),))]
-        optimizer.zero_grad()
-        _loss(density, batch, step / schedule).backward()
-        optimizer.step()
+        loss = _loss(density, batch, step / schedule)
+        loss.backward()
+        take_step(loss.item())
+        if take_step.stuck:
+            raise PriorError(
+                f"kernel prior: the fit's loss was not finite in {MOST_IN_A_ROW} steps in a row, of kernels between "
+                f"{float(kernels.min()):.2g} and {float(kernels.max()):.2g}; leave out those of networks that "
+                "diverged, or fit with --family gaussian"
+            )
         advance()
     if choosing is not None:
         density.load_state_dict(best)

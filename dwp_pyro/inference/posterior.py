@@ -16,7 +16,7 @@ from dwp_pyro.data.regions import structure
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.models.networks import NETWORKS, build_network
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkCard", "Posterior"]
 
@@ -73,6 +73,8 @@ class NetworkCard:
         card = cls(**values)
         if card.network not in NETWORKS:
             raise ValueError(f"network {card.network!r}")
+        if not card.modalities or not all(isinstance(name, str) and name.isalnum() for name in card.modalities):
+            raise ValueError(f"modalities {card.modalities!r}")  # exports name them where MONAI looks for code
         if not card.regions or any(not isinstance(name, str) or structure(name) != name for name in card.regions):
             raise ValueError(f"regions {card.regions!r}")  # they are in names of files
         if len(card.values) != len(card.regions) or not all(card.values):
@@ -168,21 +170,28 @@ class Posterior:
             members = [_member(card, tensors, number, sites) for number, sites in enumerate(metadata["sites"])]
             if not members:
                 raise ValueError("no member")
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(f"{path}: does not hold a network of this version ({reason}); train it again") from problem
         return cls(card, members)
 
 
 def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites: Sequence[str]) -> Member:
-    network = card.build()
     means = {site: tensors[f"{number}.loc.{site}"] for site in sites}
     prefix = f"{number}.network."
     plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    network.load_state_dict(plain | means)
+    with torch.device("meta"):  # a card that speaks of widths that are not there must not take their memory
+        shapes = {name: tensor.shape for name, tensor in card.build().state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in (plain | means).items()}:
+        raise ValueError("its tensors are not those of the network that it describes")
+    network = card.build()
+    fill_module(network, plain | means)
     if not means:
         return Member(network, None)
     guide = MeanFieldNormal(means)
-    for site in means:
-        guide.set_scale(site, tensors[f"{number}.scale.{site}"])
+    for site, mean in means.items():
+        scale = tensors[f"{number}.scale.{site}"]
+        if (scale.shape, scale.dtype) != (mean.shape, mean.dtype) or not (scale > 0).all():
+            raise ValueError(f"the standard deviations of '{site}' are not above 0, one a weight")
+        guide.set_scale(site, scale)
     return Member(network, guide)

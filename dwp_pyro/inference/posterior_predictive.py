@@ -49,7 +49,8 @@ def posterior_predictive(
 ) -> Moments:
     """One coherent pass over the whole image for each weight sample: the same kernels in every window.
 
-    Memory hardly grows with the number of samples: two running sums are kept, and of each segmentation a bit a voxel.
+    Memory hardly grows with the number of samples: two running sums are kept, and of each segmentation a bit a voxel of
+    the brain.
 
     Args:
         posterior: on the image's device.
@@ -71,7 +72,9 @@ def posterior_predictive(
         probability = _probability(posterior, image, weights, overlap, precision)
         total += probability
         entropies += _entropy(probability)
-        segmented = probability > 0.5 if brain is None else (probability > 0.5) & brain
+        segmented = probability > 0.5
+        if brain is not None:
+            segmented = segmented[:, brain]
         for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
             masks.add(mask)
         del probability  # or it would lie beside that of the next sample

@@ -24,6 +24,7 @@ from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.progress import progress
@@ -34,6 +35,7 @@ __all__ = ["OneOptimizer", "Plan", "optimise", "step_seed", "steps_reported"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
+_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter that has had a gradient
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,18 @@ class OneOptimizer(PyroOptim):
     """Lets SVI drive one torch optimiser over all parameters, instead of one a tensor: its state can be saved.
 
     SVI hands over the parameters it saw as a set, without order; the optimiser knows its own.
+
+    Args:
+        take_step: over all parameters.
+        elbo: that SVI maximises, whose last value tells whether the step is taken.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, take_step: FiniteSteps, elbo: BatchedMeanFieldELBO) -> None:
+        self.take_step = take_step
+        self.elbo = elbo
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.take_step(self.elbo.terms["divergence"] - self.elbo.terms["log_likelihood"])
 
 
 def optimise(
@@ -90,7 +96,8 @@ def optimise(
 ) -> None:
     """Maximise the ELBO of a model under a guide; of a model without sites (guide None), the likelihood.
 
-    The parameters are trained in place. If `checkpoint` exists the loop goes on from there, to the same
+    The parameters are trained in place. A step whose loss or gradient is not finite is left out and counted
+    (`skipped_steps` among the figures). If `checkpoint` exists the loop goes on from there, to the same
     result, bit by bit on the same CPU with as many threads.
 
     Args:
@@ -107,7 +114,9 @@ def optimise(
 
     Raises:
         Interrupted: after a signal, with the checkpoint saved.
-        RunError: if the checkpoint does not fit, or the loss is NaN or infinite.
+        RunError: if the checkpoint does not fit, or no step could be taken `MOST_IN_A_ROW` times in a row; the
+            checkpoint is then that of the last step that was taken. If a parameter is NaN or infinite by itself, with
+            the checkpoint before it.
     """
     keep_freed_memory()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -119,7 +128,8 @@ def optimise(
         for ours, rate in decay.items()
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
-    start, unreported = _restore(checkpoint, parameters, optimizer)
+    steps = FiniteSteps(optimizer)
+    start, unreported = _restore(checkpoint, parameters, steps)
     device = next(iter(parameters.values())).device
 
     def scaled_guide(*args: Any) -> Any:
@@ -158,12 +168,12 @@ def optimise(
                         log(step, told)
                     at_step(step)
             except Interrupted as stop:
-                _save(checkpoint, step, parameters, optimizer, figures)
+                _save(checkpoint, step, parameters, steps, figures)
                 raise Interrupted(stop.signum, saved=True) from None
 
         if unreported is not None:
             report(start, unreported)
-        svi = SVI(model, scaled_guide, OneOptimizer(optimizer), elbo)
+        svi = SVI(model, scaled_guide, OneOptimizer(steps, elbo), elbo)
         batches = iter(loader)
         for step in range(start, plan.steps):
             image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
@@ -178,22 +188,23 @@ def optimise(
                 raise RunError(
                     f"{checkpoint.parent}: the device ran out of memory; try a smaller --patch or --batch-size"
                 ) from problem
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"{checkpoint.parent}: the loss became {loss} at step {step + 1}; the checkpoint before it is "
-                    "kept. Try a lower --learning-rate"
-                )
             done = step + 1
+            if steps.stuck:
+                raise _stuck(checkpoint, done, parameters, steps, plan)
             figures: dict[str, float] = {}
             if done % _LOG_EVERY == 0 or done == plan.steps:
                 figures |= {"loss": loss, **elbo.terms, "beta": model.beta, "learning_rate": plan.learning_rate(step)}
+                # JSON has no other numbers.
+                figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+                figures["skipped_steps"] = steps.skipped
             report(done, figures)
             if done == plan.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
-                _save(checkpoint, done, parameters, optimizer)
+                _save(checkpoint, done, parameters, steps)
                 saved = time.monotonic()
             # Apart: their sum rises while β does, and looks like a training that goes wrong.
             likelihood, divergence = elbo.terms["log_likelihood"], elbo.terms["divergence"] / model.beta
-            advance(f"log-likelihood {likelihood:.4g}" + (f", KL {divergence:.4g}" if guide is not None else ""))
+            note = f"log-likelihood {likelihood:.4g}" + (f", KL {divergence:.4g}" if guide is not None else "")
+            advance(note + (f", {steps.skipped} steps skipped" if steps.skipped else ""))
         if stopped():  # after the last step: other trainings may follow
             raise Interrupted(stopped(), saved=True)
 
@@ -217,9 +228,26 @@ def steps_reported(checkpoint: Path) -> int:
 
 def _steps(checkpoint: Path, metadata: Mapping[str, Any]) -> int:
     step = metadata.get("step")
-    if not isinstance(step, int):
+    if not isinstance(step, int) or step < 0:
         raise RunError(f"{checkpoint}: is not a checkpoint; give --overwrite to start again")
     return step
+
+
+def _stuck(
+    checkpoint: Path, done: int, parameters: Mapping[str, nn.Parameter], steps: FiniteSteps, plan: Plan
+) -> RunError:
+    """The error after too many steps in a row that could not be taken, the last step that could be now saved."""
+    taken = done - MOST_IN_A_ROW
+    if taken > 0:
+        steps.count_on_from({"skipped": steps.skipped - MOST_IN_A_ROW})
+        _save(checkpoint, taken, parameters, steps)
+    return RunError(
+        f"{checkpoint.parent}: the loss or its gradient was not finite in {MOST_IN_A_ROW} steps in a row, to step "
+        f"{done}; {f'the checkpoint of step {taken}' if taken > 0 else 'nothing'} is kept. Likely causes: a learning "
+        f"rate that is too high (it was {plan.learning_rate(done - 1):.2g}), a scan with absurd intensities, bf16, a "
+        "prior that is too narrow. Begin again with --overwrite and a lower --learning-rate, or without that scan, "
+        "with --precision float32, with a larger --prior-scale"
+    )
 
 
 def _workers(device: torch.device) -> int:
@@ -237,7 +265,7 @@ def _save(
     path: Path,
     step: int,
     parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    steps: FiniteSteps,
     unreported: Mapping[str, float] | None = None,
 ) -> None:
     """Write a checkpoint: values, state of the optimiser, steps done, and the figures of the last step if it has not
@@ -245,13 +273,13 @@ def _save(
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"value/{name}"] = parameter
-        state = optimizer.state.get(parameter, {})
+        state = steps.optimizer.state.get(parameter, {})
         tensors |= {f"{key}/{name}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"step": step, "unreported": unreported})
+    save_tensors(path, tensors, {"step": step, "unreported": unreported, **steps.counts()})
 
 
 def _restore(
-    path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path, parameters: Mapping[str, nn.Parameter], steps: FiniteSteps
 ) -> tuple[int, Mapping[str, float] | None]:
     """Load a checkpoint, if there is one; return the steps done, and the figures that are still to be reported."""
     if not path.exists():
@@ -261,12 +289,14 @@ def _restore(
         raise RunError(f"{path}: is a checkpoint of another network; give --overwrite to start again")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if tensors[f"value/{name}"].shape != parameter.shape:
-                raise RunError(f"{path}: '{name}' has another shape; give --overwrite to start again")
-            parameter.copy_(tensors[f"value/{name}"])
-            optimizer.state[parameter] = {
-                key.removesuffix(f"/{name}"): value.to(parameter.device)
-                for key, value in tensors.items()
-                if key.endswith(f"/{name}") and not key.startswith("value/")
-            }
+            of = {key.removesuffix(f"/{name}"): tensor for key, tensor in tensors.items() if key.endswith(f"/{name}")}
+            if of.keys() - {"value"} not in (set(), _STATE) or any(
+                tensor.shape != (() if key == "step" else parameter.shape)
+                or tensor.dtype != (torch.float32 if key == "step" else parameter.dtype)
+                for key, tensor in of.items()
+            ):
+                raise RunError(f"{path}: '{name}' has another shape or format; give --overwrite to start again")
+            parameter.copy_(of.pop("value"))
+            steps.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in of.items()}
+    steps.count_on_from(metadata)
     return _steps(path, metadata), metadata.get("unreported")

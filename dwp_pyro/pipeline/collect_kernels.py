@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,14 @@ __all__ = ["KernelBank", "KernelSource", "collect_kernels", "read_kernels"]
 FORMAT_VERSION = 1
 
 _MAX_WEIGHTS = 2048  # in a kernel: its covariance has the square of that
+
+_MOST_SOURCES = 10**6  # source networks, and snapshots of one
+
+#: What numpy raises on damaged headers and contents.
+_UNREADABLE = (
+    *(OSError, EOFError, MemoryError, OverflowError, RecursionError),
+    *(SyntaxError, TokenError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def read_kernels(path: Path) -> KernelBank:
 def _read_array(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as problem:
+    except _UNREADABLE as problem:
         reason = " ".join(str(problem).split())
         raise PriorError(f"{path}: cannot be read as a numpy array ({reason})") from problem
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
@@ -142,8 +151,9 @@ def _read_bank(path: Path) -> KernelBank:
         if description["format"] != FORMAT_VERSION:
             raise ValueError(f"format {description['format']!r}, expected {FORMAT_VERSION}")
         sources = tuple(KernelSource(**source) for source in description["sources"])
-        if not all(isinstance(source.bootstrap, int) and isinstance(source.snapshot, int) for source in sources):
-            raise ValueError("bootstrap and snapshot should be whole numbers")
+        for number in (number for source in sources for number in (source.bootstrap, source.snapshot)):
+            if not isinstance(number, int) or not 0 <= number < _MOST_SOURCES:
+                raise ValueError(f"bootstrap and snapshot should be whole numbers from 0 to {_MOST_SOURCES - 1}")
     except (KeyError, TypeError, ValueError) as problem:
         raise PriorError(f"{card}: is not the description of a kernel bank ({problem})") from problem
     for site, tensor in kernels.items():

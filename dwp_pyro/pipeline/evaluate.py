@@ -21,15 +21,24 @@ from dwp_pyro.data.case import Scan, read_volume
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import LAYOUTS, open_dataset
 from dwp_pyro.data.regions import parse_label_map
-from dwp_pyro.errors import DataError, RunError
+from dwp_pyro.data.split import read_roles
+from dwp_pyro.errors import ConfigError, DataError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarise
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
-from dwp_pyro.pipeline.predict import load_run, map_path, not_predicted, predict_case, predict_cases, read_scan
+from dwp_pyro.pipeline.predict import (
+    load_run,
+    map_path,
+    not_predicted,
+    predict_case,
+    predict_cases,
+    read_figures,
+    read_scan,
+)
 from dwp_pyro.progress import progress
 from dwp_pyro.report.figures import save_reliability, save_risk_coverage
-from dwp_pyro.storage import read_json, read_yaml, write_bytes, write_json
+from dwp_pyro.storage import read_yaml, write_bytes, write_json
 
 __all__ = ["evaluate", "find_test_cases", "measure"]
 
@@ -68,7 +77,7 @@ def evaluate(
     with progress("evaluating", len(data.cases)) as advance:
         for case in data.cases:
             scan = read_scan(case, card, data)
-            predicted = read_json(out / f"{case.id}.json")["regions"]
+            predicted = read_figures(out, case.id, card)
             for region in card.regions:
                 probability, entropy = (
                     read_volume(map_path(out, case.id, kind, region, card)).data for kind in ("prob", "entropy")
@@ -121,22 +130,26 @@ def find_test_cases(run: Path, root: str | None) -> DataSet:
         UserError: if the run does not name its scans, there are no test cases, or one is missing or has no label.
     """
     settings = read_yaml(run / "config.yaml")
-    test = read_json(run / "split.json").get("test")
+    test = read_roles(run / "split.json", RunError).get("test")
     dataset, saved_root, label_map = settings.get("dataset"), settings.get("root"), settings.get("label_map") or []
     if dataset not in LAYOUTS or not isinstance(saved_root, str) or not isinstance(label_map, list):
         raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
-    if not isinstance(test, list) or not all(isinstance(name, str) for name in test):
-        raise RunError(f"{run / 'split.json'}: has no list of test cases; train it again")
+    if not test:
+        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
     folder = Path(root or saved_root)
-    data = open_dataset(folder, dataset, parse_label_map(map(str, label_map)))
+    try:
+        labels = parse_label_map(map(str, label_map))
+    except ConfigError as problem:
+        raise RunError(f"{run / 'config.yaml'}: {problem}") from problem
+    data = open_dataset(folder, dataset, labels)
     cases = data.by_id
     for name in test:
         if name not in cases:
-            raise DataError(f"{folder}: test case '{name}' is not among the scans; give the right --root")
+            raise DataError(
+                f"{folder}: has no case '{name}', which {run / 'split.json'} names for the test; give the right --root"
+            )
         if cases[name].label is None:
             raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
-    if not test:
-        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
     return replace(data, cases=tuple(cases[name] for name in test))
 
 

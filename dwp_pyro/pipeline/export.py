@@ -13,11 +13,12 @@ import numpy as np
 from dwp_pyro.config import PredictConfig
 from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.layouts import LAYOUTS
+from dwp_pyro.data.split import read_roles
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import NetworkCard
 from dwp_pyro.pipeline.predict import label_volume, load_run, map_path, painting_order, save_like
 from dwp_pyro.progress import progress
-from dwp_pyro.storage import new_folder, read_json, read_yaml, write_bytes, write_json
+from dwp_pyro.storage import new_folder, read_yaml, write_bytes, write_json
 
 __all__ = ["export_monai_bundle", "export_nnunet", "nnunet_labels"]
 
@@ -75,7 +76,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     if not cases:
         raise RunError(f"{predictions}: holds no predictions; make them with 'dwp-pyro predict {run} SCANS'")
     values = [painting_order(card).index(number) + 1 for number in range(len(card.regions))]
-    train = read_json(run / "split.json").get("train", [])
+    train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
             probabilities = [map_path(predictions, case, "prob", region, card) for region in card.regions]

@@ -15,7 +15,7 @@ from dwp_pyro.data.transforms import NORMALISATION
 from dwp_pyro.distributions.kernel_density import KernelDensity
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
 from dwp_pyro.distributions.priors import FAMILIES
-from dwp_pyro.errors import PriorError
+from dwp_pyro.errors import PriorError, RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
@@ -31,7 +31,7 @@ from dwp_pyro.progress import progress
 from dwp_pyro.report.comparison import markdown
 from dwp_pyro.report.prior import prior_card, save_kernel_figure
 from dwp_pyro.storage import RunFolder, file_digest, write_bytes
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["SOURCE", "blocks_of", "fit_prior"]
 
@@ -195,9 +195,12 @@ def _fit(
             density, nats = fit_density(family, block, settings, partial(advance, ""))
         save_tensors(path, density.state_dict(), {"form": density.form(), "nats": nats})
     tensors, metadata = load_tensors(path)
-    density = DENSITIES[family](block.kernels.shape[1:], **metadata["form"])
-    density.load_state_dict(tensors)
-    return density, metadata["nats"]
+    try:
+        density = DENSITIES[family](block.kernels.shape[1:], **metadata["form"])
+        fill_module(density, tensors)
+        return density, {str(name): float(nats) for name, nats in metadata["nats"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        raise RunError(f"{path}: is not a density of this version; delete it, and go on by --resume") from problem
 
 
 def _distinct(identities: list[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from dwp_pyro.inference.svi import step_seed
 from dwp_pyro.progress import message, progress
 from dwp_pyro.report.figures import save_case_figure
 from dwp_pyro.signals import resumable
-from dwp_pyro.storage import atomic_path, file_digest, read_json, write_json
+from dwp_pyro.storage import atomic_path, file_digest, locked, read_json, write_json
 
 __all__ = [
     "Prediction",
@@ -43,6 +43,7 @@ __all__ = [
     "predict",
     "predict_case",
     "predict_cases",
+    "read_figures",
     "read_scan",
     "save_like",
     "shown_image",
@@ -171,6 +172,23 @@ def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config:
                 missing.append(case)
             advance("")
     return missing
+
+
+def read_figures(out: Path, case: str, card: NetworkCard) -> dict[str, dict[str, Any]]:
+    """What the `<case>.json` of a prediction says of each region: "volume_ml", "pairwise_dice" (None of one pass), …
+
+    Raises:
+        RunError: if it cannot be read, or does not say that.
+    """
+    path = out / f"{case}.json"
+    regions = read_json(path).get("regions")
+    for region in card.regions:
+        figures = regions.get(region) if isinstance(regions, dict) else None
+        if not isinstance(figures, dict) or not (
+            isinstance(figures.get("volume_ml"), float) and isinstance(figures.get("pairwise_dice"), float | None)
+        ):
+            raise RunError(f"{path}: does not hold the figures of '{region}'; predict it again with --overwrite")
+    return dict(regions or {})
 
 
 def read_scan(case: Case, card: NetworkCard, data: DataSet) -> Scan:
@@ -302,16 +320,17 @@ def predict_cases(
 
     Raises:
         DataError: if a scan is unfit; earlier cases are kept.
-        RunError: if the device's memory is too small.
+        RunError: if the device's memory is too small, or another process writes to the folder.
     """
     posterior = trained.posterior.to(device)
     card = posterior.card
     # The label is drawn in the picture where its values mean the same structures as in training.
     known = known_regions(card, data)
     pictures: dict[str, list[Path]] = {}
-    if cases:
-        warn_of_emulation(config.precision, device)
-    with progress("predicting", len(cases) * _passes(posterior, config)) as advance:
+    if not cases:
+        return pictures
+    warn_of_emulation(config.precision, device)
+    with locked(out), progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, data, config, device, partial(advance, case.id)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,19 @@ import numpy as np
 from dwp_pyro.config import PredictConfig
 from dwp_pyro.data.case import Case, read_volume
 from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.split import read_roles
 from dwp_pyro.errors import ConfigError, RunError
 from dwp_pyro.pipeline.evaluate import find_test_cases
-from dwp_pyro.pipeline.predict import TrainedRun, load_run, map_path, not_predicted, read_scan, shown_image
+from dwp_pyro.pipeline.metrics_log import read_metrics
+from dwp_pyro.pipeline.predict import (
+    TrainedRun,
+    load_run,
+    map_path,
+    not_predicted,
+    read_figures,
+    read_scan,
+    shown_image,
+)
 from dwp_pyro.progress import progress
 from dwp_pyro.report.html import Figures, Report, page
 from dwp_pyro.report.layers import CaseView, case_view
@@ -48,9 +57,9 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     shown = region or card.regions[0]
     if shown not in card.regions:
         raise ConfigError(f"region: '{shown}' is not one of {', '.join(card.regions)}, which {run} segments")
-    evaluation, regions, prediction = _read_evaluation(run)
+    evaluation, regions, curves, prediction = _read_evaluation(run)
     data = find_test_cases(run, root)
-    if any(data.by_id.keys() != figures.keys() for figures in regions.values()) or shown not in regions:
+    if regions.keys() != set(card.regions) or any(data.by_id.keys() != figures.keys() for figures in regions.values()):
         raise _outdated(run, "is of other test cases or regions than the run")
     chosen = _best_median_worst(regions[shown])
     missing = not_predicted(run / "predictions", data.cases, trained, prediction)
@@ -61,8 +70,8 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
         for rank, name in chosen.items():
             views[rank] = (name, _view(run, data.by_id[name], data, trained, shown))
             advance(name)
-    predicted = {name: read_json(run / "predictions" / f"{name}.json")["regions"] for name in data.by_id}
-    split = read_json(run / "split.json")
+    predicted = {name: read_figures(run / "predictions", name, card) for name in data.by_id}
+    split = read_roles(run / "split.json", RunError)
     command = str(read_json(run / "run.json").get("command"))
     learned_from = read_json(run / "learned_from.json")
     n = len(split.get("train", ()))
@@ -85,11 +94,11 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
                 "Prediction": prediction.to_mapping(),
                 **({"Learned from (SHA-256)": learned_from} if learned_from else {}),
             },
-            training=_read_lines(run / "metrics.jsonl"),
+            training=read_metrics(run / "metrics.jsonl"),
             regions=regions,
             volumes_ml={name: {case: of[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
             empty_masks=str(evaluation.get("empty_masks", "")),
-            curves={name: evaluation["regions"][name].get("curves", {}) for name in regions},
+            curves=curves,
             shown=shown,
             views=views,
         )
@@ -102,8 +111,14 @@ def _outdated(run: Path, how: str) -> RunError:
     return RunError(f"{run / 'evaluation.json'}: {how}; run 'dwp-pyro evaluate {run}' again")
 
 
-def _read_evaluation(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Figures]], PredictConfig]:
-    """What evaluation.json holds: all of it, region → case → measure → value, and the settings of the predictions."""
+def _read_evaluation(
+    run: Path,
+) -> tuple[dict[str, Any], dict[str, dict[str, Figures]], dict[str, dict[str, Any]], PredictConfig]:
+    """What evaluation.json holds.
+
+    Returns:
+        All of it; region → case → measure → value; region → curve → its points; and the settings of the predictions.
+    """
     path = run / "evaluation.json"
     if not path.exists():
         raise RunError(f"{run}: is not evaluated yet; run 'dwp-pyro evaluate {run}' first")
@@ -112,11 +127,37 @@ def _read_evaluation(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Fig
         prediction = PredictConfig.from_mapping(evaluation["prediction"])
         regions = {name: dict(region["cases"]) for name, region in evaluation["regions"].items()}
         for cases in regions.values():
-            if not cases or not all(isinstance(figures["dice"], int | float) for figures in cases.values()):
+            if not cases or not all(_numbers([*figures.values(), figures["dice"]]) for figures in cases.values()):
                 raise ValueError
+        curves = {name: _curves(region.get("curves", {})) for name, region in evaluation["regions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
         raise _outdated(run, "is not an evaluation of this version") from problem
-    return evaluation, regions, prediction
+    return evaluation, regions, curves, prediction
+
+
+def _curves(of_region: Mapping[str, Any]) -> dict[str, Any]:
+    """The curves that a page draws, those that are there, their points numbers and as many on each axis."""
+    axes = {
+        "reliability": ("confidence", "frequency", "count"),
+        "risk_coverage": ("coverage", "risk"),
+        "case_risk_coverage": ("coverage", "risk"),
+    }
+    curves = {name: {axis: of_region[name][axis] for axis in of} for name, of in axes.items() if name in of_region}
+    for curve in curves.values():
+        if not all(map(_numbers, curve.values())) or len({len(points) for points in curve.values()}) != 1:
+            raise ValueError
+    if None in curves.get("reliability", {"count": ()})["count"]:
+        raise ValueError
+    return curves
+
+
+def _numbers(values: Any) -> bool:
+    """Whether it is a list of numbers that are no wonder, or None where one is not defined."""
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(value is None or (isinstance(value, int | float) and abs(value) < 1e15) for value in values)
+    )
 
 
 def _best_median_worst(figures: Mapping[str, Figures]) -> dict[str, str]:
@@ -147,14 +188,3 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
         entropy,
         mutual_information,
     )
-
-
-def _read_lines(path: Path) -> Sequence[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, if the run has kept them; those that a kill cut short are left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records

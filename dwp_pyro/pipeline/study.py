@@ -83,7 +83,7 @@ class Study:
             evaluate, reference = content.get("evaluate", "test"), content.get("reference")
             if evaluate not in _ROLES:
                 raise ConfigError(f"evaluate: '{evaluate}' is not one of {', '.join(_ROLES)}")
-            if reference is not None and reference not in arms:
+            if reference is not None and reference not in list(arms):
                 raise ConfigError(f"reference: '{reference}' is not one of the arms ({', '.join(arms)})")
             samples = PredictConfig.from_mapping({"samples": content.get("samples", 10)}).samples
         except ConfigError as problem:
@@ -99,7 +99,7 @@ def _arms(arms: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, SviCo
     for arm, values in arms.items():
         own = _mapping(f"arm '{arm}'", values)
         command = own.pop("command", None)
-        if command not in _COMMANDS:
+        if not isinstance(command, str) or command not in _COMMANDS:
             raise ConfigError(f"arm '{arm}': 'command' should be one of {', '.join(_COMMANDS)}, got {command!r}")
         for name in _OF_CELLS:
             if name in own:

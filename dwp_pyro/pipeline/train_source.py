@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dwp_pyro.config import FitPriorConfig
+from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import Member, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.blocks import kernel_sites
@@ -55,17 +56,23 @@ def train_source(
         candidates: list[tuple[float, Member]] = []
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
-            figures = read_json(folder / f"snapshot{number}.json")
-            dice = figures["dice"]
-            source = KernelSource(
-                bootstrap, number, data.layout, asdict(posterior.card), dice, figures["start_correlation"]
-            )
+            dice, correlation = _read_figures(folder / f"snapshot{number}.json")
+            source = KernelSource(bootstrap, number, data.layout, asdict(posterior.card), dice, correlation)
             (member,) = posterior.members
             snapshots.append((source, {name: w.detach() for name, w in kernel_sites(member.network).items()}))
             candidates.append((number if dice is None else dice, member))
         best.append(max(candidates, key=lambda candidate: candidate[0]))
     best.sort(key=lambda candidate: -candidate[0])
     return snapshots, Posterior(posterior.card, [member for _, member in best])
+
+
+def _read_figures(path: Path) -> tuple[float | None, float | None]:
+    """Dice of a snapshot, and the correlation of its kernels with those at the start; None where there is none."""
+    figures = read_json(path)
+    dice, correlation = (figures.get(name) for name in ("dice", "start_correlation"))
+    if not all(figure is None or isinstance(figure, float) for figure in (dice, correlation)):
+        raise RunError(f"{path}: does not hold the figures of a snapshot; give --overwrite to start again")
+    return dice, correlation
 
 
 def _train_bootstrap(

@@ -165,17 +165,22 @@ def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
     """Log-likelihood, KL and validation Dice against steps, a line a stage, as SVG for a page.
 
     Args:
-        records: lines of `metrics.jsonl`: "stage", "step" and figures, one of them with a log-likelihood; β is taken
-            out of the divergence.
+        records: lines of `metrics.jsonl`: "stage", "step" and figures; β is taken out of the divergence.
+
+    Returns:
+        "" if there is nothing to draw.
     """
     lines: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in _TRAINING}
     for record in records:
         for name in _TRAINING.keys() & record.keys():
-            value = record[name] / (record["beta"] if name == "divergence" else 1)
-            lines[name].setdefault(record["stage"], []).append((record["step"], value))
+            beta = record.get("beta") if name == "divergence" else 1
+            if beta:
+                lines[name].setdefault(record["stage"], []).append((record["step"], record[name] / beta))
     if not any(value for line in lines["divergence"].values() for _, value in line):
         lines["divergence"] = {}  # of a deterministic network
     drawn = {name: stages for name, stages in lines.items() if stages}
+    if not drawn:
+        return ""
     with rc_context(_PAGE):
         figure = Figure(figsize=(3.4 * len(drawn), 2.8), layout="constrained")
         axes = figure.subplots(1, len(drawn), squeeze=False)[0]

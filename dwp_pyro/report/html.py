@@ -305,14 +305,15 @@ def _calibration(curves: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training(records: Sequence[Mapping[str, Any]]) -> str:
-    if not records:
+    svg = training_svg(records)
+    if not svg:
         return "<p class='soft'>The run has no record of its training.</p>"
     caption = (
         "How the training went, a line a network. Log-likelihood: how well the network explains the patches of a step; "
         "ragged, but it should rise and level off. KL: how far the network is from the prior. Dice of validation "
         "cases: overlap on scans that are not trained on."
     )
-    return _plot("Curves of the training", training_svg(records), caption)
+    return _plot("Curves of the training", svg, caption)
 
 
 def _data(report: Report) -> str:

@@ -52,6 +52,6 @@ def test_stopped_and_resumed(command, in_world, tmp_path, monkeypatch, name):
 def test_a_prior_that_changed_is_noticed(command, copy_of_world):
     arguments, whole, _ = COMMANDS["svi"]
     (Path(whole) / "run.json").write_text(json.dumps({"format": 1, "command": "svi", "finished": False}))
-    assert command("fit-prior", *TINY, "--bootstraps", 2, "--vae-steps", 5, "--overwrite").exit_code == 0
+    assert command("fit-prior", *TINY, "--bootstraps", 2, "--latent-size", 3, "--overwrite").exit_code == 0
     result = command(*arguments, "--resume")
     assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.stderr

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dwp_pyro.data import phantom
 from dwp_pyro.data.phantom import write_phantoms
-from dwp_pyro.errors import DataError
+from dwp_pyro.errors import DataError, RunError
 
 SHAPE = (32, 32, 32)
 CASES = 3
@@ -147,6 +147,6 @@ def test_a_case_cut_short_leaves_no_folder(dataset: Dataset, tmp_path: Path, mon
         nib.Nifti1Image.to_filename(image, path)
 
     monkeypatch.setattr(phantom.nib, "save", full_disk)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         write_phantoms(dataset, tmp_path, 1, shape=SHAPE)
     assert not [path for path in tmp_path.rglob("*") if path.name != "HGG"]

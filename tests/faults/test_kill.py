@@ -86,8 +86,8 @@ def results(out: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if not path.is_file() or "tensorboard" in path.parts or path.name == ".lock":
-            continue
+        if not path.is_file() or "tensorboard" in path.parts or path.name in (".lock", "table.md"):
+            continue  # the table follows from results.csv, and tells the seconds
         if name == "results.csv":
             rows = csv.DictReader(io.StringIO(path.read_text()))
             found[name] = [{column: value for column, value in row.items() if column != "seconds"} for row in rows]

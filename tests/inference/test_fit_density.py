@@ -30,7 +30,7 @@ def fit(
     block = BlockKernels(
         kernels, torch.arange(n) * bootstraps // n, torch.arange(n) if identities is None else identities
     )
-    settings = FitSettings(latent_size=4, hidden=(32, 32), steps=steps, seed=0)
+    settings = FitSettings(latent_size=4, hidden=(32,), steps=steps, seed=0)
     return fit_density(family, block, settings, **options)
 
 

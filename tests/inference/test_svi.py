@@ -22,6 +22,7 @@ from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.tensors import load_tensors
 
 STEPS = 6
 
@@ -47,10 +48,12 @@ def programme(bayesian: bool, pull: float = 0.0) -> tuple[SegmentationModel, Mea
     return SegmentationModel(network, "dice-ce", 1, pull=pull), guide
 
 
-def run(patches, checkpoint, bayesian=True, estimator="shared", stop_at=None, learning_rate=1e-2, pull=0.0):
+def run(
+    patches, checkpoint, bayesian=True, estimator="shared", stop_at=None, learning_rate=1e-2, pull=0.0, steps=STEPS
+):
     model, guide = programme(bayesian, pull)
     plan = Plan(
-        steps=STEPS,
+        steps=steps,
         learning_rate=lambda step: learning_rate,
         seed=0,
         beta=lambda step: (step + 1) / STEPS,
@@ -200,11 +203,85 @@ def test_a_pulled_run_stays_near_its_start_and_goes_on_to_the_same_bits(patches,
     assert all(torch.equal(w, resumed[name]) for name, w in pulled.items())
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint(patches, tmp_path):
+class Spoiled(Patches):
+    """Patches that are NaN in some steps, of a batch of two."""
+
+    def __init__(self, patches: Patches, steps: range | list[int], length: int = STEPS) -> None:
+        super().__init__(patches.examples, (16, 16, 16), patches.seed, 2 * length)
+        self.spoiled = {step - 1 for step in steps}
+
+    def __getitem__(self, index):
+        image, *rest = super().__getitem__(index)
+        return (image * math.nan if index // 2 in self.spoiled else image, *rest)
+
+
+def stopped_at(step, patches, checkpoint, bayesian=True):
+    """The checkpoint of a run that a signal stopped after a step: its tensors, and what it counted."""
+    with pytest.raises(Interrupted):
+        run(patches, checkpoint, bayesian, stop_at=step)
+    tensors, metadata = load_tensors(checkpoint)
+    return tensors, {name: metadata[name] for name in ("step", "skipped", "in_a_row")}
+
+
+@pytest.mark.parametrize("bayesian", [True, False])
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(patches, tmp_path, bayesian):
+    """It changes no parameter and no moment; the next step is taken."""
+    before, counts = stopped_at(2, patches, tmp_path / "a.safetensors", bayesian)
+    assert counts == {"step": 2, "skipped": 0, "in_a_row": 0}
+    spoiled = Spoiled(patches, [3])
+    after, counts = stopped_at(3, spoiled, tmp_path / "b.safetensors", bayesian)
+    assert counts == {"step": 3, "skipped": 1, "in_a_row": 1}
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    _, counts = stopped_at(4, spoiled, tmp_path / "c.safetensors", bayesian)
+    assert counts == {"step": 4, "skipped": 1, "in_a_row": 0}
+
+
+def test_a_run_with_skipped_steps_goes_on_to_the_same_bits(patches, tmp_path, capfd):
+    spoiled = Spoiled(patches, [2, 3, 6])
+    whole, logged = run(spoiled, tmp_path / "whole.safetensors")
+    assert [figures["skipped_steps"] for step, figures in logged if "skipped_steps" in figures] == [3]
+    assert "loss" not in logged[-1][1] and all(math.isfinite(value) for value in logged[-1][1].values())
+    assert ", 3 steps skipped" in capfd.readouterr().err
     checkpoint = tmp_path / "c.safetensors"
-    with pytest.raises(RunError, match="the loss became nan at step"):
-        run(patches, checkpoint, learning_rate=math.nan)
-    assert not checkpoint.exists()
+    stopped_at(2, spoiled, checkpoint)
+    resumed, again = run(spoiled, checkpoint)
+    assert again[-1] == logged[-1]
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_ten_skipped_steps_in_a_row_stop_with_the_last_step_that_was_taken(patches, tmp_path):
+    before, _ = stopped_at(2, patches, tmp_path / "a.safetensors")
+    checkpoint = tmp_path / "run" / "b.safetensors"
+    message = (
+        "run: the loss or its gradient was not finite in 10 steps in a row, to step 12; the checkpoint of step 2 is "
+        "kept.*learning rate.*0.01.*intensities.*bf16.*prior"
+    )
+    with pytest.raises(RunError, match=message):
+        run(Spoiled(patches, range(3, 21), 20), checkpoint, steps=20)
+    kept, metadata = load_tensors(checkpoint)
+    assert metadata["step"] == 2 and kept.keys() == before.keys()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in before.items())
+    with pytest.raises(RunError, match="to step 12; the checkpoint of step 2 is kept"):
+        run(Spoiled(patches, range(3, 21), 20), checkpoint, steps=20)
+    _, logged = run(Spoiled(patches, [1, *range(3, 12), *range(13, 21)], 20), tmp_path / "c.safetensors", steps=20)
+    assert logged[-1][1]["skipped_steps"] == 18  # never ten in a row
+
+
+def test_steps_in_a_row_are_counted_across_a_stop(patches, tmp_path):
+    checkpoint = tmp_path / "c.safetensors"
+    spoiled = Spoiled(patches, range(1, 21), 20)
+    stopped_at(4, spoiled, checkpoint)
+    with pytest.raises(RunError, match="to step 10; nothing is kept"):
+        run(spoiled, checkpoint, steps=20)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(patches, tmp_path):
+    """A learning rate beyond all bounds spoils the weights in a step whose loss was finite."""
+    checkpoint = tmp_path / "c.safetensors"
+    for steps in (1, 20):
+        with pytest.raises(RunError, match=r"c.safetensors: is not written, for 'value/.*--learning-rate"):
+            run(patches if steps == 1 else Spoiled(patches, [], 20), checkpoint, learning_rate=math.nan, steps=steps)
+        assert not checkpoint.exists()
 
 
 def test_the_checkpoint_of_another_network_is_refused(patches, tmp_path):

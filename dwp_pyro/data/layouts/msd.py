@@ -36,7 +36,7 @@ def _find(root: Path) -> Found | None:
     try:
         names = [modality_name(modalities[key]) for key in sorted(modalities, key=int)]
         values = {int(value): str(name) for value, name in (labels or {}).items() if int(value)}
-    except (AttributeError, TypeError, ValueError) as problem:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
         raise DataError(f"{path}: 'modality' and 'labels' should be like {{\"0\": \"FLAIR\"}}; mend them") from problem
     if not names or len(set(names)) < len(names):
         raise DataError(f"{path}: 'modality' should name each modality once, found {', '.join(names) or 'none'}")

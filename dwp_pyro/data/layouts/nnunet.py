@@ -37,7 +37,7 @@ def _find(root: Path) -> Found | None:
         if not listed:
             cases = [case for part, files in images.items() for case in _cases(root, part, files, channels)]
         labels, regions = _labels(about.get("labels") or {})
-    except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as problem:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ConfigError) as problem:
         raise DataError(
             f'{path}: \'channel_names\' should be like {{"0": "T1"}}, \'labels\' like {{"lesion": 1}} or '
             f'{{"whole": [1, 2]}}, \'dataset\' like {{case: {{"images": [...], "label": ...}}}}; mend them'

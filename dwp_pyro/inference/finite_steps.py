@@ -1,0 +1,58 @@
+"""Steps of an optimiser that are left out, because their loss or gradient is no number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+
+__all__ = ["MOST_IN_A_ROW", "FiniteSteps"]
+
+#: One bad patch or draw spoils one step, and the next has another. Where ten fail in a row it is the parameters, which
+#: no step changes any more, or every patch: going on would only count.
+MOST_IN_A_ROW = 10
+
+
+class FiniteSteps:
+    """Steps an optimiser where loss and gradient are finite, and counts the steps that it leaves out.
+
+    A step that is left out changes neither parameters nor moments. A gradient counts as finite if the sum of its
+    squares is: Adam adds up squares, and a moment that has become infinite would still its weight for good.
+
+    Args:
+        optimizer: of any number of parameters; their gradients are cleared after each step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def __call__(self, loss: float) -> None:
+        """Take the step, or leave it out, and clear the gradients."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # One number for all gradients, and the only one that is waited for on a GPU.
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if math.isfinite(loss) and bool(norm.square().isfinite()):
+            self.optimizer.step()
+            self.in_a_row = 0
+        else:
+            self.skipped += 1
+            self.in_a_row += 1
+        self.optimizer.zero_grad()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether so many steps were left out in a row that more will be."""
+        return self.in_a_row >= MOST_IN_A_ROW
+
+    def counts(self) -> dict[str, int]:
+        """Steps left out, in all and in a row: what a checkpoint holds."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def count_on_from(self, counts: Mapping[str, Any]) -> None:
+        """Go on from what `counts` gave, or from 0 where it says nothing."""
+        self.skipped, self.in_a_row = (int(counts.get(name, 0)) for name in ("skipped", "in_a_row"))
