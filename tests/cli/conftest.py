@@ -37,6 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     shape = (28, 32, 28)
     write_phantoms("ms", path / "data" / "ms", 6, shape=shape)
     write_phantoms("brats", path / "data" / "brats", 9, shape=shape)
+    write_phantoms("brats", path / "data" / "two", 2, shape=shape)
     outputs = {}
     previous = Path.cwd()
     os.chdir(path)

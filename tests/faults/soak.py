@@ -1,122 +1,153 @@
-"""Thirty minutes of `experiment` with small cells, killed again and again: it ends as an undisturbed run does, and
-neither memory nor open files grow.
+"""A study of many small cells, once undisturbed and once killed again and again: python -m tests.faults.soak
 
-$ python -m tests.faults.soak --minutes 30
+Its processes are watched: neither their memory nor their open files may grow. Both studies must end in the same bits.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import yaml
 
+from dwp_pyro.data.phantom import write_phantoms
 from tests.cli.conftest import TINY
-from tests.faults.test_kill import STUDY, results
+from tests.faults.test_kill import results
+from tests.faults.trial import Ended, run
 
-_SEEDS = 12  # of two arms: cells enough for a process to grow over
-_LIFE = (4.0, 25.0)  # seconds until a kill; the first are spent on importing torch
-_COMMAND = (sys.executable, "-c", "from dwp_pyro.cli import main; main()")
-
-
-def _call(folder: Path, *arguments: object) -> None:
-    subprocess.run([*_COMMAND, *map(str, arguments)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-
-
-def _start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [*_COMMAND, "--quiet", "experiment", "study.yaml", "--out", str(out), "--workers", "2"]
-    return subprocess.Popen(command, cwd=folder, start_new_session=True)
-
-
-def _family(pid: int) -> Iterator[tuple[float, int]]:
-    """MiB in memory and open files of a process, and of those that it started."""
-    for process in (pid, *_children(pid)):
-        try:
-            status = Path(f"/proc/{process}/status").read_text().split()
-            files = len(os.listdir(f"/proc/{process}/fd"))
-        except (OSError, ValueError):  # it has just ended
-            continue
-        if "VmRSS:" in status:
-            yield int(status[status.index("VmRSS:") + 1]) / 1024, files
+_EVERY = 1.0  # seconds between two looks at the processes
+_SETTINGS = {
+    "members": 1,
+    "root": "data/brats",
+    "widths": [2, 3, 4, 5],
+    "short": True,
+    "patch": 24,
+    "validation": 1,
+    "steps": 10,
+}
+_ARMS = {
+    "DWP": {"command": "svi", "prior": "dwp"},
+    "N(0, 1)": {"command": "svi", "prior": "normal", "centre": "none"},
+    "UNet-PR": {"command": "finetune", "init": "source"},
+}
+_SHARE = 0.4  # of the time, for the undisturbed study: beginning again costs the other half as much again
+_LONGEST = 25.0  # seconds until a kill
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+@dataclass
+class Watched:
+    """What /proc says of the processes of a group: process id → pairs of resident MB and open files, over time."""
+
+    seen: dict[int, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
+
+    def look(self, group: int) -> None:
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit():
+                continue
+            try:
+                # After the name, in brackets: state, parent, group.
+                if int((process / "stat").read_text().rpartition(")")[2].split()[2]) != group:
+                    continue
+                files = sum(1 for _ in (process / "fd").iterdir())
+                status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+                self.seen[int(process.name)].append((int(status["VmRSS"].split()[0]) / 1024, files))
+            except (OSError, KeyError):  # it has ended meanwhile
+                continue
+
+    def growth(self) -> dict[int, tuple[float, float, int, int]]:
+        """Of each that lived long: median MB in the second and in the last fifth of its life, then most files."""
+        found = {}
+        for process, looks in self.seen.items():
+            fifth = len(looks) // 5
+            if fifth < 5:
+                continue
+            early, late = looks[fifth : 2 * fifth], looks[-fifth:]
+            megabytes = [statistics.median(memory for memory, _ in part) for part in (early, late)]
+            files = [max(count for _, count in part) for part in (early, late)]
+            found[process] = (megabytes[0], megabytes[1], files[0], files[1])
+        return found
 
 
-def _undisturbed(folder: Path, out: Path) -> list[tuple[float, int]]:
-    """Run a study to its end; the largest memory, and the most open files, of its processes, second by second."""
-    process = _start(folder, out)
-    seen = []
-    while process.poll() is None:
-        largest = list(_family(process.pid))
-        if largest:
-            seen.append((max(memory for memory, _ in largest), max(files for _, files in largest)))
-        time.sleep(1)
-    assert process.returncode == 0, process.returncode
-    return seen
+def _must(ended: Ended) -> None:
+    if ended.code:
+        raise click.ClickException(ended.said)
 
 
-def _killed(folder: Path, out: Path, moments: random.Random) -> int:
-    """Run a study to its end, by kills; returns how many."""
-    kills = 0
-    while True:
-        process = _start(folder, out)
-        try:
-            code = process.wait(moments.uniform(*_LIFE))
-        except subprocess.TimeoutExpired:
-            # Now the parent alone, whose workers must notice, now all at once, as a scheduler does.
-            kill = os.kill if moments.random() < 0.5 else os.killpg
-            kill(process.pid, signal.SIGKILL)
-            process.wait()
+def _study(world: Path, seeds: int) -> Path:
+    path = world / f"{seeds}.yaml"
+    cells = [{"arms": list(_ARMS), "n": [2], "seeds": list(range(seeds))}]
+    study = {"settings": _SETTINGS, "arms": _ARMS, "cells": cells, "samples": 2}
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+@click.command()
+@click.option("--minutes", type=float, default=30.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the moments of the kills.")
+def main(minutes: float, seed: int) -> None:
+    """Both studies in about so many minutes; exit code 1 if anything grows or differs."""
+    begun = time.monotonic()
+    moments = random.Random(seed)
+    failures = []
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder)
+        for kind, cases in (("ms", 4), ("brats", 6)):
+            write_phantoms(kind, world / "data" / kind, cases, shape=(28, 32, 28))
+        (world / "runs").mkdir()
+        prior = ("fit-prior", *TINY, "--bootstraps", 1, "--vae-steps", 10)
+        _must(run([*prior, "--out", world / "runs/prior-ms"], world, world / "runs/prior-ms"))
+        trial = run(["experiment", _study(world, 4), "--out", world / "small"], world, world / "small")
+        _must(trial)
+        seeds = max(4, round(60 * minutes * _SHARE / trial.seconds * 4))
+        study = _study(world, seeds)
+        print(f"{seeds * len(_ARMS)} cells, {trial.seconds / 4 / len(_ARMS):.1f} s each", flush=True)
+
+        quiet = Watched()
+        out = world / "undisturbed"
+        ended = run(["experiment", study, "--out", out], world, out, watch=quiet.look, watch_every=_EVERY)
+        _must(ended)
+        print(f"undisturbed: {ended.seconds:.0f} s")
+        for process, (early, late, files, files_late) in quiet.growth().items():
+            what = "study" if process == ended.pid else "worker"
+            print(f"{what}: {early:.0f} → {late:.0f} MB, {files} → {files_late} open files", flush=True)
+            if late > 1.02 * early + 5 or files_late > files:
+                failures.append(f"the {what} grows")
+
+        expected, out = results(out), world / "disturbed"
+        kills, start, harsh = 0, time.monotonic(), Watched()
+        while True:
+            after = moments.uniform(0, _LONGEST)
+            ended = run(
+                ["experiment", study, "--out", out], world, out, after=after, watch=harsh.look, watch_every=_EVERY
+            )
+            if ended.code == 0:
+                break
             kills += 1
-            time.sleep(1)
+            if ended.code > 0:
+                failures.append(ended.said)
+                break
+        most = {process: (max(m for m, _ in looks), max(f for _, f in looks)) for process, looks in harsh.seen.items()}
+        print(
+            f"disturbed: {kills} kills in {time.monotonic() - start:.0f} s; {len(most)} processes, none above ", end=""
+        )
+        print(f"{max(m for m, _ in most.values()):.0f} MB and {max(f for _, f in most.values())} open files")
+        if results(out) != expected:
+            failures.append("the results differ")
         else:
-            assert code == 0, code
-            return kills
-
-
-def _soak(minutes: float) -> None:
-    end = time.monotonic() + 60 * minutes
-    moments = random.Random(0)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name, cases in (("ms", 6), ("brats", 9)):
-            _call(folder, "phantom", name, f"data/{name}", "--cases", cases)
-        _call(folder, "fit-prior", *TINY, "--bootstraps", 2, "--vae-steps", 20)
-        cells = [{"arms": ["DWP", "UNet-PR"], "n": [2], "seeds": list(range(_SEEDS))}]
-        (folder / "study.yaml").write_text(yaml.safe_dump(STUDY | {"cells": cells}))
-        seen = _undisturbed(folder, folder / "undisturbed")
-        third = len(seen) // 3
-        for number, what in enumerate(("MiB in memory", "open files")):
-            early, late = ([each[number] for each in part] for part in (seen[third : 2 * third], seen[-third:]))
-            print(f"{what}, largest process: {statistics.median(early):.0f} in the middle third of {2 * _SEEDS} cells,")
-            print(f"  {statistics.median(late):.0f} in the last; at most {max(each[number] for each in seen):.0f}")
-        expected = results(folder / "undisturbed")
-        studies = kills = 0
-        while time.monotonic() < end:
-            out = folder / f"killed{studies}"
-            kills += _killed(folder, out, moments)
-            studies += 1
-            found = results(out)
-            different = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-            assert not different, different
-            print(f"{studies} studies, {kills} kills: each ends in the bits of the undisturbed one", flush=True)
+            size = sum(len(content) for content in expected.values() if isinstance(content, bytes))
+            print(f"same: {len(expected)} files, {size / 1e6:.1f} MB")
+    for failure in failures:
+        print(f"failed: {failure}")
+    print(f"{(time.monotonic() - begun) / 60:.1f} minutes")
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
-    _soak(parser.parse_args().minutes)
+    main()

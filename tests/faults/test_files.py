@@ -12,11 +12,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dwp_pyro.errors import RunError
 from dwp_pyro.pipeline.metrics_log import MetricsLog
 from dwp_pyro.storage import atomic_path, locked, write_json
-from tests.faults.test_kill import COMMANDS, prepare, results
+from tests.faults.test_kill import COMMANDS, STUDY, results
 from tests.faults.trial import Ended, run
 
 OTHERS = {
@@ -63,7 +64,7 @@ def litter(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def own_world(copy_of_world: Path) -> Path:
-    prepare(copy_of_world)
+    (copy_of_world / "study.yaml").write_text(yaml.safe_dump(STUDY))
     return copy_of_world
 
 
