@@ -45,7 +45,7 @@ COMMANDS = {
 }
 
 
-KILLS = 3  # of each command; all twenty by `pytest -m study`
+KILLS = 5  # of each command; all twenty by `pytest -m study`
 LONGEST_STOP = 5.0  # seconds, on a machine that does other work: a step and a checkpoint take a tenth of one
 
 
