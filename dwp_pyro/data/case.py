@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import math
 import zlib
@@ -130,8 +131,12 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
             or has a singular affine.
     """
     try:
-        if not path.exists():
-            raise DataError(f"{path}: no such file; put it there, or leave the case out")
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; put it there, or leave the case out") from None
+    except OSError as problem:  # a link that goes in circles, no permission
+        raise DataError(f"{path}: cannot be read ({problem.strerror}); mend that, or leave the case out") from problem
+    try:
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path}: is not a NIfTI image of plain numbers; convert it to .nii.gz first")
@@ -145,7 +150,8 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
                 f"{path}: expected a four-dimensional file with {channel + 1} channels or more, as dataset.json "
                 f"names them, found {found}; mend one of the two"
             )
-        data = np.asarray(image.dataobj if channel is None else image.dataobj[..., channel], dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is infinite, and said below
+            data = _voxels(path, image, channel)
     except UNREADABLE as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file whole?") from problem
@@ -164,9 +170,21 @@ def _check_size(path: Path, image: Any) -> None:
     if path.suffix.casefold() == ".gz":
         size //= _MOST_DEFLATED
     if size > path.stat().st_size:
-        raise DataError(f"{path}: its header promises {voxels:,} voxels, but the file is too short; copy it again")
+        raise DataError(f"{path}: its header promises {voxels:,} voxels, more than there can be; is the file whole?")
     if voxels > _MOST_VOXELS:
         raise DataError(f"{path}: holds {voxels:,} voxels, more than {_MOST_VOXELS:,}; crop or resample it first")
+
+
+def _voxels(path: Path, image: Any, channel: int | None) -> NDArray[np.float32]:
+    """The voxels of an image, or of a channel of it. A compressed file is read to its end, where its checksum is."""
+    if path.suffix.casefold() != ".gz":
+        return np.asarray(image.dataobj if channel is None else image.dataobj[..., channel], dtype=np.float32)
+    with gzip.open(path) as file:
+        whole: Any = type(image).from_stream(file)
+        data = np.asarray(whole.dataobj if channel is None else whole.dataobj[..., channel], dtype=np.float32)
+        while file.read(2**20):
+            pass
+    return data
 
 
 def read_case(
@@ -222,10 +240,12 @@ def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference:
     whole = np.rint(volume.data)
     if not np.array_equal(whole, volume.data):
         raise DataError(f"{path}: label values are not whole numbers; was the mask resampled without 'nearest'?")
-    unknown = sorted(set(np.unique(whole).astype(int).tolist()) - {0, *labels})
+    unknown = sorted(set(np.unique(whole).tolist()) - {0, *labels})
     if unknown:
         known = ", ".join(f"{value} {name}" for value, name in {0: "background", **labels}.items())
-        raise DataError(f"{path}: unknown label value {unknown[0]} ({known}); mend the mask, or name it by --label-map")
+        raise DataError(
+            f"{path}: unknown label value {unknown[0]:.0f} ({known}); mend the mask, or name it by --label-map"
+        )
     return whole.astype(np.int16)
 
 

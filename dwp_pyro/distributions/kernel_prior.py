@@ -61,6 +61,7 @@ class KernelPrior(nn.Module):
         blocks: block name → density.
         cards: block name → card; the same names.
         provenance: where the kernels came from; free JSON, holds no image.
+        name: what messages call it: the folder that it is from.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class KernelPrior(nn.Module):
         blocks: Mapping[str, KernelDensity],
         cards: Mapping[str, BlockCard],
         provenance: Mapping[str, Any] | None = None,
+        name: str = "kernel prior",
     ) -> None:
         super().__init__()
         if blocks.keys() != cards.keys():
@@ -79,6 +81,7 @@ class KernelPrior(nn.Module):
         self.blocks = nn.ModuleDict(blocks)
         self.cards = dict(cards)
         self.provenance = dict(provenance or {})
+        self.name = name
 
     def of_family(self, name: str) -> KernelPrior:
         """This prior, or the simpler one that it holds.
@@ -94,7 +97,7 @@ class KernelPrior(nn.Module):
             return self
         if name not in ("gaussian", "isotropic"):
             raise PriorError(
-                f"kernel prior: holds densities of the family '{self.family}', not '{name}'; "
+                f"{self.name}: holds densities of the family '{self.family}', not '{name}'; "
                 f"fit them with 'dwp-pyro fit-prior --family {name}'"
             )
         blocks = {}
@@ -107,7 +110,7 @@ class KernelPrior(nn.Module):
             else:
                 gaussian.standardise_by(density.loc, density.scale_tril)
             blocks[block] = gaussian
-        return KernelPrior("gaussian", blocks, self.cards, self.provenance).requires_grad_(False)
+        return KernelPrior("gaussian", blocks, self.cards, self.provenance, self.name).requires_grad_(False)
 
     def at_sites(self, blocks: Mapping[str, str], *, anew: bool = False) -> KernelPrior:
         """This prior, standing for the kernels of a network.
@@ -125,14 +128,15 @@ class KernelPrior(nn.Module):
         for site, block in blocks.items():
             if block not in self.cards:
                 raise PriorError(
-                    f"kernel prior: has no block '{block}' for '{site}' (blocks: {', '.join(self.cards)}); "
+                    f"{self.name}: has no block '{block}' for '{site}' (blocks: {', '.join(self.cards)}); "
                     "name one of these for it by --blocks"
                 )
         cards = {
             name: replace(card, sites=tuple(site for site, block in blocks.items() if block == name))
             for name, card in self.cards.items()
         }
-        return KernelPrior(self.family, {name: self.block(name) for name in cards}, cards, self.provenance)
+        densities = {name: self.block(name) for name in cards}
+        return KernelPrior(self.family, densities, cards, self.provenance, self.name)
 
     def block_names(self, sites: Iterable[str]) -> dict[str, str]:
         """Site → name of the block that stands for it."""
@@ -152,12 +156,12 @@ class KernelPrior(nn.Module):
                     expected = "×".join(map(str, shape[2:]))
                     found = "×".join(map(str, block.kernel_shape))
                     raise PriorError(
-                        f"kernel prior, block '{name}': holds {found} kernels, but '{site}' has {expected}; "
+                        f"{self.name}: block '{name}' holds {found} kernels, but '{site}' has {expected}; "
                         "fit a prior to kernels of that shape"
                     )
                 return block
         raise PriorError(
-            f"kernel prior: no block stands for '{site}' (blocks: {', '.join(self.cards)}); "
+            f"{self.name}: no block stands for '{site}' (blocks: {', '.join(self.cards)}); "
             "fit a prior with a network of the same form"
         )
 
@@ -238,7 +242,7 @@ class KernelPrior(nn.Module):
                 for item in description["blocks"].values()
             ):
                 raise ValueError("each block needs a list of sites")
-            prior = cls(family, blocks, cards, description.get("provenance"))
+            prior = cls(family, blocks, cards, description.get("provenance"), str(folder))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             raise PriorError(
                 f"{path}: is not a kernel prior's description ({problem!r}); fit the prior again"

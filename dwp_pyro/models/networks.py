@@ -79,6 +79,8 @@ def build_network(
     Raises:
         ValueError: for a form that the network does not have.
     """
+    if short and name != "residual-unet":
+        raise ValueError(f"there is no short form of {name}")
     if short:
         return ResidualUNet3d(in_channels, out_channels, widths, short)
     network = NETWORKS[name].build(in_channels, out_channels, widths)

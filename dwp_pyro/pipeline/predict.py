@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -146,7 +147,7 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
     """
     for path in scans:
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder")
+            raise DataError(f"{path}: no such file or folder; give a folder of scans, a CSV file, or a case's files")
     if len(scans) == 1 and (scans[0].is_dir() or scans[0].suffix.casefold() == ".csv"):
         # Where names alone do not tell, the layout that the network knows.
         layout = posterior.card.layout if posterior.card.layout in fitting(scans[0]) else None
@@ -330,12 +331,14 @@ def predict_cases(
     if not cases:
         return pictures
     warn_of_emulation(config.precision, device)
-    with locked(out), progress("predicting", len(cases) * _passes(posterior, config)) as advance:
+    with ExitStack() as held, progress("predicting", len(cases) * _passes(posterior, config)) as advance:
         for case in cases:
             scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, data, config, device, partial(advance, case.id)
             )
             segmentation = label_volume(probability > 0.5, card, label_values(card))
+            if not pictures:  # not before: where the first scan is unfit, no folder is made
+                held.enter_context(locked(out))
             marker = out / f"{case.id}.json"
             marker.unlink(missing_ok=True)  # until all maps of this prediction are there
             save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")

@@ -7,7 +7,6 @@ their one line has. Where the field takes what looks odd, the row says that the 
 import gzip
 import json
 import math
-import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -126,7 +125,9 @@ def tensors(path: str, change: Callable[[dict[str, Any], dict[str, Any]], Any]) 
     def spoil() -> None:
         named, description = load_tensors(Path(path))
         change(named, description)
-        save_tensors(Path(path), named, description)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dwp_pyro.tensors._not_finite", lambda tensors: None)  # it writes no NaN of its own accord
+            save_tensors(Path(path), named, description)
 
     return spoil
 
@@ -220,7 +221,7 @@ def study(**change: Any) -> Spoil:
 # --- The table --------------------------------------------------------------------------------------------------------
 
 SCANS = [
-    Row("no data", moved("data", "elsewhere"), ON_SCANS, ("data/brats", "--root")),
+    Row("no data", moved("data", "elsewhere"), ON_SCANS, ("data/brats: no such f", "give ")),
     Row("no case", each(lambda: shutil.rmtree("data/brats"), lambda: Path("data/brats").mkdir()), ("check-data", "svi"),
         ("data/brats: holds no case of the layout 'brats'; expected",)),
     Row("another layout", other_swap, ("check-data", "svi", "finetune", "evaluate", "fit-prior"),
@@ -251,17 +252,17 @@ SCANS = [
         (f"{FLAIR}: holds NaN or infinite voxels; replace them first",)),
     Row("beyond float32", voxels(FLAIR, lambda data: data * 1e300), ("check-data", "predict"),
         (f"{FLAIR}: holds NaN or infinite voxels; replace them first",)),
-    Row("all 0", voxels(FLAIR, np.zeros_like), ("check-data", "predict"), (f"{FLAIR}: has no voxel above 0",)),
+    Row("all 0", voxels(FLAIR, np.zeros_like), ("predict",), (f"{FLAIR}: has no voxel above 0",)),
     Row("all below 0", voxels(FLAIR, lambda data: -np.abs(data)), ("check-data", "predict"), None),
     Row("huge header", header(FLAIR, 40, "4h", 3, 30000, 30000, 30000), ("check-data", "predict"),
         (FLAIR, "is the file whole?")),
     Row("negative sides", header(FLAIR, 40, "4h", 3, -28, 32, 28), ("check-data", "predict"),
-        (FLAIR, "is the file whole?")),
+        (FLAIR, "found -28×32×28")),
     Row("complex numbers", header(FLAIR, 70, "2h", 32, 64), ("check-data", "predict"),
         (f"{FLAIR}: is not a NIfTI image of plain numbers; convert it to .nii.gz first",)),
-    Row("affine of 0", image(FLAIR, with_affine((0,) * 4, (0,) * 4, (0,) * 4)), ("check-data", "predict"),
+    Row("affine of 0", header(FLAIR, 252, "2h24x12f", 0, 1, *[0] * 12), ("check-data", "predict"),
         (f"{FLAIR}: its affine is singular or not finite; the header needs repair",)),
-    Row("affine of NaN", header(FLAIR, 252, "2h12f", 0, 1, *[math.nan] * 12), ("check-data", "predict"),
+    Row("affine of NaN", header(FLAIR, 252, "2h24x12f", 0, 1, *[math.nan] * 12), ("check-data", "predict"),
         (FLAIR, "the header needs repair")),
     Row("sheared affine",
         of_all("flair", lambda path: each(*(
@@ -355,8 +356,8 @@ SETTINGS = [
     Row("a run that is there", nothing, (("svi", "--n", 2, *TINY, "--out", SVI_RUN),), (SVI_RUN, "--overwrite")),
     Row("a run of another command", nothing,
         (("svi", "--n", 2, *TINY, "--out", "runs/prior-ms", "--overwrite"),), ("runs/prior-ms", "another --out")),
-    Row("a folder of something else", nothing, (("finetune", "--n", 2, *TINY, "--out", "data"), ("demo", "--out", "runs")),
-        ("holds",)),
+    Row("a folder of something else", nothing, (("finetune", "--n", 2, *TINY, "--out", "data"),
+        ("demo", "--out", "runs")), ("holds",)),
     Row("a file for a folder", nothing, (("predict", SVI_RUN, "data/brats", "--out", T1),),
         (f"{T1}: is a file; --out names a folder",)),
     Row("ends without a source", nothing, (("finetune", "--train", "ends"),), ("train", "needs --init source")),
@@ -382,7 +383,7 @@ SETTINGS = [
 
 def config(value: str, *says: str) -> Row:
     command = ("svi", "--n", 2, *TINY, "--config", "c.yaml", "--out", "new")
-    return Row(f"settings: {value[:30]!r}", text("c.yaml", value), (command,), ("c.yaml: ", *says))
+    return Row(f"settings: {value[:30]!r} of {len(value)}", text("c.yaml", value), (command,), ("c.yaml: ", *says))
 
 
 CONFIGS = [
@@ -411,13 +412,13 @@ CONFIGS = [
 
 def run_config(value: str, *says: str) -> Row:
     spoil = text(f"{SVI_RUN}/config.yaml", value)
-    return Row(f"settings of a run: {value[:30]!r}", spoil, ("evaluate", "report"), (f"{SVI_RUN}/config.yaml: ", *says))
+    return Row(f"settings of a run: {value[:30]!r}", spoil, ("evaluate",), (f"{SVI_RUN}/config.yaml: ", *says))
 
 
 RUNS = [
     *(run_config(value) for value in ("- 1", "5", "a: [")),
     *(run_config(value, "train it again") for value in ("", "root: 5\ndataset: brats\n", "root: data/brats\n")),
-    run_config("{root: data/brats, dataset: brats, label_map: [1=]}", "label-map"),
+    run_config("{root: data/brats, dataset: brats, label_map: [x]}", "label-map"),
     Row("a run of scans that moved", moved("data/brats", "elsewhere"), ("evaluate",), ("data/brats", "--root")),
     Row("a run without its split", removed(f"{SVI_RUN}/split.json"), ("evaluate",), (f"{SVI_RUN}/split.json",)),
     Row("a split of a run that is cut", content(f"{SVI_RUN}/split.json", lambda whole: whole[:30]), ("evaluate",),
@@ -456,7 +457,7 @@ DAMAGED = {
     "truncated": lambda whole: whole[:-64],
     "empty": lambda whole: b"",
     "with a bit flipped": flipped,
-    "with a bit of its header flipped": lambda whole: whole[:40] + bytes([whole[40] ^ 4]) + whole[41:],
+    "of another number format": lambda whole: whole.replace(b'"F32"', b'"I32"', 1),
     "with a header longer than the file": lambda whole: (2**62).to_bytes(8, "little") + whole[8:],
     "of text": lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
 }
@@ -501,7 +502,7 @@ PRIORS = [
     described("blocks", value=[]),
     described("blocks", value={}),
     described("blocks", "input", value=5),
-    described("blocks", "input", "kernel_shape", value="333"),
+    described("blocks", "input", "kernel_shape", value="3×3×3"),
     described("blocks", "input", "kernel_shape", value=[math.inf]),
     described("blocks", "input", "kernel_shape", value=[-3, 3, 3]),
     described("blocks", "input", "form", value=[1]),
@@ -519,7 +520,7 @@ PRIORS = [
             lambda: Path(PRIOR_JSON).write_text(json.dumps((lambda card: card["blocks"].pop("input") and card)(
                 json.loads(Path(PRIOR_JSON).read_text())))),
             tensors(PRIOR, lambda of, _: [of.pop(name) for name in list(of) if name.startswith("blocks.input.")])),
-        ("svi alone", "score-prior"), ("block", "input")),
+        ("svi alone", "score-prior"), ("runs/prior-ms: ", "block")),
     *damaged(BANK, "fit-prior bank", "score-prior"),
     Row("kernels of NaN", tensors(BANK, lambda of, _: of[first(of)].fill_(math.nan)), ("fit-prior bank", "score-prior"),
         (f"{BANK}: tensor", "holds NaN or infinity")),
@@ -534,7 +535,7 @@ PRIORS = [
     Row("kernels of five axes", array(4, 1, 3, 3, 3, 3), ("fit-prior array",), ("k.npy: expected at least two kernels",)),
     Row("one kernel", array(1, 3, 3), ("fit-prior array",), ("k.npy: expected at least two kernels",)),
     Row("kernels that are 0", array(9, 3, 3, change=np.zeros_like), ("fit-prior array",), ("k.npy: every weight is 0",)),
-    Row("kernels with infinity", array(9, 3, 3, change=lambda k: k / 0 if k.fill(1) is None else k), ("fit-prior array",),
+    Row("kernels with infinity", array(9, 3, 3, change=lambda k: np.full_like(k, np.inf)), ("fit-prior array",),
         ("k.npy: holds NaN or infinity; remove those kernels",)),
     Row("objects for kernels", lambda: np.save("k.npy", np.array([{}, {}]), allow_pickle=True), ("fit-prior array",),
         ("k.npy: cannot be read as a numpy array",)),
@@ -648,7 +649,7 @@ def test_a_prior_for_another_kernel_shape(command, copy_of_world):
 
 
 def test_a_prediction_is_not_overwritten_unasked(command, copy_of_world):
-    scan = CASE.format(1, 1, "flair")
+    scan = FLAIR
     assert command("predict", SVI_RUN, scan, "--samples", 1).exit_code == 0
     before = snapshot(copy_of_world)
     check(command("predict", SVI_RUN, scan, "--samples", 1), before, copy_of_world, "already holds a prediction")
@@ -659,7 +660,7 @@ def test_a_prediction_is_not_overwritten_unasked(command, copy_of_world):
 
 
 def test_one_bad_case_among_good_ones_leaves_no_prediction(command, copy_of_world):
-    path = Path(CASE.format(9, 9, "flair"))
+    path = Path(CASE.format(9, "flair"))
     path.write_bytes(path.read_bytes()[:2000])
     before = snapshot(copy_of_world)
     check(command("predict", SVI_RUN, "data/brats", "--out", "new"), before, copy_of_world, str(path))
@@ -686,10 +687,3 @@ def test_a_run_is_not_resumed_on_other_cases(command, copy_of_world):
         path.rename(path.with_name(path.name.replace("Brats18", "gone")))
     result = command("finetune", "--n", 2, "--init", "source", *TINY, "--resume")
     assert result.exit_code == 2 and "split.json: cannot resume" in result.stderr
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_read_only_folder(command, in_world, tmp_path):
-    tmp_path.chmod(0o500)
-    result = command("finetune", "--n", 2, *TINY, "--out", tmp_path / "run")
-    assert result.exit_code == 2 and str(tmp_path) in result.stderr

@@ -105,6 +105,15 @@ def test_a_folder_that_may_not_be_written(own_world, tmp_path, name):
     assert sorted(own_world.rglob("*")) == before and (name == "evaluate" or not list(shut.iterdir()))
 
 
+@pytest.mark.parametrize("kind", ["flair", "seg"])
+def test_a_scan_that_may_not_be_read(own_world, tmp_path, kind):
+    scan = next(own_world.glob(f"data/brats/HGG/*/*_{kind}.nii.gz"))
+    scan.chmod(0)
+    looking = ("check-data", "--dataset", "brats", "--root", "data/brats", "--modality", "flair")
+    line = line_of(run(looking, own_world, tmp_path / "out", prepare=obey_permissions))
+    assert scan.name in line and "Permission denied" in line
+
+
 @pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior"])
 def test_a_run_folder_that_is_removed_in_the_midst(command, own_world, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
