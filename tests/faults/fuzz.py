@@ -40,8 +40,9 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.data.split import read_split
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.errors import UserError
+from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.posterior import Posterior
-from dwp_pyro.inference.svi import _restore, _save, steps_done
+from dwp_pyro.inference.svi import _restore, _save, steps_reported
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.blocks import read_blocks
 from dwp_pyro.pipeline.collect_kernels import read_kernels
@@ -146,14 +147,14 @@ def make_files(root: Path) -> None:
     (root / "results.csv").write_text(rows)
 
 
-def _training(root: Path) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
+def _training(root: Path) -> tuple[dict[str, torch.nn.Parameter], FiniteSteps]:
     """The parameters of a network that has taken a step, and their optimiser."""
     network = Posterior.load(root / "run/posterior.safetensors").members[0].network.requires_grad_(True)
     parameters = {f"network.{name}": parameter for name, parameter in network.named_parameters()}
     optimizer = torch.optim.AdamW(parameters.values(), fused=True)
     sum(parameter.square().sum() for parameter in parameters.values()).backward()
     optimizer.step()
-    return parameters, optimizer
+    return parameters, FiniteSteps(optimizer)
 
 
 def _read_posterior(root: Path) -> None:
@@ -179,7 +180,7 @@ def _read_bank(root: Path) -> None:
 
 
 def _read_checkpoint(root: Path) -> None:
-    steps_done(root / "checkpoint.safetensors")
+    steps_reported(root / "checkpoint.safetensors")
     _restore(root / "checkpoint.safetensors", *_training(root))
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import yaml
 from torch import Tensor
 
-from dwp_pyro.tensors import load_tensors, save_tensors
+from dwp_pyro.tensors import _CHECKSUM, _digest, load_tensors
 
 __all__ = ["mutate"]
 
@@ -207,8 +208,11 @@ def _tensors(content: bytes, chance: random.Random) -> bytes:
             tensors[chance.choice((name, name, name, f"{name}2"))] = _other(tensors.pop(name, torch.ones(2)), chance)
         if chance.random() < 0.2:
             tensors.popitem()
-        save_tensors(path, tensors, metadata)
-        return path.read_bytes()
+        if isinstance(metadata, dict):
+            metadata |= {_CHECKSUM: _digest(tensors, metadata)}
+        # Not by `save_tensors`, which writes no NaN.
+        plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        return safetensors.torch.save(plain, {"json": json.dumps(metadata)})
 
 
 def _other(tensor: Tensor, chance: random.Random) -> Tensor:
