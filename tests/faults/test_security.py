@@ -202,7 +202,7 @@ def test_a_posterior_of_a_stranger_names_no_path_and_no_code(copy_of_world, fiel
         Posterior.load(path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", ".hidden", "a\0b", "a\nb", "..", ""])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", ".hidden", "a\0b", "a\nb", "..", ""])
 def test_a_case_cannot_leave_the_output_folder(copy_of_world, name):
     manifest = Path("scans.csv")
     scan = next(Path("data/brats").rglob("*_flair.nii.gz"))
