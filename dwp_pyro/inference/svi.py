@@ -298,5 +298,9 @@ def _restore(
                 raise RunError(f"{path}: '{name}' has another shape or format; give --overwrite to start again")
             parameter.copy_(of.pop("value"))
             steps.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in of.items()}
+    unreported = metadata.get("unreported")
+    counts = [metadata.get(name, 0) for name in steps.counts()]
+    if not all(isinstance(count, int) for count in counts) or not isinstance(unreported, dict | None):
+        raise RunError(f"{path}: is not a checkpoint; give --overwrite to start again")
     steps.count_on_from(metadata)
-    return _steps(path, metadata), metadata.get("unreported")
+    return _steps(path, metadata), unreported
