@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,14 +44,6 @@ COMMANDS = {
 
 
 @dataclass(frozen=True)
-class Kill:
-    """When to kill: after seconds, or before a change of a file."""
-
-    after: float | None = None
-    before_change: int | None = None
-
-
-@dataclass(frozen=True)
 class Scene:
     """A command, the folder where it is called, and what it makes when nothing disturbs it."""
 
@@ -59,29 +52,26 @@ class Scene:
     undisturbed: Ended
     expected: dict[str, object]
 
-    def call(self, out: Path, kill: Kill = Kill()) -> Ended:
-        """Begin, or go on."""
+    def call(self, out: Path, *more: object, **how: Any) -> Ended:
+        """Begin, or go on; see `run` for how."""
         name = self.arguments[0]
-        begun = (out / "run.json").exists() if name != "predict" else True
-        resume = ["--resume"] if begun and name != "experiment" else []
-        return run(
-            [*self.arguments, "--out", out, *resume],
-            self.folder,
-            out,
-            after=kill.after,
-            before_change=kill.before_change,
-        )
+        resume = ["--resume"] if name == "predict" or (out / "run.json").exists() else []
+        return run([*self.arguments, *more, "--out", out, *resume], self.folder, out, **how)
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
-def scene(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene_of(name: str, world: World, folder: Path) -> Scene:
     (world.path / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    arguments = COMMANDS[request.param]
+    out = folder / "undisturbed"
+    arguments = COMMANDS[name]
     run(["--version"], world.path, out)  # the first trial waits for the server, and the others are timed
     ended = run([*arguments, "--out", out], world.path, out)
     assert ended.code == 0, ended.said
     return Scene(arguments, world.path, ended, results(out))
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def scene(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return scene_of(request.param, world, tmp_path_factory.mktemp("undisturbed"))
 
 
 def results(out: Path) -> dict[str, object]:
@@ -106,13 +96,13 @@ def is_finished(out: Path) -> bool:
     return state.exists() and json.loads(state.read_text())["finished"]
 
 
-def go_through(scene: Scene, kills: Iterator[Kill], wanted: int, folder: Path) -> None:
+def go_through(scene: Scene, kills: Iterator[dict[str, Any]], wanted: int, folder: Path) -> None:
     """Let so many kills hit, each run going on after each; compare every run that comes to its end."""
     killed = 0
     for number in itertools.count():
         out = folder / f"out{number}"
         while not is_finished(out):
-            ended = scene.call(out, next(kills) if killed < wanted else Kill())
+            ended = scene.call(out, **(next(kills) if killed < wanted else {}))
             if ended.code == 0:
                 break
             # A worker that is killed is told of by the study.
@@ -130,12 +120,12 @@ def check(scene: Scene, out: Path) -> None:
         assert found[name] == content, name
 
 
-def moments(scene: Scene) -> Iterator[Kill]:
+def moments(scene: Scene) -> Iterator[dict[str, Any]]:
     """Half of them at a time of the clock, half ahead of a change of the run's files, wherever in the command."""
     source = random.Random(0)
     while True:
-        yield Kill(after=source.uniform(0, scene.undisturbed.seconds))
-        yield Kill(before_change=source.randint(1, scene.undisturbed.changes))
+        yield {"after": source.uniform(0, scene.undisturbed.seconds)}
+        yield {"before_change": source.randint(1, scene.undisturbed.changes)}
 
 
 def test_killed_at_twenty_random_moments(scene, tmp_path):
@@ -147,5 +137,5 @@ def test_killed_ahead_of_each_change_of_a_file(scene, tmp_path):
     for change in range(1, scene.undisturbed.changes + 1):
         folder = tmp_path / str(change)
         folder.mkdir()
-        go_through(scene, iter([Kill(before_change=change)]), 1, folder)
+        go_through(scene, iter([{"before_change": change}]), 1, folder)
         shutil.rmtree(folder)
