@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,17 +46,7 @@ COMMANDS = {
 }
 
 
-KILLS = 5  # of each command; all twenty by `pytest -m study`
-LONGEST_STOP = 5.0  # seconds, on a machine that does other work: a step and a checkpoint take a tenth of one
-
-
-@dataclass(frozen=True)
-class Kill:
-    """When to stop a process: after seconds, by a signal, or before a change of a file, by SIGKILL."""
-
-    after: float | None = None
-    signum: int = signal.SIGKILL
-    before_change: int | None = None
+KILLS = 3  # of each command; all twenty by `pytest -m study`
 
 
 @dataclass(frozen=True)
@@ -67,32 +58,28 @@ class Scene:
     undisturbed: Ended
     expected: dict[str, object]
 
-    def call(self, out: Path, kill: Kill = Kill()) -> Ended:
-        """Begin, or go on."""
+    def call(self, out: Path, *more: object, **how: Any) -> Ended:
+        """Begin, or go on; see `run` for how."""
         name = self.arguments[0]
         while is_held(out):  # by a worker that has not yet noticed that its parent was killed
             time.sleep(0.1)
-        begun = (out / "run.json").exists() if name != "predict" else True
-        resume = ["--resume"] if begun and name != "experiment" else []
-        return run(
-            [*self.arguments, "--out", out, *resume],
-            self.folder,
-            out,
-            after=kill.after,
-            signum=kill.signum,
-            before_change=kill.before_change,
-        )
+        resume = ["--resume"] if name == "predict" or (out / "run.json").exists() else []
+        return run([*self.arguments, *more, "--out", out, *resume], self.folder, out, **how)
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
-def scene(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene_of(name: str, world: World, folder: Path) -> Scene:
     (world.path / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    arguments = COMMANDS[request.param]
+    out = folder / "undisturbed"
+    arguments = COMMANDS[name]
     run(["--version"], world.path, out)  # the first trial waits for the server, and the others are timed
     ended = run([*arguments, "--out", out], world.path, out)
     assert ended.code == 0, ended.said
     return Scene(arguments, world.path, ended, results(out))
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def scene(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return scene_of(request.param, world, tmp_path_factory.mktemp("undisturbed"))
 
 
 def results(out: Path) -> dict[str, object]:
@@ -118,6 +105,8 @@ def is_finished(out: Path) -> bool:
 
 
 def is_held(folder: Path) -> bool:
+    if not (folder / ".lock").exists():
+        return False
     try:
         with locked(folder):
             return False
@@ -125,13 +114,13 @@ def is_held(folder: Path) -> bool:
         return True
 
 
-def go_through(scene: Scene, kills: Iterator[Kill], wanted: int, folder: Path) -> None:
+def go_through(scene: Scene, kills: Iterator[dict[str, Any]], wanted: int, folder: Path) -> None:
     """Let so many kills hit, each run going on after each; compare every run that comes to its end."""
     killed = 0
     for number in itertools.count():
         out = folder / f"out{number}"
         while not is_finished(out):
-            ended = scene.call(out, next(kills) if killed < wanted else Kill())
+            ended = scene.call(out, **(next(kills) if killed < wanted else {}))
             if ended.code == 0:
                 break
             # A worker that is killed is told of by the study.
@@ -149,12 +138,12 @@ def check(scene: Scene, out: Path) -> None:
         assert found[name] == content, name
 
 
-def moments(scene: Scene) -> Iterator[Kill]:
+def moments(scene: Scene) -> Iterator[dict[str, Any]]:
     """Half of them at a time of the clock, half ahead of a change of the run's files, wherever in the command."""
     source = random.Random(0)
     while True:
-        yield Kill(after=source.uniform(0, scene.undisturbed.seconds))
-        yield Kill(before_change=source.randint(1, scene.undisturbed.changes))
+        yield {"after": source.uniform(0, scene.undisturbed.seconds)}
+        yield {"before_change": source.randint(1, scene.undisturbed.changes)}
 
 
 def test_killed_at_random_moments(scene, tmp_path):
@@ -166,32 +155,10 @@ def test_killed_at_twenty_random_moments(scene, tmp_path):
     go_through(scene, moments(scene), 20, tmp_path)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal_at_a_random_moment(scene, tmp_path, signum):
-    """It says how to go on, at once, with the code that shells expect, and the command goes on to the same bits."""
-    source = random.Random(int(signum))
-    for number in itertools.count():
-        out = tmp_path / f"out{number}"
-        after = source.uniform(0.2, scene.undisturbed.seconds)  # earlier, Python is not yet in the command
-        ended = scene.call(out, Kill(after, signum))
-        if ended.code == 0:  # it was quicker
-            continue
-        assert ended.code == 128 + signum, ended.said
-        (line,) = [line for line in ended.said.splitlines() if line.startswith("Error: ")]
-        assert f"stopped by {signal.Signals(signum).name}" in line and "go" in line.partition("; ")[2], line
-        assert "Traceback" not in ended.said, ended.said
-        assert not list(out.rglob(".tmp-*"))
-        assert ended.seconds - after < LONGEST_STOP
-        if not is_finished(out):  # the signal may come between its last file and its end
-            assert scene.call(out).code == 0
-        check(scene, out)
-        return
-
-
 @pytest.mark.study
 def test_killed_ahead_of_each_change_of_a_file(scene, tmp_path):
     for change in range(1, scene.undisturbed.changes + 1):
         folder = tmp_path / str(change)
         folder.mkdir()
-        go_through(scene, iter([Kill(before_change=change)]), 1, folder)
+        go_through(scene, iter([{"before_change": change}]), 1, folder)
         shutil.rmtree(folder)
