@@ -299,7 +299,7 @@ SCANS = [
         ("a.csv: line 2: flair nowhere.nii: no such file; paths start at",)),
     Row("a case name that escapes", text("a.csv", f"id,flair\n../x,{FLAIR}\n"),
         (("predict", SVI_RUN, "a.csv", "--samples", 1),), ("a.csv: the case id '../x' cannot name a file; rename it",)),
-    Row("links in a circle", linked(FLAIR, Path(FLAIR).name), ("check-data", "predict"), (FLAIR, "put it there")),
+    Row("links in a circle", linked(FLAIR, Path(FLAIR).name), ("check-data", "predict"), (FLAIR, "mend that")),
     Row("a link to nowhere", linked(FLAIR, "gone.nii.gz"), ("check-data", "predict"), (FLAIR, "put it there")),
     Row("a folder of a file's name", each(removed(FLAIR), lambda: Path(FLAIR).mkdir()), ("check-data",),
         ("case Brats18_PHA_001_1: has no flair scan",)),
