@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dwp_pyro.data.case import Scan
+from dwp_pyro.errors import DataError
 
 __all__ = ["NORMALISATION", "Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
 
@@ -91,7 +92,11 @@ class Preprocessing:
         self._indices = FgBgToIndicesd("label", image_key="brain")
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
-        """Args: a scan, and of each region to segment the label values that make it up; no regions, no label."""
+        """Args: a scan, and of each region to segment the label values that make it up; no regions, no label.
+
+        Raises:
+            DataError: if the brain has fewer than two voxels, or the intensities are beyond what float32 can normalise.
+        """
         affine = torch.from_numpy(scan.affine)
         volumes = {
             "image": MetaTensor(scan.images, affine=affine),
@@ -105,6 +110,17 @@ class Preprocessing:
         done: Any = {
             name: (cropped[name] if name == "image" else cropped[name].to(torch.uint8)).clone() for name in volumes
         }
+        voxels = int((done["brain"] > 0).sum())
+        if voxels < 2:  # a patch of one has no contrast to augment
+            raise DataError(
+                f"{scan.reference}: the brain of case {scan.id} has {voxels} voxels on the network's grid, too few to "
+                "look at; mend the mask, or give a smaller --spacing"
+            )
+        if not done["image"].isfinite().all():
+            raise DataError(
+                f"{scan.reference}: the intensities of case {scan.id} are too large to be normalised (up to "
+                f"{np.abs(scan.images).max():.2g}); scale them, or leave the case out"
+            )
         if "label" not in done:
             nowhere = torch.empty(0, dtype=torch.long)
             return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)

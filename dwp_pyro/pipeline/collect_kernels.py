@@ -21,6 +21,7 @@ __all__ = ["KernelBank", "KernelSource", "collect_kernels", "read_kernels"]
 FORMAT_VERSION = 1
 
 _MAX_WEIGHTS = 2048  # in a kernel: its covariance has the square of that
+_MAX_SIZE = 1e12  # of a weight: its square is a number in float32, and so are sums of these
 
 _MOST_SOURCES = 10**6  # source networks, and snapshots of one
 
@@ -120,6 +121,11 @@ def read_kernels(path: Path) -> KernelBank:
             raise PriorError(f"{where}: holds snapshots of one kernel alone; give at least two kernels")
         if not torch.isfinite(kernels).all():
             raise PriorError(f"{where}: holds NaN or infinity; remove those kernels")
+        if float(kernels.abs().max()) > _MAX_SIZE:
+            raise PriorError(
+                f"{where}: holds a weight of {float(kernels.abs().max()):.2g}, no trained network's; remove those "
+                "kernels, or scale them"
+            )
         if not kernels.any():
             raise PriorError(f"{where}: every weight is 0; there is nothing to learn from")
     return bank

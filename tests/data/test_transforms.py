@@ -9,6 +9,7 @@ import torch
 
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.transforms import Patches, Preprocessing, patch_shape
+from dwp_pyro.errors import DataError
 
 # A permuted and flipped grid of unequal sides: what orientation must undo.
 AFFINE = np.array([[0, -2.0, 0, 30], [0, 0, 3.0, -20], [-2.5, 0, 0, 10], [0, 0, 0, 1]])
@@ -178,3 +179,45 @@ def test_ignored_voxels_keep_their_image_and_do_not_count(scan):
     assert number == scan.brain.sum() - 64 == counts.sum() and number_ == scan.brain.sum()
     assert int((brain - counts).sum()) == 64 and float((brain - counts).min()) == 0
     assert (image[:, (brain - counts)[0] == 1] != 0).any()
+
+
+def _within(scan: Scan, *voxels: tuple[int, int, int]) -> Scan:
+    brain = np.zeros_like(scan.brain)
+    for voxel in voxels:
+        brain[voxel] = True
+    return dataclasses.replace(scan, brain=brain)
+
+
+@pytest.mark.parametrize(
+    "unusual", ["two voxels", "constant", "zero", "faint", "bright", "one bright voxel", "nearly constant"]
+)
+def test_no_image_becomes_nan(scan, unusual):
+    """Neither normalised nor augmented."""
+    images = scan.images.copy()
+    if unusual == "two voxels":
+        scan = _within(scan, (9, 10, 11), (5, 10, 11))  # one in the region, one outside
+    elif unusual in ("constant", "zero"):
+        images[:] = 7 if unusual == "constant" else 0
+    elif unusual in ("faint", "bright"):
+        images *= np.float32(1e-33 if unusual == "faint" else 1e25)
+    elif unusual == "one bright voxel":
+        images[0, 9, 10, 11] = 1e30
+    else:
+        images[:] = 7 + 1e-7 * images
+    example = Preprocessing(None)(dataclasses.replace(scan, images=images), [frozenset({2, 4})])
+    assert example.image.isfinite().all()
+    patches = Patches([example], (16, 16, 16), 0, 40)
+    assert all(torch.isfinite(part).all() for i in range(40) for part in patches[i])
+
+
+@pytest.mark.parametrize("spacing", [None, 12.0])
+def test_a_brain_of_no_extent_is_named(scan, spacing):
+    """One voxel; two that resampling loses."""
+    voxels = [(9, 10, 11)] if spacing is None else [(9, 10, 11), (9, 10, 12)]
+    with pytest.raises(DataError, match="c.nii: the brain of case c has [01] voxels.*--spacing"):
+        Preprocessing(spacing)(_within(scan, *voxels), [frozenset({2})])
+
+
+def test_intensities_beyond_float32_are_named(scan):
+    with pytest.raises(DataError, match="c.nii: the intensities of case c are too large.*scale them"):
+        Preprocessing(None)(dataclasses.replace(scan, images=scan.images * np.float32(1e34)), [frozenset({2})])

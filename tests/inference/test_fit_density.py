@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from dwp_pyro.distributions.kernel_density import KernelDensity
 from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_prior import DENSITIES
 from dwp_pyro.distributions.priors import FAMILIES
+from dwp_pyro.errors import PriorError
+from dwp_pyro.inference import fit_density as fit_density_module
 from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density, score_batches, score_kernels
 
 
@@ -200,3 +203,61 @@ def test_the_number_of_threads_is_left_as_it_was():
     threads = torch.get_num_threads()
     fit("gaussian", torch.randn(20, 2, 2), steps=1)
     assert torch.get_num_threads() == threads
+
+
+def _degenerate(name: str) -> Tensor:
+    """A bank of 200 kernels that no Gaussian of full rank fits."""
+    noise = torch.randn(200, 9)
+    banks = {
+        "rank 2": noise[:, :2] @ torch.randn(2, 9),
+        "all alike": torch.full((200, 9), 0.1),
+        "all but one are 0": torch.cat([torch.zeros(199, 9), torch.ones(1, 9)]),
+        "half are 0": noise * (torch.arange(200) % 2)[:, None],
+        "faint": 1e-20 * noise,
+        "of fifteen sizes": noise * torch.logspace(-12, 3, 200)[torch.randperm(200), None],
+        "one far off": torch.cat([1e6 * torch.ones(1, 9), 0.01 * noise[1:]]),
+    }
+    return banks[name].reshape(-1, 3, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "bank", ["rank 2", "all alike", "all but one are 0", "half are 0", "faint", "of fifteen sizes", "one far off"]
+)
+def test_a_degenerate_bank_has_a_proper_density_too(family, bank):
+    """Scales above 0, and every figure, parameter, draw and log-density a number."""
+    kernels = _degenerate(bank)
+    density, nats = fit(family, kernels, steps=30)
+    assert all(math.isfinite(value) for value in nats.values())
+    assert (density.scale_tril.diagonal() > 0).all() and density.log_volume().isfinite()
+    assert all(tensor.isfinite().all() for tensor in density.state_dict().values())
+    assert density.rsample([20]).isfinite().all()
+    assert density.log_prob_estimate(kernels).isfinite().all()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_scales_of_a_vae_are_bounded_whatever_its_weights(sign):
+    vae = DENSITIES["dwp"]((3, 3))
+    torch.nn.init.constant_(vae.decoder[-1].bias, sign * 1e6)
+    torch.nn.init.constant_(vae.encoder[-1].bias, sign * 1e6)
+    for _, scale in (vae.decode(torch.zeros(vae.latent_size)), vae.encode(torch.zeros(3, 3))):
+        assert (scale > 0.002).all() and (scale < 404).all()
+
+
+def test_a_fit_that_is_no_number_says_so(monkeypatch):
+    """Single steps are left out; ten in a row end it."""
+    loss, calls = fit_density_module._loss, []
+
+    def spoiled(*arguments, bad):
+        calls.append(None)
+        return loss(*arguments) * (math.nan if bad(len(calls)) else 1.0)
+
+    kernels = torch.randn(40, 2, 2)
+    monkeypatch.setattr(fit_density_module, "_loss", partial(spoiled, bad=lambda call: call % 3 == 0))
+    density, _ = fit("flow", kernels, steps=15)
+    assert all(tensor.isfinite().all() for tensor in density.state_dict().values())
+    calls.clear()
+    monkeypatch.setattr(fit_density_module, "_loss", partial(spoiled, bad=lambda call: call > 3))
+    with pytest.raises(PriorError, match="not finite in 10 steps in a row.*--family gaussian"):
+        fit("flow", kernels, steps=30)
+    assert len(calls) == 13
