@@ -113,3 +113,20 @@ def test_state_dict_round_trip(guide):
 def test_a_scale_that_is_not_positive_raises(scale):
     with pytest.raises(ValueError, match="must be positive"):
         MeanFieldNormal(SITES, scale)
+
+
+@pytest.mark.parametrize("far", [-500.0, 500.0])
+def test_a_scale_far_off_is_brought_back_by_a_step(far):
+    """exp(−500) is 0 and exp(500) infinite in float32: the parameter itself is limited, and its gradient stays."""
+    guide = MeanFieldNormal({"w": torch.zeros(3)})
+    log_scale = guide.log_scales["w"]
+    with torch.no_grad():
+        log_scale.fill_(far)
+    _, scale = guide.posterior("w")
+    assert (scale > 0).all() and scale.square().isfinite().all()
+    trace = poutine.trace(guide).get_trace()
+    assert (log_scale.abs() < 28).all()
+    fn = trace.nodes["w"]["fn"].base_dist
+    assert (fn.scale > 0).all() and fn.scale.square().isfinite().all()
+    (slope,) = torch.autograd.grad(fn.entropy().sum(), log_scale)
+    assert_close(slope, torch.ones(3))
