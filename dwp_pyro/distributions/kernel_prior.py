@@ -264,5 +264,5 @@ class KernelPrior(nn.Module):
 def _check_size(kernel_shape: Sequence[int], form: Mapping[str, Any]) -> None:
     """Raise ValueError for a density that would take absurd memory, before it takes any."""
     numbers = [number for value in form.values() for number in (value if isinstance(value, list) else [value])]
-    if math.prod(kernel_shape) > _MOST_WEIGHTS or sum(numbers) > _MOST_UNITS:
+    if math.prod(kernel_shape) > _MOST_WEIGHTS or sum(map(abs, numbers)) > _MOST_UNITS:
         raise ValueError(f"kernels of {list(kernel_shape)} and a density of {dict(form)} are too large to be true")
