@@ -76,6 +76,10 @@ def _fail(problem: str, code: int) -> typing.NoReturn:
     sys.exit(code)
 
 
+def _cases(count: int) -> str:
+    return f"{count} case{'s' if count != 1 else ''}"
+
+
 class _List(click.ParamType):
     """Comma-separated values."""
 
@@ -221,7 +225,7 @@ def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
 
     with progress(f"{dataset} scans", cases) as advance:
         ids = write_phantoms(dataset, out, cases, seed, progress=lambda: advance(""))  # type: ignore[arg-type]
-    click.echo(f"{len(ids)} cases in {out}: {ids[0]} to {ids[-1]}")
+    click.echo(f"{_cases(len(ids))} in {out}: {ids[0]} to {ids[-1]}")
 
 
 @main.command("check-data")
@@ -383,7 +387,7 @@ def predict(
     pictures = run_predict(run, scans, config, out=out, device=device, resume=resume, overwrite=overwrite)
     folder = out or run / "predictions"
     first = next(iter(pictures.values()), None)
-    click.echo(f"{len(pictures)} cases in {folder}" + (f"; picture of the first: {first[0]}" if first else ""))
+    click.echo(f"{_cases(len(pictures))} in {folder}" + (f"; picture of the first: {first[0]}" if first else ""))
 
 
 @main.command()

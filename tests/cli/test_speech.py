@@ -29,7 +29,7 @@ def test_how_it_speaks_is_an_option_or_a_variable(tmp_path, options, environment
     arguments = ["phantom", "ms", str(tmp_path / "scans"), "--cases", "1"]
     written = runner.invoke(main, [*options, *arguments])
     assert written.exit_code == 0, written.output
-    assert written.stdout == f"1 cases in {tmp_path / 'scans'}: patient01 to patient01\n"
+    assert written.stdout == f"1 case in {tmp_path / 'scans'}: patient01 to patient01\n"
     refused = runner.invoke(main, [*options, *arguments])
     assert refused.exit_code == 2
     if as_json:
