@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,7 @@ __all__ = [
 #: Measures whose differences are shown; every row has them.
 COMPARED = ("dice", "nll", "ece")
 _DRAWS = 10_000
+_BLOCK = 1_000  # draws at once
 
 _MEANS_NOTE = (
     "Mean ± standard error over seeds, of the means over cases. Behind the best: mean Dice by which the best arm of "
@@ -110,13 +112,21 @@ def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int = 0) -> N
         [draws] means over the values drawn; fewer, where a draw of a table with gaps holds none.
     """
     rng = np.random.default_rng(seed)
-    seeds, cases = (rng.multinomial(size, np.full(size, 1 / size), draws) for size in values.shape)
     present = ~np.isnan(values)
-    totals = ((seeds @ np.where(present, values, 0)) * cases).sum(1)
-    counts = ((seeds @ present.astype(np.int64)) * cases).sum(1)
-    drawn = counts > 0
-    means: NDArray[np.float64] = totals[drawn] / counts[drawn]
-    return means
+    filled, measured = np.where(present, values, 0), present.astype(np.float64)
+    means = []
+    for seeds, cases in zip(*(_resamples(rng, size, draws) for size in values.shape), strict=True):
+        counts = ((seeds @ measured) * cases).sum(1)
+        drawn = counts > 0
+        means.append(((seeds @ filled) * cases).sum(1)[drawn] / counts[drawn])
+    return np.concatenate(means)
+
+
+def _resamples(rng: np.random.Generator, size: int, draws: int) -> list[NDArray[np.uint32]]:
+    """How often each of `size` things is drawn, [draws, size] in blocks: whole tables of doubles would take most of the
+    memory of a study with many seeds."""
+    blocks = [len(block) for block in np.array_split(np.arange(draws), math.ceil(draws / _BLOCK))]
+    return [rng.multinomial(size, np.full(size, 1 / size), block).astype(np.uint32) for block in blocks]
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> Interval:
