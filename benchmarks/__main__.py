@@ -1,6 +1,7 @@
 """Every benchmark, in one table; exit code 1 if a row misses its target.
 
 $ make bench
+$ python -m benchmarks --device cuda    # what a GPU computes
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from itertools import chain
 import torch
 
 from benchmarks import bound, data, memory, prediction, priors, startup, steps
-from benchmarks.comparison import report
+from benchmarks.comparison import chosen_device, report
 
+device = chosen_device()
 print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-report(chain.from_iterable(part.rows() for part in (steps, bound, data, startup, prediction, memory, priors)))
+parts = [part.rows(device) for part in (steps, bound, data, prediction, memory)]
+if device.type == "cpu":
+    parts += [startup.rows(), priors.rows()]
+report(chain.from_iterable(parts))

@@ -1,6 +1,6 @@
 """The bound of the deep weight prior against a convolutional encoder and decoder, as the papers' code has them.
 
-$ python -m benchmarks.bound
+$ python -m benchmarks.bound [--device cuda]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.comparison import Row, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
 from benchmarks.steps import untrained_prior
 from dwp_pyro.distributions.summed_divergence import chunked_sum
 from dwp_pyro.inference.allocator import keep_freed_memory
@@ -50,12 +50,12 @@ class ConvolutionalVAE(nn.Module):
         return fit.flatten(1).sum(1) + (0.5 * (noise.square() - z.square()) + log_scale).sum(1)
 
 
-def rows() -> Iterator[Row]:
+def rows(device: torch.device) -> Iterator[Row]:
     keep_freed_memory()
     torch.manual_seed(0)
-    ours = untrained_prior().block("bottom")
-    theirs = ConvolutionalVAE().requires_grad_(False)
-    kernels = 0.01 * torch.randn(_KERNELS, 3, 3, 3)
+    ours = untrained_prior().to(device).block("bottom")
+    theirs = ConvolutionalVAE().to(device).requires_grad_(False)
+    kernels = 0.01 * torch.randn(_KERNELS, 3, 3, 3, device=device)
 
     def ours_step() -> None:
         chunked_sum(ours.log_prob_estimate, kernels.detach().requires_grad_()).backward()
@@ -64,7 +64,7 @@ def rows() -> Iterator[Row]:
         for chunk in kernels.split(1024):
             theirs(chunk.detach().requires_grad_()).sum().backward()
 
-    seconds = time_in_turns({"ours": ours_step, "theirs": their_step}, 7)
+    seconds = time_in_turns({"ours": ours_step, "theirs": their_step}, 7, device)
     figures = ratio(seconds["theirs"], seconds["ours"])
     each = (f"{statistics.median(seconds[side]) * 1e3:.0f} ms" for side in ("ours", "theirs"))
     note = f"{_KERNELS} kernels: {' and '.join(each)}"
@@ -79,4 +79,4 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report(rows())
+    report(rows(chosen_device()))

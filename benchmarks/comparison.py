@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Row", "print_rows", "ratio", "report", "time_in_turns"]
+__all__ = ["Row", "chosen_device", "print_rows", "ratio", "report", "time_in_turns"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class Row:
     @property
     def holds(self) -> bool:
         return self.figure >= self.target if self.at_least else self.figure <= self.target
+
+
+def chosen_device() -> torch.device:
+    """What `--device` says, "cpu" where it says nothing; a GPU is named in the output, for it is what was measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    device = torch.device(parser.parse_args().device)
+    if device.type == "cuda":
+        print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}\n")
+    return device
 
 
 def time_in_turns(

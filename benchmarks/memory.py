@@ -1,6 +1,6 @@
-"""Peak memory of a step and of a prediction, each side in a process of its own.
+"""Peak memory of a step and of a prediction: on a CPU of the whole process, each side in one of its own.
 
-$ python -m benchmarks.memory
+$ python -m benchmarks.memory [--device cuda]
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ from typing import ClassVar
 import pyro
 import torch
 
-from benchmarks.comparison import Row, report
+from benchmarks.comparison import Row, chosen_device, report
 from benchmarks.prediction import Volume
-from benchmarks.steps import DEFAULT, Scene
+from benchmarks.steps import DEFAULT, SIZES, Scene
 from dwp_pyro.inference.allocator import keep_freed_memory
 
 _STEPS = 3
+_CPU = torch.device("cpu")
 
 
-def _steps(kind: str) -> None:
-    scene = Scene(DEFAULT, 64, torch.device("cpu"))
+def _steps(kind: str, device: torch.device = _CPU) -> None:
+    scene = Scene(DEFAULT, dict(SIZES[device.type])[DEFAULT], device)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         step = scene.deterministic() if kind == "deterministic" else scene.bayesian("dwp", 1.0, "shared")
         for _ in range(_STEPS):
             step()
 
 
-def _passes(count: int) -> None:
-    volume = Volume()
+def _passes(count: int, device: torch.device = _CPU) -> None:
+    volume = Volume(device=device)
     for _ in range(count):
         volume.deterministic()
 
 
-def _samples(count: int) -> list[float]:
+def _samples(count: int, device: torch.device = _CPU) -> list[float]:
     """MiB in use after each sample."""
     used: list[float] = []
-    Volume().bayesian(count, lambda: used.append(_in_use()))
+    Volume(device=device).bayesian(count, lambda: used.append(_in_use(device)))
     return used
 
 
@@ -52,8 +53,10 @@ class _Mallinfo2(ctypes.Structure):
     ]
 
 
-def _in_use() -> float:
+def _in_use(device: torch.device) -> float:
     """MiB that are allocated now: freed memory, which the process keeps, and its gaps are not counted."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Mallinfo2
     info = mallinfo2()
@@ -66,36 +69,46 @@ def _peak_of_this_process() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def _run(side: str) -> tuple[float, list[float]]:
-    """MiB that the whole process of a side took at most, and that were in use after each sample."""
+def _run(side: str, device: torch.device) -> tuple[float, list[float]]:
+    """MiB that a side took at most, and that were in use after each sample."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        used = _side(side, device)
+        return torch.cuda.max_memory_allocated(device) / 2**20, used
     output = subprocess.run([sys.executable, "-m", "benchmarks.memory", side], check=True, capture_output=True)
     peak, used = json.loads(output.stdout)
     return peak, used
 
 
-def rows() -> Iterator[Row]:
-    (plain, _), (dwp, _) = _run("step deterministic"), _run("step dwp")
-    what = "peak memory: SVI step, `shared`, DWP, all kernels; widths 16-32-64-128, 64³"
-    yield Row(what, "deterministic step", 1.30, *[dwp / plain] * 3, f"{dwp:.0f} and {plain:.0f} MiB, torch included")
+def _side(side: str, device: torch.device) -> list[float]:
+    what, which = side.split()
+    if what == "step":
+        _steps(which, device)
+    elif what == "passes":
+        _passes(int(which), device)
+    else:
+        return _samples(int(which), device)
+    return []
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    (plain, _), (dwp, _) = _run("step deterministic", device), _run("step dwp", device)
+    patch = dict(SIZES[device.type])[DEFAULT]
+    what = f"peak memory: SVI step, `shared`, DWP, all kernels; widths 16-32-64-128, {patch}³"
+    torch_too = ", torch included" if device.type == "cpu" else ""
+    yield Row(what, "deterministic step", 1.30, *[dwp / plain] * 3, f"{dwp:.0f} and {plain:.0f} MiB{torch_too}")
     # As many passes on both sides: each finds the freed memory of the last in other pieces, and takes a little more.
-    (plain, _), (peak, used) = _run("passes 6"), _run("samples 6")
+    (plain, _), (peak, used) = _run("passes 6", device), _run("samples 6", device)
     note = f"{peak:.0f} and {plain:.0f} MiB"
     yield Row("peak memory: prediction, S = 6", "6 deterministic passes", 1.2, *[peak / plain] * 3, note)
     note = f"{used[5]:.0f} and {used[1]:.0f} MiB"
     yield Row("memory in use after sample 6", "after sample 2", 1.02, *[used[5] / used[1]] * 3, note)
 
 
-_SIDES = {
-    "step": _steps,
-    "passes": lambda count: _passes(int(count)),
-    "samples": lambda count: _samples(int(count)),
-}
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) == 2:  # one side, of `_run`
         keep_freed_memory()
-        what, which = sys.argv[1].split()
-        used = _SIDES[what](which)
+        used = _side(sys.argv[1], _CPU)
         print(json.dumps((_peak_of_this_process(), used)))
     else:
-        report(rows())
+        report(rows(chosen_device()))

@@ -1,6 +1,6 @@
 """The posterior predictive of a whole scan against as many passes of a deterministic network.
 
-$ python -m benchmarks.prediction
+$ python -m benchmarks.prediction [--device cuda]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.comparison import Row, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
 from benchmarks.steps import SMALL
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
@@ -20,19 +20,20 @@ from dwp_pyro.models.blocks import kernel_sites
 
 _SHAPE = (240, 240, 155)  # of BraTS
 _MODALITIES = ("flair", "t1", "t1ce", "t2")
+_CPU = torch.device("cpu")
 
 
 class Volume:
     """A scan at random, and a small network with a posterior."""
 
-    def __init__(self, shape: tuple[int, int, int] = _SHAPE) -> None:
+    def __init__(self, shape: tuple[int, int, int] = _SHAPE, device: torch.device = _CPU) -> None:
         keep_freed_memory()
         torch.manual_seed(0)
         card = NetworkCard(_MODALITIES, ("whole",), ((1, 2, 4),), "brats", None, (64, 64, 64), widths=SMALL)
         network = card.build()
         kernels = {site: kernel.detach() for site, kernel in kernel_sites(network).items()}
-        self.image = torch.randn(len(_MODALITIES), *shape)
-        self.posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.01))])
+        self.image = torch.randn(len(_MODALITIES), *shape).to(device)
+        self.posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.01))]).to(device)
 
     def deterministic(self) -> None:
         """One sliding-window pass, all weights at their means."""
@@ -42,10 +43,10 @@ class Volume:
         posterior_predictive(self.posterior, self.image, range(samples), advance=advance)
 
 
-def rows() -> Iterator[Row]:
-    volume = Volume()
+def rows(device: torch.device) -> Iterator[Row]:
+    volume = Volume(device=device)
     sides = {0: volume.deterministic, 1: lambda: volume.bayesian(1), 3: lambda: volume.bayesian(3)}
-    seconds = time_in_turns({str(samples): side for samples, side in sides.items()}, 3)
+    seconds = time_in_turns({str(samples): side for samples, side in sides.items()}, 3, device)
     for samples in (1, 3):
         passes = [samples * each for each in seconds["0"]]
         note = f"{statistics.median(seconds[str(samples)]):.1f} s; a pass {statistics.median(seconds['0']):.1f} s"
@@ -56,4 +57,4 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report(rows())
+    report(rows(chosen_device()))

@@ -1,6 +1,6 @@
 """One step of stochastic variational inference against one step of the same deterministic network.
 
-$ python -m benchmarks.steps [--device cuda --patch 128]
+$ python -m benchmarks.steps [--device cuda]
 
 All sides are in one process and take turns. Deterministic: the package's network, its weights plain tensors, its
 loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions. Both have the process's
@@ -10,7 +10,6 @@ them is slower than it is here.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-from benchmarks.comparison import Row, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
 from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import LEARNED, prior_at
@@ -40,6 +39,9 @@ from dwp_pyro.models.unet import ResidualUNet3d
 Step = Callable[[], object]
 
 DEFAULT, SMALL = (16, 32, 64, 128), (8, 16, 32, 64)
+
+#: Kind of device → widths and sides of the patch.
+SIZES = {"cpu": ((DEFAULT, 64), (SMALL, 48)), "cuda": ((DEFAULT, 128), (SMALL, 128))}
 
 #: Side → (prior, part of the kernels, estimator), targets at the default size and at the small one.
 SIDES = {
@@ -125,14 +127,10 @@ class Scene:
         return step
 
 
-def rows(
-    sizes: tuple[tuple[tuple[int, int, int, int], int], ...] = ((DEFAULT, 64), (SMALL, 48)),
-    device: torch.device | None = None,
-) -> Iterator[Row]:
+def rows(device: torch.device) -> Iterator[Row]:
     """Rows for each widths and patch; the targets of the small widths are their own."""
-    device = device or torch.device("cpu")
     keep_freed_memory()
-    for widths, patch in sizes:
+    for widths, patch in SIZES[device.type]:
         small = widths == SMALL
         scene = Scene(widths, patch, device)
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
@@ -167,9 +165,4 @@ def rows(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--patch", type=int, help="side of the patch, for the default widths alone")
-    chosen = parser.parse_args()
-    given = {} if chosen.patch is None else {"sizes": ((DEFAULT, chosen.patch),)}
-    report(rows(**given, device=torch.device(chosen.device)))
+    report(rows(chosen_device()))

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -204,7 +204,23 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"{folder}: another process is writing this run; wait for it, or choose another --out"
             ) from problem
-        yield
+        _locks.add(lock)
+        try:
+            yield
+        finally:
+            _locks.discard(lock)
+
+
+_locks: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """What is forked meanwhile (a data loader, beside a GPU) would hold the locks on when this process is killed."""
+    while _locks:
+        _locks.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class RunFolder:

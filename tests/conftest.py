@@ -29,6 +29,13 @@ from dwp_pyro.models.segmentation import SegmentationModel
 # Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower.
 torch.set_num_threads(1)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only the tests of a GPU see one: a GPU adds up in any order, and many tests compare bits."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 LinearGaussian = Callable[..., tuple[KernelVAE, MultivariateNormal]]
 
 

@@ -144,16 +144,17 @@ class _FrozenBound(torch.autograd.Function):
         ℓ = −½ Σ r² + Σ t + ½ Σ (ε² − z²) + Σ log s + const,   z = m(u) + s(u) ε,
         ∂ℓ/∂μ = r/σ,   ∂ℓ/∂t = 1 − r²,   ∂ℓ/∂z = (decoder's) − z,   ∂ℓ/∂m = ∂ℓ/∂z,   ∂ℓ/∂log s = ∂ℓ/∂z · s ε + 1.
 
-    Every layer is padded to a multiple of 16 numbers: what is added stays 0 (r, z, ε) or meets a weight of 0.
+    On a CPU every layer is padded to a multiple of 16 numbers: what is added stays 0 (r, z, ε) or meets a weight of 0.
     """
 
     @staticmethod
     def forward(ctx: Any, vae: KernelVAE, x: Tensor, matrix: Tensor, noise: Tensor) -> Tensor:
-        encoder, (to_m, to_log_s) = _padded(vae.encoder)
-        decoder, (to_loc, to_log_scale) = _padded(vae.decoder)
+        multiple = _MULTIPLE if x.device.type == "cpu" else 1
+        encoder, (to_m, to_log_s) = _padded(vae.encoder, multiple)
+        decoder, (to_loc, to_log_scale) = _padded(vae.decoder, multiple)
         to_t = tuple(-part for part in to_log_scale)
-        matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % _MULTIPLE))
-        noise = F.pad(noise, (0, -noise.shape[-1] % _MULTIPLE))
+        matrix = _pad(matrix, -len(matrix) % multiple, 0)
+        noise = _pad(noise, 0, -noise.shape[-1] % multiple)
 
         u = x @ matrix.T
         hidden, encoder_inputs = _forward(encoder, u)
@@ -192,16 +193,20 @@ _MULTIPLE = 16
 _Affine = tuple[Tensor, Tensor]
 
 
-def _padded(perceptron: nn.Sequential) -> tuple[list[_Affine], list[_Affine]]:
+def _padded(perceptron: nn.Sequential, multiple: int) -> tuple[list[_Affine], list[_Affine]]:
     """Weight and bias of its hidden layers, and of the two halves of its output; 0 where they are padded."""
     *hidden, last = [(layer.weight, layer.bias) for layer in perceptron if isinstance(layer, nn.Linear)]
-    halves = zip(*(part.chunk(2) for part in last), strict=True)
-    return [_pad(*layer) for layer in hidden], [_pad(*half) for half in halves]
+    layers = [*hidden, *zip(*(part.chunk(2) for part in last), strict=True)]
+    padded = []
+    for weight, bias in layers:
+        rows, columns = (-size % multiple for size in weight.shape)
+        padded.append((_pad(weight, rows, columns), _pad(bias, 0, rows)))
+    return padded[:-2], padded[-2:]
 
 
-def _pad(weight: Tensor, bias: Tensor) -> _Affine:
-    rows, columns = (-size % _MULTIPLE for size in weight.shape)
-    return F.pad(weight, (0, columns, 0, rows)), F.pad(bias, (0, rows))
+def _pad(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """With so many rows and columns of 0 at its end."""
+    return F.pad(tensor, (0, columns, 0, rows)) if rows else F.pad(tensor, (0, columns)) if columns else tensor
 
 
 def _forward(layers: Sequence[_Affine], x: Tensor) -> tuple[Tensor, list[Tensor]]:

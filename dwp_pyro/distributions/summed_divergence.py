@@ -20,7 +20,8 @@ from dwp_pyro.distributions.log_uniform import APPROXIMATION, LogUniform
 
 __all__ = ["chunked_sum", "kernel_changes", "summed_divergence", "summed_entropy"]
 
-_CHUNK = 16384  # kernels
+#: Kind of device → kernels at once: what a cache holds, or what keeps a GPU busy; and how much memory they may take.
+_CHUNK = {"cpu": 16384, "cuda": 131072}
 
 
 def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
@@ -159,7 +160,8 @@ class _ChunkedSum(torch.autograd.Function):
         total = kernels.new_zeros(())
         by_kernels = torch.empty_like(kernels)
         by_parameters = [torch.zeros_like(parameter) for parameter in parameters]
-        for chunk, place in zip(kernels.split(_CHUNK), by_kernels.split(_CHUNK), strict=True):
+        size = _CHUNK[kernels.device.type]
+        for chunk, place in zip(kernels.split(size), by_kernels.split(size), strict=True):
             chunk = chunk.detach().requires_grad_()
             with torch.enable_grad():
                 part = function(chunk).sum()

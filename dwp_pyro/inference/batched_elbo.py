@@ -31,7 +31,8 @@ class BatchedMeanFieldELBO(Trace_ELBO):
     is taken at the weights that the guide drew; other pairs use their registered divergence. The mean is
     the same, and the guide must be fully reparameterised Normals.
 
-    After each evaluation `terms` holds its two parts in nats: `log_likelihood`, and `divergence` with its scale β.
+    After each evaluation `terms` holds its two parts in nats, [] each: `log_likelihood`, and `divergence` with its
+    scale β.
 
     Args:
         kernel_part: part of the kernels, above 0 and at most 1, drawn anew each time and scaled up to all, at which a
@@ -41,7 +42,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
     def __init__(self, kernel_part: float = 1.0) -> None:
         super().__init__()
         self.kernel_part = kernel_part
-        self.terms: dict[str, float] = {}
+        self.terms: dict[str, Tensor] = {}
 
     def _get_trace(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guide_trace = record(guide).get_trace(*args, **kwargs)
@@ -87,9 +88,11 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 divergence = divergence + guide_site["scale"] * summed_divergence(guide_site["fn"], site["fn"])
         for (*_, scale), members in batches.items():
             divergence = divergence + scale * _bound_divergence(members, self.kernel_part)
-        self.terms = {"log_likelihood": torch_item(log_likelihood), "divergence": torch_item(divergence)}
+        # Not read here: a GPU would stand still until the backward pass is on its way.
+        parts = {"log_likelihood": log_likelihood, "divergence": divergence}
+        self.terms = {name: torch.as_tensor(part).detach() for name, part in parts.items()}
         loss = divergence - log_likelihood
-        return torch_item(loss), loss
+        return loss, loss
 
 
 def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -> Tensor:

@@ -1,13 +1,17 @@
-"""Which device to compute on."""
+"""Which device to compute on, and what it has no room for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 
-from dwp_pyro.errors import ConfigError
+from dwp_pyro.errors import ConfigError, RunError
 from dwp_pyro.progress import message
 
-__all__ = ["has_bfloat16", "torch_device", "warn_of_emulation"]
+__all__ = ["has_bfloat16", "predicts_in_memory", "torch_device", "trains_in_memory", "warn_of_emulation"]
 
 
 def torch_device(name: str) -> torch.device:
@@ -37,3 +41,31 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
     """Say so if a precision will be slow here; it is not refused, for a run may go on from another machine."""
     if precision == "bf16" and not has_bfloat16(device):
         message(f"precision: {device.type} here only emulates bf16, many times slower than float32")
+
+
+@contextmanager
+def trains_in_memory(run: Path) -> Iterator[None]:
+    """Where a training may find a GPU too small.
+
+    Raises:
+        RunError: instead of torch's error; it names the folder of the run, and what takes less.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        raise RunError(
+            f"{run}: the device ran out of memory; try a smaller --patch, --batch-size or --widths, or --device cpu"
+        ) from problem
+
+
+@contextmanager
+def predicts_in_memory(case: str) -> Iterator[None]:
+    """Where the prediction of a case may find a GPU too small.
+
+    Raises:
+        RunError: instead of torch's error; it names the case.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        raise RunError(f"case {case}: the device ran out of memory; predict on the CPU by --device cpu") from problem

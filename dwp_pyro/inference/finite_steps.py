@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 __all__ = ["MOST_IN_A_ROW", "FiniteSteps"]
@@ -31,12 +31,12 @@ class FiniteSteps:
         self.skipped = 0
         self.in_a_row = 0
 
-    def __call__(self, loss: float) -> None:
-        """Take the step, or leave it out, and clear the gradients."""
+    def __call__(self, loss: Tensor) -> None:
+        """Take the step, or leave it out, and clear the gradients; the loss is []."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # One number for all gradients, and the only one that is waited for on a GPU.
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if math.isfinite(loss) and bool(norm.square().isfinite()):
+        # One number for all: a GPU is waited for once.
+        if bool(norm.square().isfinite() & loss.isfinite()):
             self.optimizer.step()
             self.in_a_row = 0
         else:

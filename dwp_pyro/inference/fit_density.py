@@ -284,7 +284,7 @@ def _descend(
         batch = kernels[torch.randint(len(kernels), (min(_BATCH, len(kernels)),))]
         loss = _loss(density, batch, step / schedule)
         loss.backward()
-        take_step(loss.item())
+        take_step(loss.detach())
         if take_step.stuck:
             raise PriorError(
                 f"kernel prior: the fit's loss was not finite in {MOST_IN_A_ROW} steps in a row, of kernels between "

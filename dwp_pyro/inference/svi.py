@@ -17,9 +17,9 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from dwp_pyro.data.transforms import Patches
+from dwp_pyro.data.transforms import Batch, Patches
 from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
@@ -31,7 +31,7 @@ from dwp_pyro.progress import progress
 from dwp_pyro.signals import raise_signals, stop_signals
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["OneOptimizer", "Plan", "optimise", "step_seed", "steps_reported"]
+__all__ = ["OneOptimizer", "Plan", "optimise", "patch_loader", "step_seed", "steps_reported"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
@@ -78,7 +78,8 @@ class OneOptimizer(PyroOptim):
         self.elbo = elbo
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.take_step(self.elbo.terms["divergence"] - self.elbo.terms["log_likelihood"])
+        terms = self.elbo.terms
+        self.take_step(terms["divergence"] - terms["log_likelihood"])
 
 
 def optimise(
@@ -139,13 +140,6 @@ def optimise(
     elbo = BatchedMeanFieldELBO(plan.kernel_part)
     local = plan.estimator == "local" and guide is not None
     rest = Subset(patches, range(start * batch_size, plan.steps * batch_size))
-    loader = DataLoader(
-        rest,
-        batch_size,
-        num_workers=_workers(device),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_parent,
-    )
     model.train()
     saved = time.monotonic()
     with (
@@ -174,26 +168,22 @@ def optimise(
         if unreported is not None:
             report(start, unreported)
         svi = SVI(model, scaled_guide, OneOptimizer(steps, elbo), elbo)
-        batches = iter(loader)
+        batches = iter(patch_loader(rest, batch_size, device))
         for step in range(start, plan.steps):
             image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
             model.beta = plan.beta(step)
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate(step)
             torch.manual_seed(step_seed(plan.seed, step))
-            try:
-                with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
-                    loss = svi.step(image, label, brain, brain_voxels)
-            except torch.OutOfMemoryError as problem:
-                raise RunError(
-                    f"{checkpoint.parent}: the device ran out of memory; try a smaller --patch or --batch-size"
-                ) from problem
+            with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
+                loss = svi.step(image, label, brain, brain_voxels)
             done = step + 1
             if steps.stuck:
                 raise _stuck(checkpoint, done, parameters, steps, plan)
             figures: dict[str, float] = {}
+            terms = {name: float(term) for name, term in elbo.terms.items()}
             if done % _LOG_EVERY == 0 or done == plan.steps:
-                figures |= {"loss": loss, **elbo.terms, "beta": model.beta, "learning_rate": plan.learning_rate(step)}
+                figures |= {"loss": loss, **terms, "beta": model.beta, "learning_rate": plan.learning_rate(step)}
                 # JSON has no other numbers.
                 figures = {name: value for name, value in figures.items() if math.isfinite(value)}
                 figures["skipped_steps"] = steps.skipped
@@ -202,8 +192,8 @@ def optimise(
                 _save(checkpoint, done, parameters, steps)
                 saved = time.monotonic()
             # Apart: their sum rises while β does, and looks like a training that goes wrong.
-            likelihood, divergence = elbo.terms["log_likelihood"], elbo.terms["divergence"] / model.beta
-            note = f"log-likelihood {likelihood:.4g}" + (f", KL {divergence:.4g}" if guide is not None else "")
+            note = f"log-likelihood {terms['log_likelihood']:.4g}"
+            note += f", KL {terms['divergence'] / model.beta:.4g}" if guide is not None else ""
             advance(note + (f", {steps.skipped} steps skipped" if steps.skipped else ""))
         if stopped():  # after the last step: other trainings may follow
             raise Interrupted(stopped(), saved=True)
@@ -247,6 +237,17 @@ def _stuck(
         f"rate that is too high (it was {plan.learning_rate(done - 1):.2g}), a scan with absurd intensities, bf16, a "
         "prior that is too narrow. Begin again with --overwrite and a lower --learning-rate, or without that scan, "
         "with --precision float32, with a larger --prior-scale"
+    )
+
+
+def patch_loader(patches: Dataset[Batch], batch_size: int, device: torch.device) -> DataLoader[Batch]:
+    """Batches in order, on the CPU: made where they are asked for, or ahead by other processes beside a GPU."""
+    return DataLoader(
+        patches,
+        batch_size,
+        num_workers=_workers(device),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwp_pyro.models.convolution import Conv3d
+from dwp_pyro.models.instance_norm import InstanceNorm3d
 
 __all__ = ["ResidualUNet3d"]
 
@@ -26,9 +27,9 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.norm1 = nn.InstanceNorm3d(in_channels)
+        self.norm1 = InstanceNorm3d(in_channels)
         self.conv1 = _conv3x3x3(in_channels, out_channels, stride)
-        self.norm2 = nn.InstanceNorm3d(out_channels)
+        self.norm2 = InstanceNorm3d(out_channels)
         self.conv2 = _conv3x3x3(out_channels, out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -100,7 +101,7 @@ class ResidualUNet3d(nn.Module):
         self.up1 = _UpBlock(widths[3], widths[2])
         self.up2 = _UpBlock(widths[2], widths[1])
         self.up3 = _UpBlock(widths[1], widths[0])
-        self.norm = nn.InstanceNorm3d(widths[0])
+        self.norm = InstanceNorm3d(widths[0])
         self.output = _conv1x1x1(widths[0], out_channels)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):

@@ -204,7 +204,7 @@ def _run(task: _Task) -> list[Row]:
         seconds = before + time.monotonic() - start
         write_json(task.record, {"settings": task.settings, "seconds": seconds})
     device = torch_device(task.device)
-    posterior = load_run(task.run).posterior.to(device)
+    posterior = load_run(task.run).posterior
     measured = measure(posterior, task.data, task.predict, device)
     arm, n, seed = task.cell.key
     return [Row(arm, n, seed, case, figures, seconds, task.settings) for case, figures in measured.items()]

@@ -21,7 +21,7 @@ from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import fitting, open_dataset
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
-from dwp_pyro.inference.device import torch_device, warn_of_emulation
+from dwp_pyro.inference.device import predicts_in_memory, torch_device, warn_of_emulation
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
@@ -279,7 +279,7 @@ def predict_case(
     """Predict one case; nothing is written.
 
     Args:
-        posterior: on the device.
+        posterior: is moved to the device.
         case: to predict.
         data: that it belongs to.
         config: settings.
@@ -297,13 +297,12 @@ def predict_case(
     seeds = (
         [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
     )
-    try:
+    with predicts_in_memory(case.id):
+        posterior.to(device)
         image, brain = (volume.as_tensor().to(device) for volume in (example.image, example.brain))
         moments = posterior_predictive(
             posterior, image, seeds, config.overlap, config.precision, advance, brain[0].bool()
         )
-    except torch.OutOfMemoryError as problem:
-        raise RunError(f"case {case.id}: the device ran out of memory; predict on the CPU by --device cpu") from problem
     maps = torch.cat([moments.probability, moments.entropy, moments.mutual_information])
     probability, entropy, mutual_information = np.split(preprocess.invert(maps, example, scan), 3)
     return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information, moments.agreement)
@@ -323,7 +322,7 @@ def predict_cases(
         DataError: if a scan is unfit; earlier cases are kept.
         RunError: if the device's memory is too small, or another process writes to the folder.
     """
-    posterior = trained.posterior.to(device)
+    posterior = trained.posterior
     card = posterior.card
     # The label is drawn in the picture where its values mean the same structures as in training.
     known = known_regions(card, data)

@@ -8,6 +8,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.cli.conftest import TINY
@@ -300,3 +301,27 @@ def test_bf16_is_a_setting_of_training_and_of_prediction(command, in_world, tmp_
         maps[precision] = np.asarray(nibabel.load(out / "Brats18_PHA_004_1_prob.nii.gz").dataobj)
     np.testing.assert_allclose(maps["bf16"], maps["float32"], atol=0.05)
     assert not np.array_equal(maps["bf16"], maps["float32"])
+
+
+def _too_small(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior", "predict", "evaluate"])
+def test_a_device_that_is_too_small_is_told_of(command, copy_of_world, monkeypatch, name):
+    """Wherever it shows: while the network moves there, or in a step."""
+    how_many = ("--n", 2) if name in ("svi", "finetune") else ()
+    arguments = {
+        "predict": ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--out", "new"),
+        "evaluate": ("evaluate", "runs/svi-brats-dwp-n2-seed0"),
+    }.get(name, (name, *TINY, *how_many, "--out", "new"))
+    trained = "dwp_pyro.models.segmentation.SegmentationModel"
+    predicted = "dwp_pyro.inference.posterior.Posterior"
+    trains = name not in ("predict", "evaluate")
+    for place in (f"{trained}.to", f"{trained}.forward") if trains else (f"{predicted}.to", f"{predicted}.logits"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, _too_small)
+            result = command(*arguments, *(("--overwrite",) if name != "evaluate" else ()))
+        lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert result.exit_code == 2 and len(lines) == 1, result.output
+        assert "ran out of memory" in lines[0] and ("new" in lines[0] or "case Brats18" in lines[0])

@@ -87,7 +87,7 @@ def test_another_pair_takes_its_registered_divergence():
 def test_a_sum_in_chunks_is_the_sum(monkeypatch):
     """Seven rows by three: the last chunk is short; parameters are those that every chunk shares."""
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "_CHUNK", 3)
+    monkeypatch.setattr(module, "_CHUNK", {"cpu": 3})
     layer = nn.Linear(4, 2).double()
     rows = tensor(7, 4).requires_grad_()
     seen: list[int] = []

@@ -9,6 +9,8 @@ import os
 import re
 import resource
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,24 @@ def test_a_folder_that_another_process_holds(own_world, tmp_path, name):
         ended = run(arguments(name, out), own_world, tmp_path / "log")
         assert "another process is writing" in line_of(ended)
         assert list(held.iterdir()) == [held / ".lock"]
+
+
+def test_a_process_that_was_forked_does_not_hold_the_folder(tmp_path):
+    """A data loader's, beside a GPU: it lives on for seconds after this one has been killed."""
+    read, write = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            os.write(write, b"here")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(read, 4) == b"here"
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_refused_file_keeps_its_old_content(tmp_path, monkeypatch):

@@ -43,10 +43,10 @@ def test_a_step_that_is_no_number_is_left_out(parameters, loss, gradient):
     """Nor one whose gradient's square is none: Adam's second moment would be infinite from then on."""
     take_step = steps_of(parameters)
     set_gradients(parameters)
-    take_step(1.0)
+    take_step(torch.tensor(1.0))
     state = [x.clone() for p in parameters[:2] for x in (p, *take_step.optimizer.state[p].values())]
     set_gradients(parameters, gradient)
-    take_step(loss)
+    take_step(torch.tensor(loss))
     assert all(
         torch.equal(x, y)
         for x, y in zip(
@@ -56,7 +56,7 @@ def test_a_step_that_is_no_number_is_left_out(parameters, loss, gradient):
     assert (take_step.skipped, take_step.in_a_row) == (1, 1)
     assert all(p.grad is None for p in parameters)
     set_gradients(parameters)
-    take_step(1.0)
+    take_step(torch.tensor(1.0))
     assert (take_step.skipped, take_step.in_a_row) == (1, 0)
     assert not torch.equal(parameters[0], state[0])
 
@@ -68,7 +68,7 @@ def test_a_step_is_that_of_the_optimiser_alone(parameters):
     for last in (1.0, -1e15):
         for each in (parameters, plain):
             set_gradients(each, last)
-        take_step(-3.0)
+        take_step(torch.tensor(-3.0))
         optimizer.step()
         optimizer.zero_grad()
     assert all(torch.equal(x, y) for x, y in zip(parameters, plain, strict=True))
@@ -79,12 +79,12 @@ def test_it_is_stuck_after_so_many_in_a_row_and_counts_on(parameters):
     take_step = steps_of(parameters)
     for loss in [math.nan] * (MOST_IN_A_ROW - 1) + [0.0] + [math.nan] * (MOST_IN_A_ROW - 1):
         set_gradients(parameters)
-        take_step(loss)
+        take_step(torch.tensor(loss))
         assert not take_step.stuck
     other = steps_of(parameters)
     other.count_on_from(take_step.counts())
     set_gradients(parameters)
-    other(math.nan)
+    other(torch.tensor(math.nan))
     assert other.stuck and other.skipped == 2 * MOST_IN_A_ROW - 1
     other.count_on_from({})
     assert not other.stuck and other.skipped == 0

@@ -1,0 +1,177 @@
+"""What a GPU computes, against the CPU. Run by -m gpu; all other tests are kept from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
+from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.distributions.priors import LEARNED, prior_at
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.device import torch_device
+from dwp_pyro.models.bayesian import bayesianize
+from dwp_pyro.models.blocks import kernel_sites, prior_blocks
+from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.pipeline.metrics_log import MetricsLog
+from dwp_pyro.tensors import load_tensors
+from tests.cli.conftest import TINY, World, call
+from tests.conftest import random_density
+
+pytestmark = pytest.mark.gpu
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("prior", ["normal", "log-uniform", "gaussian", "mixture", "flow", "dwp"])
+def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
+    """In double precision, so that nothing is rounded to TF32; with the noise of the CPU, kernels of one block."""
+    randn, bits = torch.randn, torch.Generator()
+
+    def noise(*shape, dtype=torch.float32, device=None, **_):
+        return randn(*shape, dtype=torch.double, generator=bits).to(device, dtype)
+
+    monkeypatch.setattr(torch, "randn", noise)
+    drawn = "dwp_pyro.distributions.log_scale_normal.standard_normal_like"
+    monkeypatch.setattr(drawn, lambda like: noise(*like.shape, dtype=like.dtype, device=like.device))
+    torch.manual_seed(0)
+    network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
+    learned = None
+    if prior in LEARNED:
+        density = KernelVAE((3, 3, 3), 2).double() if prior == "dwp" else random_density(prior)
+        for parameter in density.parameters():
+            parameter.data.normal_(std=0.1)
+        blocks = prior_blocks(network)
+        learned = KernelPrior(prior, {"all": density}, {"all": BlockCard(tuple(blocks), 1)}).requires_grad_(False)
+    weights = {site: kernel.detach().clone() for site, kernel in kernel_sites(network).items()}
+    state = network.state_dict()
+    image = noise(1, 1, 16, 16, 16, dtype=torch.double)
+    data = (image, (image > 0.5).long(), torch.ones_like(image), torch.tensor([4096.0], dtype=torch.double))
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
+        network.load_state_dict(state)
+        around = {site: {"centre": w.to(device), "scale": 0.5} if learned else {} for site, w in weights.items()}
+        placed = learned.to(device) if learned else None
+        network = network.to(device)
+        priors = {s: prior_at(prior, s, w.to(device), placed, **around[s]) for s, w in weights.items()}
+        bayesianize(network, priors)
+        guide = MeanFieldNormal(weights, 0.05).to(device)
+        model = SegmentationModel(network, "dice-ce", 1).to(device)
+        bits.manual_seed(0)
+        loss = BatchedMeanFieldELBO().differentiable_loss(model, guide, *(part.to(device) for part in data))
+        loss.backward()
+        found.append((loss, {name: p.grad for name, p in guide.named_parameters()}))
+    (here, by_here), (there, by_there) = found
+    assert there.device.type == "cuda"
+    assert there.item() == pytest.approx(here.item(), rel=1e-9)
+    for name, gradient in by_here.items():
+        torch.testing.assert_close(by_there[name].cpu(), gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_auto_is_the_gpu():
+    assert torch_device("auto").type == "cuda"
+
+
+@pytest.fixture(scope="module")
+def on_the_gpu(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of run, by its command; `world` was made there too, for "auto" is the GPU."""
+    out = tmp_path_factory.mktemp("gpu")
+    brats = ("--root", world.path / "data/brats", "--n", 2, *TINY, "--device", "cuda")
+    prior = ("--prior-from", world.path / "runs/prior-ms")
+    for name, command in {
+        "dwp": ("svi", *brats, *prior, "--members", 2),
+        "bf16": ("svi", *brats, *prior, "--precision", "bf16"),
+        "local": ("svi", *brats, *prior, "--estimator", "local"),
+        "log-uniform": ("svi", *brats, "--prior", "log-uniform"),
+        "random": ("finetune", *brats, "--init", "random"),
+    }.items():
+        result = call(*command, "--out", out / name)
+        assert result.exit_code == 0, result.output
+    return out
+
+
+def test_every_kind_of_run_is_evaluated_and_reported(on_the_gpu):
+    for name in ("dwp", "bf16", "local", "log-uniform", "random"):
+        result = call("evaluate", on_the_gpu / name, "--samples", 2, "--device", "cuda")
+        assert result.exit_code == 0, result.output
+        rows = list(csv.DictReader((on_the_gpu / name / "evaluation.csv").read_text().splitlines()))
+        assert rows and all(math.isfinite(float(row["nll"])) for row in rows), name
+
+
+@pytest.mark.parametrize("name", ["dwp", "random"])
+def test_maps_of_the_gpu_are_those_of_the_cpu(world, on_the_gpu, tmp_path, name):
+    """The same weight samples on both; the GPU's convolutions round to TF32, 10 bits."""
+    for device in ("cpu", "cuda"):
+        scans = (world.path / "data/two", "--samples", 4, "--device", device, "--out", tmp_path / device)
+        result = call("predict", on_the_gpu / name, *scans)
+        assert result.exit_code == 0, result.output
+    here = sorted((tmp_path / "cpu").glob("*_prob.nii.gz"))
+    assert len(here) == 2
+    for path in here:
+        one, other = (np.asarray(nibabel.load(tmp_path / device / path.name).dataobj) for device in ("cpu", "cuda"))
+        np.testing.assert_allclose(one, other, atol=0.02)
+        assert np.ptp(one) > 0.01
+
+
+def test_stopped_and_resumed(world, tmp_path, monkeypatch):
+    """A GPU adds up in any order, so that two runs are near each other, and not the same bits."""
+    run = ("svi", "--root", world.path / "data/brats", "--n", 2, *TINY, "--prior", "normal", "--device", "cuda")
+    log = MetricsLog.__call__
+
+    def stop(self, at, figures):
+        log(self, at, figures)
+        if at == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "__call__", stop)
+        stopped = call(*run, "--out", tmp_path / "run")
+    assert stopped.exit_code == 128 + signal.SIGTERM, stopped.output
+    resumed = call(*run, "--out", tmp_path / "run", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert call(*run, "--out", tmp_path / "whole").exit_code == 0
+    one, other = (load_tensors(tmp_path / name / "posterior.safetensors")[0] for name in ("whole", "run"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0.02, atol=0.01)
+
+
+def test_memory_of_the_gpu_does_not_grow_with_samples(world, on_the_gpu, tmp_path):
+    peaks = []
+    for samples in (2, 2, 8):
+        torch.cuda.reset_peak_memory_stats()
+        scans = (world.path / "data/two", "--samples", samples, "--out", tmp_path / "maps", "--overwrite")
+        result = call("predict", on_the_gpu / "dwp", *scans, "--device", "cuda")
+        assert result.exit_code == 0, result.output
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[2] <= 1.02 * peaks[1]
+
+
+def test_a_gpu_that_is_too_small_is_told_of(world, tmp_path):
+    """One line and exit code 2; nothing is left that hinders the next try."""
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        scans = ("--root", world.path / "data/brats", "--n", 2, "--widths", "64,128,256,512", "--validation", 1)
+        result = call("svi", *scans, "--prior", "normal", "--device", "cuda", "--out", tmp_path / "run")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert result.exit_code == 2, result.output
+    assert "out of memory" in result.output and "Traceback" not in result.output
+
+
+def test_a_prior_of_the_gpu_is_read_on_the_cpu(world):
+    prior = world.path / "runs/prior-ms"
+    assert json.loads((prior / "run.json").read_text())["finished"]
+    result = call("score-prior", prior, "--kernels", prior / "kernels.safetensors", "--samples", 2)
+    assert result.exit_code == 0, result.output
