@@ -12,9 +12,9 @@ from itertools import chain
 import torch
 
 from benchmarks import bound, data, memory, prediction, priors, startup, steps
-from benchmarks.comparison import chosen_device, report
+from benchmarks.comparison import chosen, report
 
-device = chosen_device()
+device = chosen().device
 print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
 parts = [part.rows(device) for part in (steps, bound, data, prediction, memory)]
 if device.type == "cpu":

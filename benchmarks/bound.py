@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import untrained_prior
 from dwp_pyro.distributions.summed_divergence import chunked_sum
 from dwp_pyro.inference.allocator import keep_freed_memory
@@ -79,4 +79,4 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report(rows(chosen_device()))
+    report(rows(chosen().device))

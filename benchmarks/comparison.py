@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Row", "chosen_device", "print_rows", "ratio", "report", "time_in_turns"]
+__all__ = ["Row", "chosen", "print_rows", "ratio", "report", "time_in_turns"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,19 @@ class Row:
         return self.figure >= self.target if self.at_least else self.figure <= self.target
 
 
-def chosen_device() -> torch.device:
-    """What `--device` says, "cpu" where it says nothing; a GPU is named in the output, for it is what was measured."""
+def chosen(**numbers: int) -> argparse.Namespace:
+    """The command line: `device`, "cpu" where it says nothing, and these numbers where it names no others.
+
+    A GPU is named in the output, for it is what was measured.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    device = torch.device(parser.parse_args().device)
-    if device.type == "cuda":
-        print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}\n")
-    return device
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    if arguments.device.type == "cuda":
+        print(f"{torch.cuda.get_device_name(arguments.device)}\n")
+    return arguments
 
 
 def time_in_turns(

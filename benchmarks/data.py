@@ -13,7 +13,7 @@ from pathlib import Path
 import pyro
 import torch
 
-from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import SIZES, Scene
 from dwp_pyro.config import SviConfig
 from dwp_pyro.data.phantom import write_phantoms
@@ -49,4 +49,4 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report(rows(chosen_device()))
+    report(rows(chosen().device))

@@ -16,7 +16,7 @@ from typing import ClassVar
 import pyro
 import torch
 
-from benchmarks.comparison import Row, chosen_device, report
+from benchmarks.comparison import Row, chosen, report
 from benchmarks.prediction import Volume
 from benchmarks.steps import DEFAULT, SIZES, Scene
 from dwp_pyro.inference.allocator import keep_freed_memory
@@ -111,4 +111,4 @@ if __name__ == "__main__":
         used = _side(sys.argv[1], _CPU)
         print(json.dumps((_peak_of_this_process(), used)))
     else:
-        report(rows(chosen_device()))
+        report(rows(chosen().device))

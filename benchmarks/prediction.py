@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import SMALL
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
@@ -57,4 +57,4 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report(rows(chosen_device()))
+    report(rows(chosen().device))

@@ -1,6 +1,6 @@
 """One step of stochastic variational inference against one step of the same deterministic network.
 
-$ python -m benchmarks.steps [--device cuda]
+$ python -m benchmarks.steps [--device cuda] [--batch 4]
 
 All sides are in one process and take turns. Deterministic: the package's network, its weights plain tensors, its
 loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions. Both have the process's
@@ -19,7 +19,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-from benchmarks.comparison import Row, chosen_device, ratio, report, time_in_turns
+from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import LEARNED, prior_at
@@ -64,14 +64,14 @@ def untrained_prior() -> KernelPrior:
 
 
 class Scene:
-    """A network's form and a batch of one patch, at random."""
+    """A network's form and a batch of patches, at random."""
 
-    def __init__(self, widths: tuple[int, int, int, int], patch: int, device: torch.device) -> None:
+    def __init__(self, widths: tuple[int, int, int, int], patch: int, device: torch.device, batch: int = 1) -> None:
         self.widths, self.patch, self.device = widths, patch, device
         torch.manual_seed(0)
-        size = (1, 1, patch, patch, patch)
+        size = (batch, 1, patch, patch, patch)
         image, label = torch.randn(size), (torch.rand(size) > 0.8).long()
-        self.batch = tuple(x.to(device) for x in (image, label, torch.ones(size), torch.tensor([1e5])))
+        self.batch = tuple(x.to(device) for x in (image, label, torch.ones(size), torch.full((batch,), 1e5)))
 
     def network(self) -> ResidualUNet3d:
         torch.manual_seed(0)
@@ -127,12 +127,12 @@ class Scene:
         return step
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
     """Rows for each widths and patch; the targets of the small widths are their own."""
     keep_freed_memory()
     for widths, patch in SIZES[device.type]:
         small = widths == SMALL
-        scene = Scene(widths, patch, device)
+        scene = Scene(widths, patch, device, batch)
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
             sides = {"deterministic": scene.deterministic(), "stock": scene.stock()}
             sides |= {what: scene.bayesian(*arguments[:3]) for what, arguments in SIDES.items()}
@@ -141,7 +141,7 @@ def rows(device: torch.device) -> Iterator[Row]:
                 sides |= {"deterministic, bf16": scene.deterministic("bf16"), "bf16": scene.bayesian(*quarter)}
             seconds = time_in_turns(sides, 25 if small else 15, device)
         median = {what: statistics.median(values) for what, values in seconds.items()}
-        where = f"widths {'-'.join(map(str, widths))}, {patch}³"
+        where = f"widths {'-'.join(map(str, widths))}, {f'{batch} × ' if batch > 1 else ''}{patch}³"
         for what, (*_, target, small_target) in SIDES.items():
             note = (
                 f"{median[what] * 1e3:.0f} ms; deterministic {median['deterministic'] * 1e3:.0f} ms; "
@@ -165,4 +165,5 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report(rows(chosen_device()))
+    arguments = chosen(batch=1)
+    report(rows(arguments.device, arguments.batch))
