@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,11 +122,12 @@ def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int = 0) -> N
     return np.concatenate(means)
 
 
-def _resamples(rng: np.random.Generator, size: int, draws: int) -> list[NDArray[np.uint32]]:
-    """How often each of `size` things is drawn, [draws, size] in blocks: whole tables of doubles would take most of the
+def _resamples(rng: np.random.Generator, size: int, draws: int) -> list[NDArray[np.unsignedinteger[Any]]]:
+    """How often each of `size` things is drawn, [draws, size] in blocks, in few bytes: doubles would take most of the
     memory of a study with many seeds."""
     blocks = [len(block) for block in np.array_split(np.arange(draws), math.ceil(draws / _BLOCK))]
-    return [rng.multinomial(size, np.full(size, 1 / size), block).astype(np.uint32) for block in blocks]
+    small = np.min_scalar_type(size)
+    return [rng.multinomial(size, np.full(size, 1 / size), block).astype(small) for block in blocks]
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> Interval:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -80,15 +79,18 @@ def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch
     assert abs(bounds[1] - bounds[0]) < 1e-4 * abs(bounds[0]), bounds
 
 
-def test_the_same_seed_and_threads_give_the_same_bits(copy_of_world):
+SVI = ("svi", "--n", "2", *TINY, "--members", "2")
+FIT_PRIOR = ("fit-prior", *TINY, "--bootstraps", "1", "--vae-steps", "20")
+
+
+@pytest.mark.parametrize(("command", "threads"), [(SVI, "1"), (SVI, "2"), (FIT_PRIOR, "2")])
+def test_the_same_seed_and_threads_give_the_same_bits(copy_of_world, command, threads):
     """In processes of their own, whose sets and dictionaries are in another order."""
-    posteriors = []
+    runs = []
     for seed in ("1", "2"):
         out = copy_of_world / f"run{seed}"
-        command = [sys.executable, "-c", "from dwp_pyro.cli import main; main()", "svi", "--n", "2", *TINY]
-        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "2"}
-        subprocess.run(
-            [*command, "--members", "2", "--out", str(out)], check=True, env=environment, capture_output=True
-        )
-        posteriors.append(Path(out, "posterior.safetensors").read_bytes())
-    assert posteriors[0] == posteriors[1]
+        whole = [sys.executable, "-c", "from dwp_pyro.cli import main; main()", *command, "--out", str(out)]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
+        subprocess.run(whole, check=True, env=environment, capture_output=True)
+        runs.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
+    assert runs[0] and runs[0] == runs[1]
