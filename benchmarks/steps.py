@@ -139,7 +139,7 @@ def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
             if has_bfloat16(device):
                 quarter = ("dwp", 0.25, "shared", "bf16")
                 sides |= {"deterministic, bf16": scene.deterministic("bf16"), "bf16": scene.bayesian(*quarter)}
-            seconds = time_in_turns(sides, 25 if small else 15, device)
+            seconds = time_in_turns(sides, 40 if small else 25, device)
         median = {what: statistics.median(values) for what, values in seconds.items()}
         where = f"widths {'-'.join(map(str, widths))}, {f'{batch} × ' if batch > 1 else ''}{patch}³"
         for what, (*_, target, small_target) in SIDES.items():

@@ -68,14 +68,14 @@ class MeanFieldNormal(PyroModule):
         """Sample every site; returns site → weights. Arguments are those of the model, unused."""
         # Each access is an effect that registers every parameter: one access, not one a site.
         locs, log_scales = self.locs, self.log_scales
-        with torch.no_grad():
-            # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
-            for log_scale in log_scales.values():
+        weights = {}
+        for site, key in self._keys.items():
+            loc, log_scale = locs[key], log_scales[key]
+            with torch.no_grad():
+                # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
                 log_scale.clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-        return {
-            site: pyro.sample(site, LogScaleNormal(locs[key], log_scales[key]).to_event(locs[key].dim()))
-            for site, key in self._keys.items()
-        }
+            weights[site] = pyro.sample(site, LogScaleNormal(loc, log_scale).to_event(loc.dim()))
+        return weights
 
     @torch.no_grad()
     def set_scale(self, site: str, scale: Tensor) -> None:
