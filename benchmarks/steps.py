@@ -3,9 +3,9 @@
 $ python -m benchmarks.steps [--device cuda] [--batch 4]
 
 All sides are in one process and take turns. Deterministic: the package's network, its weights plain tensors, its
-loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions. Both have the process's
-settings, which the command line makes (freed memory kept, threads that wait a little), so that stock PyTorch without
-them is slower than it is here.
+loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions and norms. Both have the
+process's settings, which the command line makes (freed memory kept, threads that wait a little), so that stock PyTorch
+without them is slower than it is here.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
 from dwp_pyro.models.convolution import Conv3d
+from dwp_pyro.models.instance_norm import InstanceNorm3d
 from dwp_pyro.models.segmentation import SegmentationModel, dice_ce, in_precision
 from dwp_pyro.models.unet import ResidualUNet3d
 
@@ -83,8 +84,9 @@ class Scene:
     def stock(self) -> Step:
         network = self.network()
         for module in network.modules():
-            if isinstance(module, Conv3d):
-                module.__class__ = nn.Conv3d
+            for ours, theirs in ((Conv3d, nn.Conv3d), (InstanceNorm3d, nn.InstanceNorm3d)):
+                if isinstance(module, ours):
+                    module.__class__ = theirs
         return self._plain(network, "float32")
 
     def _plain(self, network: nn.Module, precision: str) -> Step:
