@@ -19,7 +19,6 @@ from monai.transforms import (
     Invertd,
     MaskIntensityd,
     NormalizeIntensityd,
-    Orientationd,
     RandAdjustContrastd,
     RandCropByPosNegLabeld,
     RandFlipd,
@@ -30,6 +29,7 @@ from monai.transforms import (
     Spacingd,
     SpatialPadd,
 )
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -82,7 +82,6 @@ class Preprocessing:
             ]
         self._transform = Compose(
             [
-                Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
                 *resample,
                 MaskIntensityd("image", mask_key="brain"),
                 CropForegroundd(keys, "brain", allow_smaller=True, allow_missing_keys=True),
@@ -97,14 +96,16 @@ class Preprocessing:
         Raises:
             DataError: if the brain has fewer than two voxels, or the intensities are beyond what float32 can normalise.
         """
-        affine = torch.from_numpy(scan.affine)
-        volumes = {
-            "image": MetaTensor(scan.images, affine=affine),
-            "brain": MetaTensor((2 * scan.brain.astype(np.float32) - scan.counted)[None], affine=affine),
+        arrays: dict[str, NDArray[Any]] = {
+            "image": scan.images,
+            "brain": (2 * scan.brain.astype(np.float32) - scan.counted)[None],
         }
         if scan.label is not None and regions:
             masks = np.stack([np.isin(scan.label, sorted(values)) for values in regions])
-            volumes["label"] = MetaTensor(masks.astype(np.float32), affine=affine)
+            arrays["label"] = masks.astype(np.float32)
+        turn = _to_ras(scan)
+        affine = torch.from_numpy(scan.affine @ inv_ornt_aff(turn, scan.brain.shape))
+        volumes = {name: MetaTensor(_turned(array, turn), affine=affine) for name, array in arrays.items()}
         # Cropped views keep the whole scan in memory; copies do not. Masks take a byte a voxel.
         cropped = self._transform(volumes)
         done: Any = {
@@ -138,7 +139,25 @@ class Preprocessing:
         carrier.applied_operations = example.image.applied_operations
         back = Invertd("maps", self._transform, orig_keys="image", nearest_interp=False, to_tensor=True)
         inverted = back({"image": example.image, "maps": carrier})["maps"]
-        return np.asarray(inverted, dtype=np.float32) * scan.brain
+        turn_back = ornt_transform(_RAS, _to_ras(scan))
+        return _turned(np.asarray(inverted, dtype=np.float32), turn_back) * scan.brain
+
+
+# MONAI's Orientation looks anew, on the way back, which axis is which; of a scan that is turned by 45° that may come
+# out the other way, and the maps with their axes exchanged.
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+def _to_ras(scan: Scan) -> NDArray[Any]:
+    """nibabel's orientation that brings a scan's axes nearest to right, anterior, superior."""
+    turn: NDArray[Any] = io_orientation(scan.affine)
+    return turn
+
+
+def _turned(volumes: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
+    """Volumes [C, X, Y, Z] with their axes exchanged and mirrored."""
+    with_channels = np.vstack([[0, 1], orientation + np.array([1, 0])])
+    return np.ascontiguousarray(apply_orientation(volumes, with_channels))
 
 
 def patch_shape(examples: Sequence[Example], side: int, stride: int) -> tuple[int, int, int]:

@@ -1,14 +1,16 @@
 """Preprocessing, its inverse, and patches as a function of their position."""
 
 import dataclasses
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from dwp_pyro.data.case import Scan
-from dwp_pyro.data.transforms import Patches, Preprocessing, patch_shape
+from dwp_pyro.data.transforms import Example, Patches, Preprocessing, patch_shape
 from dwp_pyro.errors import DataError
 
 # A permuted and flipped grid of unequal sides: what orientation must undo.
@@ -57,6 +59,35 @@ def test_the_grid_is_ras_and_cropped_to_the_brain(scan):
     rotation = example.image.affine[:3, :3].numpy()
     assert (np.diag(rotation) > 0).all()
     assert np.allclose(rotation, np.diag(np.diag(rotation)))
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_maps_come_back_from_every_orientation(scan, order):
+    """All 48, on a cube, where exchanged axes would not show by the shape."""
+    cube = dataclasses.replace(scan, images=scan.images[:, :20, :20, :20], brain=scan.brain[:20, :20, :20], label=None)
+    for signs in product((-1, 1), repeat=3):
+        turned = dataclasses.replace(cube, affine=np.vstack([np.diag(signs)[list(order)] @ np.eye(3, 4), [0, 0, 0, 1]]))
+        example = assert_comes_back(turned)
+        assert (np.diag(example.image.affine)[:3] > 0).all()
+
+
+def test_maps_come_back_from_scans_turned_by_half_a_right_angle(scan):
+    """No axis is nearest, and which is taken is a matter of rounding; the way back has to take the same."""
+    for angles in product((-180, -165, -135, -45, -30), (-45, 0, 45), (-135, 0, 30, 135)):
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+        turned = dataclasses.replace(scan, affine=affine)
+        assert_comes_back(turned)
+
+
+def assert_comes_back(scan: Scan) -> Example:
+    preprocess = Preprocessing(None)
+    example = preprocess(scan, [])
+    back = preprocess.invert(example.image.as_tensor(), example, scan)
+    inside = scan.images[:, scan.brain]
+    mean, deviation = (getattr(inside, what)(axis=1, keepdims=True) for what in ("mean", "std"))
+    np.testing.assert_allclose(back[:, scan.brain], (inside - mean) / deviation, atol=1e-3)
+    return example
 
 
 def test_the_way_back_restores_every_voxel(scan):
