@@ -46,7 +46,7 @@ class Volume:
 def rows(device: torch.device) -> Iterator[Row]:
     volume = Volume(device=device)
     sides = {0: volume.deterministic, 1: lambda: volume.bayesian(1), 3: lambda: volume.bayesian(3)}
-    seconds = time_in_turns({str(samples): side for samples, side in sides.items()}, 3, device)
+    seconds = time_in_turns({str(samples): side for samples, side in sides.items()}, 5, device)
     for samples in (1, 3):
         passes = [samples * each for each in seconds["0"]]
         note = f"{statistics.median(seconds[str(samples)]):.1f} s; a pass {statistics.median(seconds['0']):.1f} s"

@@ -21,13 +21,13 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_example_runs_and_prints_what_it_says(name, folder, monkeypatch):
+def test_the_examples_run_and_print_what_they_say(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    found = doctest.DocTestFinder(recurse=False).find(getattr(dwp_pyro, name), name)
-    assert sum(len(test.examples) for test in found) >= 3
-    runner = doctest.DocTestRunner()
-    said: list[str] = []
-    for test in found:
-        runner.run(test, out=said.append)
-    assert not runner.failures, "".join(said)
+    for name in NAMES:
+        found = doctest.DocTestFinder(recurse=False).find(getattr(dwp_pyro, name), name)
+        assert sum(len(test.examples) for test in found) >= 3, name
+        runner = doctest.DocTestRunner()
+        said: list[str] = []
+        for test in found:
+            runner.run(test, out=said.append)
+        assert not runner.failures, "".join(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import Normal
@@ -34,12 +35,15 @@ def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
     base_q, base_p = (fn.base_dist if isinstance(fn, Independent) else fn for fn in (q, p))
     if isinstance(base_q, LogScaleNormal) and not _is_trained(base_p):
         if type(base_p) is Normal:
-            loc, scale = (_unexpanded(part.detach()) for part in (base_p.loc, base_p.scale))
-            constant = scale.log().sum() * (base_q.loc.numel() / scale.numel())
-            precision = scale.square().reciprocal()
-            deviation = base_q.loc.detach() - loc
-            if precision.numel() == 1:  # all in units of the prior: two passes fewer
-                return constant + _normal_divergence(base_q, deviation, deviation, None, precision.squeeze())
+            around_0, scale = _numbers(base_p)
+            loc = base_q.loc.detach()
+            deviation = loc if around_0 else loc - _unexpanded(base_p.loc.detach())
+            if scale is not None:
+                volume = base_q.loc.numel() * math.log(scale)
+                return _normal_divergence(base_q, deviation, deviation, None, volume, scale**-2)
+            scales = _unexpanded(base_p.scale.detach())
+            constant = scales.log().sum() * (base_q.loc.numel() / scales.numel())
+            precision = scales.square().reciprocal()
             return constant + _normal_divergence(base_q, deviation, precision * deviation, precision)
         if isinstance(base_p, DeepWeightPrior) and isinstance(base_p.density, KernelGaussian):
             density = base_p.density
@@ -70,23 +74,45 @@ def summed_entropy(q: Distribution) -> Tensor:
     return q.entropy().sum()
 
 
+_read: WeakKeyDictionary[Normal, tuple[tuple[int, int], bool, float | None]] = WeakKeyDictionary()
+
+
+def _numbers(prior: Normal) -> tuple[bool, float | None]:
+    """Whether a prior's means are all one number, 0; and its scale, None if that is not one number.
+
+    Read anew only if the prior was written to: a step that reads has to wait for a GPU.
+    """
+    versions = (prior.loc._version, prior.scale._version)
+    known = _read.get(prior)
+    if known is None or known[0] != versions:
+        loc, scale = (_unexpanded(part.detach()) for part in (prior.loc, prior.scale))
+        known = (versions, loc.numel() == 1 and loc.item() == 0, scale.item() if scale.numel() == 1 else None)
+        _read[prior] = known
+    return known[1:]
+
+
 def _unexpanded(tensor: Tensor) -> Tensor:
     """Without the repetitions of `expand`: their axes have the length 1 again."""
     return tensor[tuple(slice(1 if stride == 0 else None) for stride in tensor.stride())]
 
 
 def _normal_divergence(
-    q: LogScaleNormal, deviation: Tensor, weighted: Tensor, precision: Tensor | None, factor: Tensor | float = 1.0
+    q: LogScaleNormal,
+    deviation: Tensor,
+    weighted: Tensor,
+    precision: Tensor | None,
+    constant: float = 0.0,
+    factor: float = 1.0,
 ) -> Tensor:
     tensors = (q.loc, q.log_scale, q.scale.detach(), deviation, weighted, precision)
-    total: Tensor = _NormalDivergence.apply(*tensors, factor)
+    total: Tensor = _NormalDivergence.apply(*tensors, constant, factor)
     return total
 
 
 class _NormalDivergence(torch.autograd.Function):
-    """½ f [(m − a)ᵀ Λ (m − a) + Σ Λᵢᵢ s²] − Σ log s − N/2: KL(N(m, s²) ‖ N(a, (f Λ)⁻¹)) but for −½ log |f Λ|.
+    """½ f [(m − a)ᵀ Λ (m − a) + Σ Λᵢᵢ s²] − Σ log s − N/2 + c: KL(N(m, s²) ‖ N(a, (f Λ)⁻¹)) where c is −½ log |f Λ|.
 
-    `deviation` is m − a, `weighted` Λ (m − a), `precision` the diagonal of Λ, None for 1; `factor` is f.
+    `deviation` is m − a, `weighted` Λ (m − a), `precision` the diagonal of Λ, None for 1; `factor` is f, `constant` c.
     """
 
     @staticmethod
@@ -98,13 +124,14 @@ class _NormalDivergence(torch.autograd.Function):
         deviation: Tensor,
         weighted: Tensor,
         precision: Tensor | None,
-        factor: Tensor | float,
+        constant: float,
+        factor: float,
     ) -> Tensor:
         ctx.save_for_backward(scale, weighted, precision)
         ctx.factor = factor
         spread = scale.flatten().dot((scale if precision is None else scale * precision).flatten())
         distance = deviation.flatten().dot(weighted.flatten())
-        return 0.5 * factor * (distance + spread) - log_scale.sum() - 0.5 * loc.numel()
+        return torch.add(constant - 0.5 * loc.numel() - log_scale.sum(), distance + spread, alpha=0.5 * factor)
 
     @staticmethod
     @once_differentiable
@@ -112,7 +139,7 @@ class _NormalDivergence(torch.autograd.Function):
         scale, weighted, precision = ctx.saved_tensors
         factor = ctx.factor * grad
         by_log_scale = torch.addcmul(-grad, scale, scale * (factor if precision is None else precision * factor))
-        return weighted * factor, by_log_scale, None, None, None, None, None
+        return weighted * factor, by_log_scale, None, None, None, None, None, None
 
 
 class _LogUniformDivergence(torch.autograd.Function):

@@ -68,7 +68,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         log_likelihood: Any = 0.0
-        divergence: Any = 0.0
+        divergences: dict[Any, list[Tensor]] = defaultdict(list)  # by their scale
         batches: dict[tuple[int, int, float, float], list[tuple[DeepWeightPrior, Any]]] = defaultdict(list)
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
@@ -80,14 +80,15 @@ class BatchedMeanFieldELBO(Trace_ELBO):
             prior = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
             if guide_site["mask"] is not None:
                 kl = kl_divergence(guide_site["fn"], site["fn"])
-                divergence = divergence + scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
+                divergences[1.0].append(scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum())
             elif isinstance(prior, DeepWeightPrior) and not isinstance(prior.density, KernelGaussian):
                 key = (id(prior.density), prior.particles, prior.scale, float(guide_site["scale"]))
                 batches[key].append((prior, guide_site))
             else:
-                divergence = divergence + guide_site["scale"] * summed_divergence(guide_site["fn"], site["fn"])
+                divergences[guide_site["scale"]].append(summed_divergence(guide_site["fn"], site["fn"]))
         for (*_, scale), members in batches.items():
-            divergence = divergence + scale * _bound_divergence(members, self.kernel_part)
+            divergences[scale].append(_bound_divergence(members, self.kernel_part))
+        divergence: Any = sum(scale * torch.stack(terms).sum() for scale, terms in divergences.items())
         # Not read here: a GPU would stand still until the backward pass is on its way.
         parts = {"log_likelihood": log_likelihood, "divergence": divergence}
         self.terms = {name: torch.as_tensor(part).detach() for name, part in parts.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
+from torch.nn import functional as F
 
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Posterior
@@ -115,5 +116,5 @@ def _probability(
 
 
 def _entropy(probability: Tensor) -> Tensor:
-    """Of a Bernoulli variable, in nats."""
-    return -(torch.xlogy(probability, probability) + torch.xlogy(1 - probability, 1 - probability))
+    """Of a Bernoulli variable, in nats: its cross-entropy with itself, which is one pass over memory."""
+    return F.binary_cross_entropy(probability, probability, reduction="none")
