@@ -187,6 +187,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_locks: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """What is forked meanwhile (a data loader, beside a GPU) would hold the locks on when this process is killed."""
+    while _locks:
+        _locks.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, made if absent: one process at a time writes there.
@@ -209,18 +221,6 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locks.discard(lock)
-
-
-_locks: set[IO[str]] = set()
-
-
-def _let_go() -> None:
-    """What is forked meanwhile (a data loader, beside a GPU) would hold the locks on when this process is killed."""
-    while _locks:
-        _locks.pop().close()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 class RunFolder:

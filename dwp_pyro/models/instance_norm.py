@@ -14,7 +14,7 @@ _VOXELS = (2, 3, 4)
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """`torch.nn.InstanceNorm3d` without affine parameters, ten times faster on a GPU for a few large channels.
+    """`torch.nn.InstanceNorm3d` without affine parameters, several times faster on a GPU for few large channels.
 
     PyTorch gives each channel of each volume to one multiprocessor of a GPU: of 16 channels most of it sees nothing,
     and the norms took two thirds of a training step (docs/performance.md). Elsewhere it is PyTorch's own.

@@ -33,6 +33,7 @@ def gaussian(centre: Tensor | None, scale: float) -> DeepWeightPrior:
 PRIORS = {
     "N(0, 1)": lambda: Normal(torch.zeros((), dtype=torch.float64), 1.0).expand(SHAPE).to_event(5),
     "N(a, c²)": lambda: Normal(tensor(*SHAPE), torch.tensor(0.3, dtype=torch.float64)).to_event(5),
+    "N(3, c²)": lambda: Normal(torch.tensor(3.0, dtype=torch.float64), 0.4).expand(SHAPE).to_event(5),
     "a scale a weight": lambda: Normal(tensor(*SHAPE), tensor(*SHAPE).exp()).to_event(5),
     "full covariance": lambda: gaussian(None, 1.0).to_event(2),
     "full covariance, moved": lambda: gaussian(tensor(*SHAPE), 0.4).to_event(2),
@@ -51,6 +52,15 @@ def test_it_is_the_sum_of_the_registered_divergence(name):
     assert ours.dim() == 0
     assert_close(ours, stock, rtol=1e-10, atol=0)
     assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
+
+
+def test_a_prior_that_was_written_to_is_read_anew():
+    loc, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    prior = Normal(loc, scale).expand(SHAPE).to_event(5)
+    q = LogScaleNormal(tensor(*SHAPE), tensor(*SHAPE)).to_event(5)
+    for change in (lambda: None, lambda: loc.fill_(2), lambda: scale.fill_(0.3)):
+        change()
+        assert_close(summed_divergence(q, prior), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("name", ["loc", "scale", "centre"])
