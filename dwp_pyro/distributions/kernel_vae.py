@@ -137,7 +137,7 @@ class KernelVAE(KernelDensity):
 
 
 class _FrozenBound(torch.autograd.Function):
-    """The bound at u = M x with one z, as a function of x alone: its gradient by hand, a third cheaper than autograd's.
+    """The bound at u = M x with one z, as a function of x alone: its gradient by hand, cheaper than autograd's.
 
     It is what a step of inference spends most on beside the network. With r = (u − μ)/σ and t = −log σ,
 

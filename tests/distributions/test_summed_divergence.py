@@ -14,7 +14,7 @@ from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
 from dwp_pyro.distributions.log_uniform import LogUniform
-from dwp_pyro.distributions.summed_divergence import chunked_sum, summed_divergence
+from dwp_pyro.distributions.summed_divergence import chunked_sum, kernel_changes, summed_divergence
 
 SHAPE = (3, 2, 2, 2, 2)
 
@@ -132,3 +132,18 @@ def test_the_log_uniform_divergence_is_finite_at_any_signal_to_noise(dtype):
     assert total.isfinite() and stock.isfinite()
     torch.testing.assert_close(total, stock)
     assert all(slope.isfinite().all() for slope in torch.autograd.grad(total, (loc, log_scale)))
+
+
+def test_changes_of_some_kernels_and_their_gradient():
+    """As by indexing: of a site all of them, none, one piece, or two."""
+    kernels = [tensor(count, 2, 2).requires_grad_() for count in (3, 4, 6, 7)]
+    means = [tensor(*site.shape) for site in kernels]
+    chosen = [[slice(0, 3)], [], [slice(1, 4)], [slice(0, 2), slice(5, 7)]]
+    ours = kernel_changes(kernels, means, chosen)
+    pairs = zip(kernels, means, chosen, strict=True)
+    stock = torch.cat([site[each] - mean[each] for site, mean, slices in pairs for each in slices])
+    assert torch.equal(ours, stock)
+    weights = tensor(*ours.shape)
+    found = torch.autograd.grad((ours * weights).sum(), kernels, allow_unused=True)
+    for one, other in zip(found, torch.autograd.grad((stock * weights).sum(), kernels, allow_unused=True), strict=True):
+        assert one is other is None or torch.equal(one, other)
