@@ -121,6 +121,22 @@ def test_what_a_checkpoint_holds(patches, tmp_path):
             assert tensors[f"{moment}/{name}"].shape == value.shape and tensors[f"{moment}/{name}"].any(), name
 
 
+def test_every_step_draws_weights_of_its_own(patches, tmp_path, monkeypatch):
+    place = "dwp_pyro.distributions.log_scale_normal.standard_normal_like"
+    draws = []
+
+    def noise(like):
+        draws.append(torch.randn_like(like))
+        return draws[-1].clone()  # what is drawn is written to
+
+    monkeypatch.setattr(place, noise)
+    run(patches, tmp_path / "checkpoint.safetensors")
+    sites = len(draws) // STEPS
+    first = torch.stack(draws[::sites])
+    assert sites > 10 and len(first) == STEPS
+    assert len({tuple(each.flatten().tolist()) for each in first}) == STEPS
+
+
 def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, tmp_path, monkeypatch):
     alone, _ = run(patches, tmp_path / "a.safetensors")
     monkeypatch.setattr("dwp_pyro.inference.svi._workers", lambda device: 2)
