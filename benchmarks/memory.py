@@ -106,7 +106,7 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:  # one side, of `_run`
+    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):  # one side, of `_run`
         keep_freed_memory()
         used = _side(sys.argv[1], _CPU)
         print(json.dumps((_peak_of_this_process(), used)))

@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only the tests of a GPU see one: a GPU adds up in any order, and many tests compare bits."""
+    """Only the tests of a GPU (-m gpu) see one: a GPU adds up in any order, and many tests compare bits."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

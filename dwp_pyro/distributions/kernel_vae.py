@@ -169,7 +169,7 @@ class _FrozenBound(torch.autograd.Function):
         r = torch.sub(u, loc, out=loc).mul_(precision)
         square = r.square()
         bound = t.sub_(square, alpha=0.5).sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
-        bound += log_s.add(noise.square_().sub_(z.square()), alpha=0.5).sum(-1)
+        bound += log_s.add(noise.square().sub_(z.square()), alpha=0.5).sum(-1)
         if ctx.needs_input_grad[1]:
             by_loc = r.mul_(precision)
             by_t = _limited_backward(1 - square, raw_t)

@@ -52,9 +52,11 @@ def trains_in_memory(run: Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as problem:
+    except RuntimeError as problem:
+        if not _is_want_of_memory(problem):
+            raise
         raise RunError(
-            f"{run}: the device ran out of memory; try a smaller --patch, --batch-size or --widths, or --device cpu"
+            f"{run}: the device ran out of memory; try a smaller --patch or --batch-size, or --device cpu"
         ) from problem
 
 
@@ -67,5 +69,13 @@ def predicts_in_memory(case: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as problem:
+    except RuntimeError as problem:
+        if not _is_want_of_memory(problem):
+            raise
         raise RunError(f"case {case}: the device ran out of memory; predict on the CPU by --device cpu") from problem
+
+
+def _is_want_of_memory(problem: RuntimeError) -> bool:
+    # CUDA itself, cuBLAS and cuDNN say so in words alone.
+    said = str(problem)
+    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in said or "ALLOC_FAILED" in said

@@ -36,7 +36,7 @@ class FiniteSteps:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # One number for all: a GPU is waited for once.
-        if bool(norm.isfinite() & loss.isfinite()):
+        if bool(norm.square().isfinite() & loss.isfinite()):
             self.optimizer.step()
             self.in_a_row = 0
         else:

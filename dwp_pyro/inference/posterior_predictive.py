@@ -62,6 +62,9 @@ def posterior_predictive(
         precision: see `in_precision`.
         advance: called after each sample.
         brain: bool [X, Y, Z], where segmentations are compared with each other; None for everywhere.
+
+    Raises:
+        FloatingPointError: if the network's output is not finite.
     """
     shape = (len(posterior.card.regions), *image.shape[1:])
     total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
@@ -71,6 +74,8 @@ def posterior_predictive(
         member = number % len(posterior.members)
         weights = posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
         probability = _probability(posterior, image, weights, overlap, precision)
+        if not probability.isfinite().all():
+            raise FloatingPointError("the network's output is NaN")
         total += probability
         entropies += _entropy(probability)
         segmented = probability > 0.5

@@ -17,7 +17,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d` without affine parameters, several times faster on a GPU for few large channels.
 
     PyTorch gives each channel of each volume to one multiprocessor of a GPU: of 16 channels most of it sees nothing,
-    and the norms took two thirds of a training step (docs/performance.md). Elsewhere it is PyTorch's own.
+    and the norms took two thirds of a training step (docs/performance.md). There a channel of one voxel becomes 0
+    instead of an error, and the gradient has no derivative. Elsewhere it is PyTorch's own.
     """
 
     def __init__(self, num_features: int) -> None:

@@ -159,7 +159,7 @@ def measure(
     """The figures that `evaluate` gives, of cases predicted in memory; nothing is written.
 
     Args:
-        posterior: on the device.
+        posterior: is moved to the device.
         data: cases with labels.
         config: settings of the predictions.
         device: to compute on.
@@ -169,7 +169,7 @@ def measure(
 
     Raises:
         DataError: if a scan is unfit.
-        RunError: if the device's memory is too small.
+        RunError: if the device's memory is too small, or a network's output is no number.
     """
     rows = {}
     for case in data.cases:

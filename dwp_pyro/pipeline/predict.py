@@ -288,7 +288,7 @@ def predict_case(
 
     Raises:
         DataError: if the scan is unfit.
-        RunError: if the device's memory is too small.
+        RunError: if the device's memory is too small, or the network's output is no number.
     """
     card = posterior.card
     scan = read_scan(case, card, data)
@@ -300,10 +300,15 @@ def predict_case(
     with predicts_in_memory(case.id):
         posterior.to(device)
         image, brain = (volume.as_tensor().to(device) for volume in (example.image, example.brain))
-        moments = posterior_predictive(
-            posterior, image, seeds, config.overlap, config.precision, advance, brain[0].bool()
-        )
-    maps = torch.cat([moments.probability, moments.entropy, moments.mutual_information])
+        try:
+            moments = posterior_predictive(
+                posterior, image, seeds, config.overlap, config.precision, advance, brain[0].bool()
+            )
+        except FloatingPointError as problem:
+            raise RunError(
+                f"case {case.id}: {problem}, its weights being too large; train it again, or give --precision float32"
+            ) from problem
+        maps = torch.cat([moments.probability, moments.entropy, moments.mutual_information]).cpu()
     probability, entropy, mutual_information = np.split(preprocess.invert(maps, example, scan), 3)
     return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information, moments.agreement)
 

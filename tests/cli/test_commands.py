@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from dwp_pyro.inference.posterior import Posterior
 from tests.cli.conftest import TINY
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
@@ -325,3 +326,15 @@ def test_a_device_that_is_too_small_is_told_of(command, copy_of_world, monkeypat
         lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
         assert result.exit_code == 2 and len(lines) == 1, result.output
         assert "ran out of memory" in lines[0] and ("new" in lines[0] or "case Brats18" in lines[0])
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_network_whose_output_is_no_number_is_told_of(command, copy_of_world, monkeypatch, name):
+    """Its weights are numbers, but too large for what is computed with them."""
+    logits = Posterior.logits
+    monkeypatch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)
+    arguments = ("predict", SVI_RUN, "data/two", "--out", "new") if name == "predict" else ("evaluate", SVI_RUN)
+    result = command(*arguments)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2 and "case Brats18" in line and "NaN" in line and "train it again" in line
+    assert not list(copy_of_world.rglob("*_prob.nii.gz"))

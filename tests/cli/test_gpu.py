@@ -22,6 +22,7 @@ from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites, prior_blocks
+from dwp_pyro.models.instance_norm import InstanceNorm3d
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.pipeline.metrics_log import MetricsLog
@@ -29,7 +30,7 @@ from dwp_pyro.tensors import load_tensors
 from tests.cli.conftest import TINY, World, call
 from tests.conftest import random_density
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 GPU = torch.device("cuda")
 
@@ -80,6 +81,13 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
         torch.testing.assert_close(by_there[name].cpu(), gradient, rtol=1e-6, atol=1e-8)
 
 
+def test_the_network_takes_the_norm_of_the_gpu():
+    x = torch.randn(1, 4, 8, 8, 8, device=GPU, requires_grad=True)
+    y = InstanceNorm3d(4)(x)
+    assert "_Normalise" in type(y.grad_fn).__name__
+    torch.testing.assert_close(y, torch.nn.InstanceNorm3d(4)(x))
+
+
 def test_auto_is_the_gpu():
     assert torch_device("auto").type == "cuda"
 
@@ -88,7 +96,8 @@ def test_auto_is_the_gpu():
 def on_the_gpu(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of run, by its command; `world` was made there too, for "auto" is the GPU."""
     out = tmp_path_factory.mktemp("gpu")
-    brats = ("--root", world.path / "data/brats", "--n", 2, *TINY, "--device", "cuda")
+    # At a rate at which the few steps of a test lead somewhere.
+    brats = ("--root", world.path / "data/brats", "--n", 2, *TINY, "--learning-rate", 0.05, "--device", "cuda")
     prior = ("--prior-from", world.path / "runs/prior-ms")
     for name, command in {
         "dwp": ("svi", *brats, *prior, "--members", 2),
@@ -121,13 +130,14 @@ def test_maps_of_the_gpu_are_those_of_the_cpu(world, on_the_gpu, tmp_path, name)
     assert len(here) == 2
     for path in here:
         one, other = (np.asarray(nibabel.load(tmp_path / device / path.name).dataobj) for device in ("cpu", "cuda"))
-        np.testing.assert_allclose(one, other, atol=0.02)
-        assert np.ptp(one) > 0.01
+        np.testing.assert_allclose(one, other, atol=0.01)
+        assert np.ptp(one[one > 0]) > 0.1  # 0 outside the brain
 
 
 def test_stopped_and_resumed(world, tmp_path, monkeypatch):
     """A GPU adds up in any order, so that two runs are near each other, and not the same bits."""
-    run = ("svi", "--root", world.path / "data/brats", "--n", 2, *TINY, "--prior", "normal", "--device", "cuda")
+    brats = ("--root", world.path / "data/brats", "--n", 2, *TINY, "--learning-rate", 0.05)
+    run = ("svi", *brats, "--prior", "normal", "--device", "cuda")
     log = MetricsLog.__call__
 
     def stop(self, at, figures):
@@ -144,7 +154,8 @@ def test_stopped_and_resumed(world, tmp_path, monkeypatch):
     assert call(*run, "--out", tmp_path / "whole").exit_code == 0
     one, other = (load_tensors(tmp_path / name / "posterior.safetensors")[0] for name in ("whole", "run"))
     for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=0.02, atol=0.01)
+        # In the mean: Adam makes a whole step of a gradient that is nothing but rounding.
+        assert (other[name] - tensor).abs().mean() < 0.002, name
 
 
 def test_memory_of_the_gpu_does_not_grow_with_samples(world, on_the_gpu, tmp_path):
@@ -159,7 +170,7 @@ def test_memory_of_the_gpu_does_not_grow_with_samples(world, on_the_gpu, tmp_pat
 
 
 def test_a_gpu_that_is_too_small_is_told_of(world, tmp_path):
-    """One line and exit code 2; nothing is left that hinders the next try."""
+    """One line and exit code 2."""
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         scans = ("--root", world.path / "data/brats", "--n", 2, "--widths", "64,128,256,512", "--validation", 1)

@@ -58,8 +58,18 @@ def test_a_prior_that_was_written_to_is_read_anew():
     loc, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     prior = Normal(loc, scale).expand(SHAPE).to_event(5)
     q = LogScaleNormal(tensor(*SHAPE), tensor(*SHAPE)).to_event(5)
-    for change in (lambda: None, lambda: loc.fill_(2), lambda: scale.fill_(0.3)):
+    others = torch.full(SHAPE, 3.0, dtype=torch.float64)
+    changes = (
+        lambda: None,
+        lambda: loc.fill_(2),
+        lambda: scale.fill_(0.3),
+        lambda: vars(prior.base_dist).update(loc=others),
+    )
+    for change in changes:
         change()
+        assert_close(summed_divergence(q, prior), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
+    with torch.inference_mode():
+        prior = Normal(torch.zeros(SHAPE, dtype=torch.float64), 2.0).to_event(5)
         assert_close(summed_divergence(q, prior), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
 
 
@@ -97,7 +107,7 @@ def test_another_pair_takes_its_registered_divergence():
 def test_a_sum_in_chunks_is_the_sum(monkeypatch):
     """Seven rows by three: the last chunk is short; parameters are those that every chunk shares."""
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "_CHUNK", {"cpu": 3})
+    monkeypatch.setattr(module, "_CHUNK", 3)
     layer = nn.Linear(4, 2).double()
     rows = tensor(7, 4).requires_grad_()
     seen: list[int] = []

@@ -151,13 +151,16 @@ def test_a_process_that_was_forked_does_not_hold_the_folder(tmp_path):
             os.write(write, b"here")
             time.sleep(60)
             os._exit(0)
-        assert os.read(read, 4) == b"here"
+        here = os.read(read, 4)
     try:
+        assert here == b"here"
         with locked(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
 
 
 def test_a_refused_file_keeps_its_old_content(tmp_path, monkeypatch):

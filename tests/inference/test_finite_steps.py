@@ -61,6 +61,14 @@ def test_a_step_that_is_no_number_is_left_out(parameters, loss, gradient):
     assert not torch.equal(parameters[0], state[0])
 
 
+def test_the_square_of_a_gradient_of_one_number_counts_too():
+    (parameter,) = parameters = [nn.Parameter(torch.ones(1))]
+    take_step = steps_of(parameters)
+    parameter.grad = torch.tensor([1e25])
+    take_step(torch.tensor(1.0))
+    assert take_step.skipped == 1 and parameter == 1
+
+
 def test_a_step_is_that_of_the_optimiser_alone(parameters):
     take_step = steps_of(parameters)
     plain = [nn.Parameter(p.detach().clone()) for p in parameters]
