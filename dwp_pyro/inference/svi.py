@@ -150,16 +150,20 @@ def optimise(
     ):
 
         def report(step: int, figures: Mapping[str, float]) -> None:
-            # May take as long as many steps, so a signal ends it at once; the resumed run does it again.
+            # May take as long as many steps, so a signal ends it at once; the resumed run does it again. But not while
+            # figures are logged: TensorBoard's queue would keep its lock, and never be closed.
             try:
                 with raise_signals():
                     if stopped():
                         raise Interrupted(stopped())
                     validated = step % plan.validate_every == 0 or step == plan.steps
                     told = {**figures, **(validate() if validated else {})}
-                    model.train()
-                    if told:
-                        log(step, told)
+                model.train()
+                if told:
+                    log(step, told)
+                with raise_signals():
+                    if stopped():
+                        raise Interrupted(stopped())
                     at_step(step)
             except Interrupted as stop:
                 _save(checkpoint, step, parameters, steps, figures)

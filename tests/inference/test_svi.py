@@ -5,6 +5,7 @@ import math
 import os
 import random
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,16 @@ def programme(bayesian: bool, pull: float = 0.0) -> tuple[SegmentationModel, Mea
 
 
 def run(
-    patches, checkpoint, bayesian=True, estimator="shared", stop_at=None, learning_rate=1e-2, pull=0.0, steps=STEPS
+    patches,
+    checkpoint,
+    bayesian=True,
+    estimator="shared",
+    stop_at=None,
+    learning_rate=1e-2,
+    pull=0.0,
+    steps=STEPS,
+    stop_in_log=None,
+    logged=None,
 ):
     model, guide = programme(bayesian, pull)
     # No two runs find the global generators in the same state: nothing may depend on it.
@@ -67,7 +77,12 @@ def run(
         estimator=estimator,
         validate_every=2,
     )
-    logged = []
+    logged = [] if logged is None else logged
+
+    def log(step: int, figures: Mapping[str, float]) -> None:
+        if step == stop_in_log:
+            os.kill(os.getpid(), signal.SIGINT)
+        logged.append((step, dict(figures)))
 
     def at_step(step: int) -> None:
         if step == stop_at:
@@ -81,7 +96,7 @@ def run(
         plan,
         checkpoint,
         description="test",
-        log=lambda step, figures: logged.append((step, dict(figures))),
+        log=log,
         validate=lambda: {"validation_dice": 0.5},
         at_step=at_step,
     )
@@ -104,6 +119,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(patches, tmp_path, bayesian, sto
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_signal_does_not_break_off_what_is_logged(patches, tmp_path):
+    """TensorBoard's queue would keep its lock, and wait for ever when it is closed."""
+    checkpoint, logged = tmp_path / "checkpoint.safetensors", []
+    with pytest.raises(Interrupted) as caught:
+        run(patches, checkpoint, stop_in_log=4, logged=logged)
+    assert caught.value.signum == signal.SIGINT and caught.value.args[0].endswith("checkpoint saved")
+    assert [step for step, _ in logged] == [2, 4]
+    assert steps_reported(checkpoint) == 3
 
 
 def test_what_a_checkpoint_holds(patches, tmp_path):
