@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from dwp_pyro.errors import ConfigError, RunError
 from dwp_pyro.progress import message
 
-__all__ = ["has_bfloat16", "predicts_in_memory", "torch_device", "trains_in_memory", "warn_of_emulation"]
+__all__ = [
+    "PREDICTS_IN_LESS",
+    "TRAINS_IN_LESS",
+    "has_bfloat16",
+    "torch_device",
+    "warn_of_emulation",
+    "within_memory",
+]
 
 
 def torch_device(name: str) -> torch.device:
@@ -44,35 +50,27 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
-def trains_in_memory(run: Path) -> Iterator[None]:
-    """Where a training may find a GPU too small.
+def within_memory(what: str, remedy: str) -> Iterator[None]:
+    """Where a GPU may turn out too small.
+
+    Args:
+        what: needs the memory: the folder of a run, a case.
+        remedy: what needs less.
 
     Raises:
-        RunError: instead of torch's error; it names the folder of the run, and what takes less.
+        RunError: instead of torch's error; it names both.
     """
     try:
         yield
     except RuntimeError as problem:
         if not _is_want_of_memory(problem):
             raise
-        raise RunError(
-            f"{run}: the device ran out of memory; try a smaller --patch or --batch-size, or --device cpu"
-        ) from problem
+        raise RunError(f"{what}: the device ran out of memory; {remedy}") from problem
 
 
-@contextmanager
-def predicts_in_memory(case: str) -> Iterator[None]:
-    """Where the prediction of a case may find a GPU too small.
-
-    Raises:
-        RunError: instead of torch's error; it names the case.
-    """
-    try:
-        yield
-    except RuntimeError as problem:
-        if not _is_want_of_memory(problem):
-            raise
-        raise RunError(f"case {case}: the device ran out of memory; predict on the CPU by --device cpu") from problem
+#: Of a training; of a prediction.
+TRAINS_IN_LESS = "try a smaller --patch or --batch-size, or --device cpu"
+PREDICTS_IN_LESS = "predict on the CPU by --device cpu"
 
 
 def _is_want_of_memory(problem: RuntimeError) -> bool:

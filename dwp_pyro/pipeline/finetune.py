@@ -8,7 +8,7 @@ import torch
 
 from dwp_pyro.config import FinetuneConfig, RunOptions
 from dwp_pyro.distributions.kernel_prior import KernelPrior
-from dwp_pyro.inference.device import trains_in_memory
+from dwp_pyro.inference.device import TRAINS_IN_LESS, within_memory
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.models.networks import NETWORKS
@@ -47,5 +47,5 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
                 parameter.requires_grad_(name.startswith(NETWORKS[card.network].ends))
         return Program(network.to(device), pull=config.l2_sp)
 
-    with trains_in_memory(options.out):
+    with within_memory(str(options.out), TRAINS_IN_LESS):
         return fit_target("finetune", config, options, config.members or 1, prepare)

@@ -16,7 +16,7 @@ from dwp_pyro.distributions.kernel_density import KernelDensity
 from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
 from dwp_pyro.distributions.priors import FAMILIES
 from dwp_pyro.errors import PriorError, RunError
-from dwp_pyro.inference.device import torch_device, trains_in_memory
+from dwp_pyro.inference.device import TRAINS_IN_LESS, torch_device, within_memory
 from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.blocks import prior_blocks
@@ -101,7 +101,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     ):
         run.pin("split.json", data.split.to_mapping())
         run.pin("learned_from.json", _digests(config.blocks))
-        with trains_in_memory(run.path):
+        with within_memory(str(run.path), TRAINS_IN_LESS):
             snapshots, best = train_source(config, data, run.path, device, track)
         best.save(run.path / SOURCE)
         bank = collect_kernels(snapshots)

@@ -21,7 +21,7 @@ from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import fitting, open_dataset
 from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
-from dwp_pyro.inference.device import predicts_in_memory, torch_device, warn_of_emulation
+from dwp_pyro.inference.device import PREDICTS_IN_LESS, torch_device, warn_of_emulation, within_memory
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_predictive
 from dwp_pyro.inference.svi import step_seed
@@ -297,7 +297,7 @@ def predict_case(
     seeds = (
         [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
     )
-    with predicts_in_memory(case.id):
+    with within_memory(f"case {case.id}", PREDICTS_IN_LESS):
         posterior.to(device)
         image, brain = (volume.as_tensor().to(device) for volume in (example.image, example.brain))
         try:

@@ -12,7 +12,7 @@ from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import LEARNED, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.device import trains_in_memory
+from dwp_pyro.inference.device import TRAINS_IN_LESS, within_memory
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
@@ -97,7 +97,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     def beta(part: float) -> float:
         return max(_SMALLEST_BETA, config.beta * min(1.0, part / config.anneal if config.anneal else 1.0))
 
-    with trains_in_memory(options.out):
+    with within_memory(str(options.out), TRAINS_IN_LESS):
         return fit_target(
             "svi",
             config,
