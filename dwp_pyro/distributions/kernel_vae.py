@@ -184,7 +184,7 @@ class _FrozenBound(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         (by_x,) = ctx.saved_tensors
-        return None, grad.unsqueeze(-1) * by_x, None, None
+        return None, by_x.mul_(grad.unsqueeze(-1)), None, None
 
 
 # A product with 27 columns takes half as long again as one with 32 (MKL, two cores), one with 8 twice one with 16.

@@ -11,7 +11,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dwp_pyro.distributions.standard_normal import standard_normal_like
+from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["LogScaleNormal"]
 
@@ -25,10 +25,14 @@ class LogScaleNormal(Normal):
     Args:
         loc: m.
         log_scale: log s, of the shape of m.
+        noise: ε of the first draw, of that shape, which is written over; None to draw it then.
     """
 
-    def __init__(self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, loc: Tensor, log_scale: Tensor, noise: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
         self.log_scale = log_scale
+        self._noise = noise
         super().__init__(loc, log_scale.exp(), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Normal:
@@ -37,7 +41,10 @@ class LogScaleNormal(Normal):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if sample_shape:
             return super().rsample(torch.Size(sample_shape))
-        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), standard_normal_like(self.loc))
+        noise, self._noise = self._noise, None
+        if noise is None:
+            (noise,) = standard_normals_like([self.loc])
+        draw: Tensor = _Draw.apply(self.loc, self.log_scale, self.scale.detach(), noise)
         return draw
 
     def entropy(self) -> Tensor:
@@ -57,4 +64,5 @@ class _Draw(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (deviation,) = ctx.saved_tensors
-        return grad, grad * deviation, None, None
+        # In place, for new memory is slow; autograd refuses a second way back.
+        return grad, deviation.mul_(grad), None, None

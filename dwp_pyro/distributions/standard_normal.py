@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["standard_normal_like"]
+__all__ = ["standard_normals_like"]
 
 _SHARED_FROM = 100_000  # numbers: below, handing over takes longer
 
 
-def standard_normal_like(tensor: Tensor) -> Tensor:
-    """ε ~ N(0, I). PyTorch draws on one core of a CPU; here two share the work, each with a generator of its own."""
-    if tensor.device.type != "cpu" or tensor.numel() < _SHARED_FROM:
-        return torch.randn_like(tensor)
-    noise = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-    halves = noise.view(-1).split((tensor.numel() + 1) // 2)
+def standard_normals_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """ε ~ N(0, I) in the shape of each. PyTorch draws on one core of a CPU; here two share all that is to be drawn,
+    each with a generator of its own.
+    """
+    total = sum(tensor.numel() for tensor in tensors)
+    if total < _SHARED_FROM or any(tensor.device.type != "cpu" for tensor in tensors):
+        return [torch.randn_like(tensor) for tensor in tensors]
+    noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+    left = (total + 1) // 2
+    for each in noise:
+        cut = min(left, each.numel())
+        for half, piece in zip(halves, each.view(-1).split((cut, each.numel() - cut)), strict=True):
+            half.append(piece)
+        left -= cut
     seeds = torch.randint(2**32, (2,)).tolist()
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     # What is drawn is the same with one thread. (Inference mode is a thread's own.)
     if torch.get_num_threads() > 1 and not torch.is_inference_mode_enabled():
-        first = _other_core().submit(halves[0].normal_, generator=generators[0])
-        halves[1].normal_(generator=generators[1])
+        first = _other_core().submit(_fill, halves[0], seeds[0])
+        _fill(halves[1], seeds[1])
         first.result()
     else:
-        for half, generator in zip(halves, generators, strict=True):
-            half.normal_(generator=generator)
+        for half, seed in zip(halves, seeds, strict=True):
+            _fill(half, seed)
     return noise
+
+
+def _fill(tensors: Sequence[Tensor], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in tensors:
+        tensor.normal_(generator=generator)
 
 
 @cache

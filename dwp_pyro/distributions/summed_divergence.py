@@ -145,7 +145,7 @@ class _NormalDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale, weighted, precision = ctx.saved_tensors
         factor = ctx.factor * grad
-        by_log_scale = torch.addcmul(-grad, scale, scale * (factor if precision is None else precision * factor))
+        by_log_scale = scale.square().mul_(factor if precision is None else precision * factor).sub_(grad)
         return weighted * factor, by_log_scale, None, None, None, None, None, None
 
 
@@ -174,7 +174,7 @@ class _LogUniformDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         slope, by_loc = ctx.saved_tensors
-        return by_loc * grad, slope * -grad, None
+        return by_loc.mul_(grad), slope.mul_(-grad), None
 
 
 def chunked_sum(
@@ -215,7 +215,7 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(grad * derivative for derivative in ctx.saved_tensors)
+        return None, *(derivative.mul_(grad) for derivative in ctx.saved_tensors)
 
 
 def kernel_changes(kernels: Sequence[Tensor], means: Sequence[Tensor], chosen: Sequence[Sequence[slice]]) -> Tensor:

@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
+from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["MeanFieldNormal"]
 
@@ -67,14 +68,16 @@ class MeanFieldNormal(PyroModule):
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site; returns site → weights. Arguments are those of the model, unused."""
         # Each access is an effect that registers every parameter: one access, not one a site.
-        locs, log_scales = self.locs, self.log_scales
+        locs, log_scales = dict(self.locs), dict(self.log_scales)
+        noise = dict(zip(locs, standard_normals_like(list(locs.values())), strict=True))
         weights = {}
         for site, key in self._keys.items():
             loc, log_scale = locs[key], log_scales[key]
             with torch.no_grad():
                 # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
                 log_scale.clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-            weights[site] = pyro.sample(site, LogScaleNormal(loc, log_scale).to_event(loc.dim()))
+            posterior = LogScaleNormal(loc, log_scale, noise[key])
+            weights[site] = pyro.sample(site, posterior.to_event(loc.dim()))
         return weights
 
     @torch.no_grad()

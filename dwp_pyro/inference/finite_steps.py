@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,9 @@ class FiniteSteps:
     def __call__(self, loss: Tensor) -> None:
         """Take the step, or leave it out, and clear the gradients; the loss is []."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        squares = _sum_of_squares([p.grad for p in parameters if p.grad is not None])
         # One number for all: a GPU is waited for once.
-        if bool(norm.square().isfinite() & loss.isfinite()):
+        if bool(squares.isfinite() & loss.isfinite()):
             self.optimizer.step()
             self.in_a_row = 0
         else:
@@ -56,3 +56,10 @@ class FiniteSteps:
     def count_on_from(self, counts: Mapping[str, Any]) -> None:
         """Go on from what `counts` gave, or from 0 where it says nothing."""
         self.skipped, self.in_a_row = (int(counts.get(name, 0)) for name in ("skipped", "in_a_row"))
+
+
+def _sum_of_squares(gradients: Sequence[Tensor]) -> Tensor:
+    if gradients and gradients[0].device.type == "cpu":  # in half the time that norms take
+        flat = [gradient.flatten() for gradient in gradients]
+        return torch.stack([each.dot(each) for each in flat]).sum()
+    return get_total_norm(gradients).square()

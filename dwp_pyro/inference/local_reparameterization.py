@@ -8,7 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from dwp_pyro.distributions.standard_normal import standard_normal_like
+from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["LocalReparameterization"]
 
@@ -37,5 +37,6 @@ class LocalReparameterization(Messenger):
         mean = convolve(input, loc, bias)
         # The floor keeps the gradient of the root finite where the input is all zero.
         variance = convolve(input.square(), scale.square(), None).clamp_min(1e-12)
-        msg["value"] = mean + variance.sqrt() * standard_normal_like(mean)
+        (noise,) = standard_normals_like([mean])
+        msg["value"] = mean + variance.sqrt() * noise
         msg["done"] = True

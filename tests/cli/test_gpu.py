@@ -44,8 +44,10 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
         return randn(*shape, dtype=torch.double, generator=bits).to(device, dtype)
 
     monkeypatch.setattr(torch, "randn", noise)
-    drawn = "dwp_pyro.distributions.log_scale_normal.standard_normal_like"
-    monkeypatch.setattr(drawn, lambda like: noise(*like.shape, dtype=like.dtype, device=like.device))
+    drawn = "dwp_pyro.guides.mean_field.standard_normals_like"
+    monkeypatch.setattr(
+        drawn, lambda likes: [noise(*like.shape, dtype=like.dtype, device=like.device) for like in likes]
+    )
     torch.manual_seed(0)
     network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
     learned = None

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from dwp_pyro.distributions import standard_normal as module
-from dwp_pyro.distributions.standard_normal import standard_normal_like
+from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 
 @pytest.mark.parametrize("size", [(999,), (11, 9), (3, 5, 67)])
@@ -15,7 +15,7 @@ def test_large_tensors_are_shared_and_standard_normal(monkeypatch, size):
     """Shared from here on, odd sizes too; the two halves are no copies of each other."""
     monkeypatch.setattr(module, "_SHARED_FROM", 1)
     torch.manual_seed(1)
-    draws = torch.stack([standard_normal_like(torch.empty(size, dtype=torch.double)) for _ in range(200)])
+    draws = torch.stack([standard_normals_like([torch.empty(size, dtype=torch.double)])[0] for _ in range(200)])
     assert draws.shape == (200, *size)
     assert stats.kstest(draws.flatten(), "norm").pvalue > 0.01
     first, second = draws.flatten(1).chunk(2, 1)
@@ -28,7 +28,7 @@ def test_the_seed_says_what_is_drawn(monkeypatch):
     draws = []
     for _ in range(2):
         torch.manual_seed(5)
-        draws.append([standard_normal_like(torch.empty(1001)) for _ in range(2)])
+        draws.append([standard_normals_like([torch.empty(1001)])[0] for _ in range(2)])
     assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
     assert not torch.equal(draws[0][0], draws[0][1])
 
@@ -39,13 +39,26 @@ def test_what_is_drawn_does_not_depend_on_threads(monkeypatch):
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         torch.manual_seed(2)
-        draws.append(standard_normal_like(torch.empty(1001)))
+        draws.append(standard_normals_like([torch.empty(1001)])[0])
     torch.manual_seed(2)
     with torch.inference_mode():
-        draws.append(standard_normal_like(torch.empty(1001)))
+        draws.append(standard_normals_like([torch.empty(1001)])[0])
     assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0], draws[2])
 
 
+def test_several_tensors_are_drawn_together(monkeypatch):
+    """Each in its own shape, cut where the two halves meet, and none a copy of another."""
+    monkeypatch.setattr(module, "_SHARED_FROM", 1)
+    torch.manual_seed(4)
+    shapes = [(300, 2), (0,), (1,), (500, 3), (7, 100)]
+    draws = [standard_normals_like([torch.empty(shape) for shape in shapes]) for _ in range(100)]
+    assert all([noise.shape for noise in draw] == [torch.Size(shape) for shape in shapes] for draw in draws)
+    flat = torch.stack([torch.cat([noise.flatten() for noise in draw]) for draw in draws])
+    assert flat.unique().numel() > 0.99 * flat.numel()
+    assert stats.kstest(flat.flatten(), "norm").pvalue > 0.01
+    assert stats.kstest(flat.mean(0) * 10, "norm").pvalue > 0.01
+
+
 def test_noise_is_contiguous_and_of_the_dtype():
-    noise = standard_normal_like(torch.empty(400, 500, dtype=torch.double).T)
+    noise = standard_normals_like([torch.empty(400, 500, dtype=torch.double).T])[0]
     assert noise.shape == (500, 400) and noise.dtype == torch.double and noise.is_contiguous()
