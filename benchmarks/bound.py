@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import untrained_prior
+from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.summed_divergence import chunked_sum
 from dwp_pyro.inference.allocator import keep_freed_memory
 
@@ -54,13 +55,13 @@ class ConvolutionalVAE(nn.Module):
 def rows(device: torch.device) -> Iterator[Row]:
     keep_freed_memory()
     torch.manual_seed(0)
-    ours = untrained_prior().to(device).block("bottom")
+    ours = DeepWeightPrior(untrained_prior().to(device).block("bottom"))
     theirs = ConvolutionalVAE().to(device).requires_grad_(False)
     count, at_once = _KERNELS[device.type]
     kernels = 0.01 * torch.randn(count, 3, 3, 3, device=device)
 
     def ours_step() -> None:
-        chunked_sum(ours.log_prob_estimate, kernels.detach().requires_grad_()).backward()
+        chunked_sum(ours.value_and_gradients, kernels.detach().requires_grad_()).backward()
 
     def their_step() -> None:
         for chunk in kernels.split(at_once):

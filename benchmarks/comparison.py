@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -61,12 +62,16 @@ def chosen(**numbers: int) -> argparse.Namespace:
 def time_in_turns(
     sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each side, `rounds` times in turns, after one call of each that does not count."""
+    """Seconds of each side, `rounds` times in turns, after one call of each that does not count.
+
+    Each round has an order of its own: no side always finds the caches as a certain other left them.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
     for number in range(rounds + 1):
-        for name, side in sides.items():
+        for name in random.Random(number).sample(names, len(names)):
             start = time.perf_counter()
-            side()
+            sides[name]()
             if device is not None and device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number:

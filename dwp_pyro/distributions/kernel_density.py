@@ -54,15 +54,18 @@ class KernelDensity(nn.Module, ABC):
             samples: K of the bound, where it is one.
         """
 
-    def log_prob_of_product(self, x: Tensor, matrix: Tensor, samples: int = 1) -> Tensor:
-        """`log_prob_standard` of u = M x, which a density may join with products of its own.
+    def value_and_gradient(self, x: Tensor, matrix: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Σ `log_prob_standard` of u = M x over the rows of x, [], and its gradient by x, of x's shape.
 
         Args:
-            x: [..., D].
+            x: [n, D].
             matrix: M, [D, D].
             samples: K of the bound, where it is one.
         """
-        return self.log_prob_standard(F.linear(x, matrix), samples)
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.log_prob_standard(F.linear(x, matrix), samples).sum()
+        return total.detach(), torch.autograd.grad(total, x)[0]
 
     def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
         """The same of log p(w), in nats of the raw kernel: [..., *kernel_shape] → [...]."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity
@@ -105,12 +104,12 @@ class KernelVAE(KernelDensity):
         """One draw of the K-sample bound, K = `samples`; [..., D] → [...]."""
         return self._bound(u, torch.randn(samples, *u.shape[:-1], self.latent_size, dtype=u.dtype, device=u.device))
 
-    def log_prob_of_product(self, x: Tensor, matrix: Tensor, samples: int = 1) -> Tensor:
-        if samples > 1 or any(tensor.requires_grad for tensor in (matrix, *self.parameters())):
-            return super().log_prob_of_product(x, matrix, samples)
-        noise = torch.randn(*x.shape[:-1], self.latent_size, dtype=x.dtype, device=x.device)
-        bound: Tensor = _FrozenBound.apply(self, x.flatten(0, -2), matrix, noise.flatten(0, -2))
-        return bound.view(x.shape[:-1])
+    @torch.no_grad()
+    def value_and_gradient(self, x: Tensor, matrix: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
+        if samples > 1:
+            return super().value_and_gradient(x, matrix, samples)
+        noise = torch.randn(len(x), self.latent_size, dtype=x.dtype, device=x.device)
+        return _value_and_gradient(self, x, matrix, noise)
 
     def _bound(self, u: Tensor, noise: Tensor) -> Tensor:
         log_likelihood, log_ratio = self._log_weights(u, noise)
@@ -136,8 +135,8 @@ class KernelVAE(KernelDensity):
         return loc + scale * torch.randn_like(loc)
 
 
-class _FrozenBound(torch.autograd.Function):
-    """The bound at u = M x with one z, as a function of x alone: its gradient by hand, cheaper than autograd's.
+def _value_and_gradient(vae: KernelVAE, x: Tensor, matrix: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ of the bound at u = M x with one z, and its gradient by x: by hand, cheaper than autograd's.
 
     It is what a step of inference spends most on beside the network. With r = (u − μ)/σ and t = −log σ,
 
@@ -146,45 +145,35 @@ class _FrozenBound(torch.autograd.Function):
 
     On a CPU every layer is padded to a multiple of 16 numbers: what is added stays 0 (r, z, ε) or meets a weight of 0.
     """
+    multiple = _MULTIPLE if x.device.type == "cpu" else 1
+    encoder, (to_m, to_log_s) = _padded(vae.encoder, multiple)
+    decoder, (to_loc, to_log_scale) = _padded(vae.decoder, multiple)
+    to_t = tuple(-part for part in to_log_scale)
+    matrix = _pad(matrix, -len(matrix) % multiple, 0)
+    noise = _pad(noise, 0, -noise.shape[-1] % multiple)
 
-    @staticmethod
-    def forward(ctx: Any, vae: KernelVAE, x: Tensor, matrix: Tensor, noise: Tensor) -> Tensor:
-        multiple = _MULTIPLE if x.device.type == "cpu" else 1
-        encoder, (to_m, to_log_s) = _padded(vae.encoder, multiple)
-        decoder, (to_loc, to_log_scale) = _padded(vae.decoder, multiple)
-        to_t = tuple(-part for part in to_log_scale)
-        matrix = _pad(matrix, -len(matrix) % multiple, 0)
-        noise = _pad(noise, 0, -noise.shape[-1] % multiple)
+    u = x @ matrix.T
+    hidden, encoder_inputs = _forward(encoder, u)
+    m, raw_log_s = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_m, to_log_s))
+    log_s = _limited(raw_log_s)
+    deviation = log_s.exp().mul_(noise)
+    z = m.add_(deviation)
+    hidden, decoder_inputs = _forward(decoder, z)
+    loc, raw_t = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_loc, to_t))
+    t = _limited(raw_t)
+    precision = t.exp()
+    r = torch.sub(u, loc, out=loc).mul_(precision)
+    square = r.square()
+    value = t.sub_(square, alpha=0.5).sum() + log_s.add(noise.square().sub_(z.square()), alpha=0.5).sum()
+    value -= 0.5 * x.numel() * math.log(2 * math.pi)
 
-        u = x @ matrix.T
-        hidden, encoder_inputs = _forward(encoder, u)
-        m, raw_log_s = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_m, to_log_s))
-        log_s = _limited(raw_log_s)
-        deviation = log_s.exp().mul_(noise)
-        z = m.add_(deviation)
-        hidden, decoder_inputs = _forward(decoder, z)
-        loc, raw_t = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_loc, to_t))
-        t = _limited(raw_t)
-        precision = t.exp()
-        r = torch.sub(u, loc, out=loc).mul_(precision)
-        square = r.square()
-        bound = t.sub_(square, alpha=0.5).sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
-        bound += log_s.add(noise.square().sub_(z.square()), alpha=0.5).sum(-1)
-        if ctx.needs_input_grad[1]:
-            by_loc = r.mul_(precision)
-            by_t = _limited_backward(1 - square, raw_t)
-            by_hidden = (by_loc @ to_loc[0]).addmm_(by_t, to_t[0])
-            by_z = _backward(decoder, by_hidden, decoder_inputs).sub_(z)
-            by_log_s = _limited_backward(deviation.mul_(by_z).add_(1), raw_log_s)
-            by_hidden = (by_z @ to_m[0]).addmm_(by_log_s, to_log_s[0])
-            ctx.save_for_backward(_backward(encoder, by_hidden, encoder_inputs).sub_(by_loc) @ matrix)
-        return bound
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        (by_x,) = ctx.saved_tensors
-        return None, by_x.mul_(grad.unsqueeze(-1)), None, None
+    by_loc = r.mul_(precision)
+    by_t = _limited_backward(1 - square, raw_t)
+    by_hidden = (by_loc @ to_loc[0]).addmm_(by_t, to_t[0])
+    by_z = _backward(decoder, by_hidden, decoder_inputs).sub_(z)
+    by_log_s = _limited_backward(deviation.mul_(by_z).add_(1), raw_log_s)
+    by_hidden = (by_z @ to_m[0]).addmm_(by_log_s, to_log_s[0])
+    return value, _backward(encoder, by_hidden, encoder_inputs).sub_(by_loc) @ matrix
 
 
 # A product with 27 columns takes half as long again as one with 32 (MKL, two cores), one with 8 twice one with 16.

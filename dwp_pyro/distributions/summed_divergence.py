@@ -178,37 +178,38 @@ class _LogUniformDivergence(torch.autograd.Function):
 
 
 def chunked_sum(
-    function: Callable[[Tensor], Tensor], kernels: Tensor, parameters: Iterable[nn.Parameter] = ()
+    value_and_gradients: Callable[[Tensor], tuple[Tensor, ...]],
+    kernels: Tensor,
+    parameters: Iterable[nn.Parameter] = (),
 ) -> Tensor:
-    """Σ function(kernels), [], a chunk of kernels at a time: memory does not grow with their number.
+    """Σ of a function over kernels, [], a chunk of them at a time: memory does not grow with their number.
 
     The gradient is taken with the value, so that no chunk's graph outlives it.
 
     Args:
-        function: kernels [n, ...] → [n].
+        value_and_gradients: kernels [n, ...] → the sum over these, [], and its gradients by them and by each parameter.
         kernels: [N, ...].
         parameters: what else to differentiate by.
     """
-    total: Tensor = _ChunkedSum.apply(function, kernels, *parameters)
+    total: Tensor = _ChunkedSum.apply(value_and_gradients, kernels, *parameters)
     return total
 
 
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[[Tensor], Tensor], kernels: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value_and_gradients: Callable[[Tensor], tuple[Tensor, ...]], kernels: Tensor, *parameters: Tensor
+    ) -> Tensor:
         total = kernels.new_zeros(())
         by_kernels = torch.empty_like(kernels)
         by_parameters = [torch.zeros_like(parameter) for parameter in parameters]
         size = _CHUNK if kernels.device.type == "cpu" else _CHUNK_OF_A_GPU
         for chunk, place in zip(kernels.split(size), by_kernels.split(size), strict=True):
-            chunk = chunk.detach().requires_grad_()
-            with torch.enable_grad():
-                part = function(chunk).sum()
-            by_chunk, *rest = torch.autograd.grad(part, (chunk, *parameters))
+            value, by_chunk, *rest = value_and_gradients(chunk)
+            total += value
             place.copy_(by_chunk)
             for derivative, part_of_it in zip(by_parameters, rest, strict=True):
                 derivative += part_of_it
-            total += part.detach()
         ctx.save_for_backward(by_kernels, *by_parameters)
         return total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,7 +110,8 @@ def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -
     changes = kernel_changes(kernels, means, _window(sizes, count))
     prior = members[0][0]
     trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
-    return -entropy - sum(sizes) / count * chunked_sum(prior.log_prob_of_change, changes, trained)
+    log_prob = chunked_sum(partial(prior.value_and_gradients, parameters=trained), changes, trained)
+    return -entropy - sum(sizes) / count * log_prob
 
 
 def _window(sizes: list[int], count: int) -> list[list[slice]]:
