@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity
+from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["KernelVAE"]
 
@@ -108,7 +109,7 @@ class KernelVAE(KernelDensity):
     def value_and_gradient(self, x: Tensor, matrix: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
         if samples > 1:
             return super().value_and_gradient(x, matrix, samples)
-        noise = torch.randn(len(x), self.latent_size, dtype=x.dtype, device=x.device)
+        (noise,) = standard_normals_like([x.new_empty(len(x), self.latent_size)])
         return _value_and_gradient(self, x, matrix, noise)
 
     def _bound(self, u: Tensor, noise: Tensor) -> Tensor:
@@ -164,11 +165,11 @@ def _value_and_gradient(vae: KernelVAE, x: Tensor, matrix: Tensor, noise: Tensor
     precision = t.exp()
     r = torch.sub(u, loc, out=loc).mul_(precision)
     square = r.square()
-    value = t.sub_(square, alpha=0.5).sum() + log_s.add(noise.square().sub_(z.square()), alpha=0.5).sum()
-    value -= 0.5 * x.numel() * math.log(2 * math.pi)
+    squares = noise.view(-1).dot(noise.view(-1)) - z.view(-1).dot(z.view(-1)) - square.sum()
+    value = t.sum() + log_s.sum() + 0.5 * (squares - x.numel() * math.log(2 * math.pi))
 
     by_loc = r.mul_(precision)
-    by_t = _limited_backward(1 - square, raw_t)
+    by_t = _limited_backward(torch.sub(1, square, out=square), raw_t)
     by_hidden = (by_loc @ to_loc[0]).addmm_(by_t, to_t[0])
     by_z = _backward(decoder, by_hidden, decoder_inputs).sub_(z)
     by_log_s = _limited_backward(deviation.mul_(by_z).add_(1), raw_log_s)
@@ -208,9 +209,9 @@ def _forward(layers: Sequence[_Affine], x: Tensor) -> tuple[Tensor, list[Tensor]
 
 
 def _backward(layers: Sequence[_Affine], grad: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """The gradient by the input of `_forward`, from that by its output."""
+    """The gradient by the input of `_forward`, from that by its output, which is written over."""
     for (weight, _), x in zip(reversed(layers), reversed(inputs), strict=True):
-        grad = torch.ops.aten.silu_backward(grad, x) @ weight
+        grad = torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad) @ weight
     return grad
 
 
@@ -219,7 +220,9 @@ def _limited(log_scale: Tensor) -> Tensor:
 
 
 def _limited_backward(grad: Tensor, log_scale: Tensor) -> Tensor:
-    limited: Tensor = torch.ops.aten.hardtanh_backward(grad, log_scale, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
+    """In place, as 0 × where the logarithm is at its limit."""
+    limits = (-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
+    limited: Tensor = torch.ops.aten.hardtanh_backward.grad_input(grad, log_scale, *limits, grad_input=grad)
     return limited
 
 

@@ -44,10 +44,11 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
         return randn(*shape, dtype=torch.double, generator=bits).to(device, dtype)
 
     monkeypatch.setattr(torch, "randn", noise)
-    drawn = "dwp_pyro.guides.mean_field.standard_normals_like"
-    monkeypatch.setattr(
-        drawn, lambda likes: [noise(*like.shape, dtype=like.dtype, device=like.device) for like in likes]
-    )
+    for place in ("guides.mean_field", "distributions.kernel_vae"):
+        monkeypatch.setattr(
+            f"dwp_pyro.{place}.standard_normals_like",
+            lambda likes: [noise(*like.shape, dtype=like.dtype, device=like.device) for like in likes],
+        )
     torch.manual_seed(0)
     network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
     learned = None

@@ -43,8 +43,11 @@ def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch
         return randn(*shape, dtype=torch.double, generator=bits).to(dtype)
 
     monkeypatch.setattr(torch, "randn", noise)
-    drawn = "dwp_pyro.guides.mean_field.standard_normals_like"
-    monkeypatch.setattr(drawn, lambda likes: [noise(*like.shape, dtype=like.dtype) for like in likes])
+    for place in ("guides.mean_field", "distributions.kernel_vae"):
+        monkeypatch.setattr(
+            f"dwp_pyro.{place}.standard_normals_like",
+            lambda likes: [noise(*like.shape, dtype=like.dtype) for like in likes],
+        )
     torch.manual_seed(0)
     network = ResidualUNet3d(1, 2, (8, 16, 32, 64)).double()
     learned = None
