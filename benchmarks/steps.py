@@ -2,10 +2,10 @@
 
 $ python -m benchmarks.steps [--device cuda] [--batch 4]
 
-All sides are in one process and take turns. Deterministic: the package's network, its weights plain tensors, its
-loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions and norms. Both have the
-process's settings, which the command line makes (freed memory kept, threads that wait a little), so that stock PyTorch
-without them is slower than it is here.
+All sides are in one process; each takes turns with what it is compared with. Deterministic: the package's network, its
+weights plain tensors, its loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions
+and norms. Both have the process's settings, which the command line makes (freed memory kept, threads that wait a
+little), so that stock PyTorch without them is slower than it is here.
 """
 
 from __future__ import annotations
@@ -138,14 +138,16 @@ def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
         small = widths == SMALL
         scene = Scene(widths, patch, device, batch)
         where = f"widths {'-'.join(map(str, widths))}, {f'{batch} × ' if batch > 1 else ''}{patch}³"
-        rounds = 40 if small else 25
+        rounds = 100 if small else 50
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
             # Beside each side its own turns of what it is compared with: the machine may be another a minute later.
-            references = {"deterministic": scene.deterministic(), "stock": scene.stock()}
+            deterministic, stock = scene.deterministic(), scene.stock()
             for what, (*arguments, target, small_target) in SIDES.items():
-                seconds = time_in_turns({**references, "ours": scene.bayesian(*arguments)}, rounds, device)
-                ms = {side: statistics.median(values) * 1e3 for side, values in seconds.items()}
-                note = f"{ms['ours']:.0f} ms; deterministic {ms['deterministic']:.0f} ms; stock {ms['stock']:.0f} ms"
+                sides = {"deterministic": deterministic, "ours": scene.bayesian(*arguments)}
+                if what == ALL_KERNELS:
+                    sides["stock"] = stock
+                seconds = time_in_turns(sides, rounds, device)
+                note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
                 figures = ratio(seconds["ours"], seconds["deterministic"])
                 limit = small_target if small else target
                 yield Row(f"SVI step, {what}; {where}", "deterministic step", limit, *figures, note)
@@ -154,13 +156,12 @@ def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
                     yield Row(f"SVI step, {what}; {where}", "stock step, float32", 1.0, *figures, note)
             if has_bfloat16(device):
                 sides = {
-                    "deterministic, bf16": scene.deterministic("bf16"),
-                    "stock": references["stock"],
+                    "stock": stock,
                     "ours": scene.bayesian("dwp", 0.25, "shared", "bf16"),
+                    "deterministic in bf16": scene.deterministic("bf16"),
                 }
-                seconds = time_in_turns(sides, rounds, device)
-                ms = {side: statistics.median(values) * 1e3 for side, values in seconds.items()}
-                note = f"{ms['ours']:.0f} ms; deterministic in bf16 {ms['deterministic, bf16']:.0f} ms"
+                seconds = time_in_turns(sides, rounds // 2, device)
+                note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
                 what = "`shared`, DWP, a random quarter, bf16"
                 figures = ratio(seconds["ours"], seconds["stock"])
                 yield Row(f"SVI step, {what}; {where}", "stock step, float32", 1.0, *figures, note)

@@ -102,22 +102,20 @@ class DeepWeightPrior(TorchDistribution):
 
     def log_prob_of_change(self, change: Tensor) -> Tensor:
         """The log-density, or one draw of its bound, of kernels a + `change`; [..., *kernel_shape] → [...]."""
-        u = F.linear(*self._change_and_whitening(change))
+        u = F.linear(change.flatten(-len(self.event_shape)), self._whitening())
         return self.density.log_prob_standard(u, self.particles) - self.density.log_volume() - self.log_scale()
 
     def value_and_gradients(self, change: Tensor, parameters: Sequence[nn.Parameter] = ()) -> tuple[Tensor, ...]:
         """Σ `log_prob_of_change` over kernels [n, *kernel_shape], [], and its gradients: by `change`, of its shape, and
         by parameters of the density."""
-        if parameters:
-            change = change.detach().requires_grad_()
-            with torch.enable_grad():
-                total = self.log_prob_of_change(change).sum()
-            return total.detach(), *torch.autograd.grad(total, (change, *parameters))
-        total, by_change = self.density.value_and_gradient(*self._change_and_whitening(change), self.particles)
-        return total - len(change) * (self.density.log_volume() + self.log_scale()), by_change.view_as(change)
+        total, by_change, *rest = self.density.value_and_gradients(
+            change.flatten(1), self._whitening(), self.particles, parameters
+        )
+        total = total - len(change) * (self.density.log_volume() + self.log_scale())
+        return total, by_change.view_as(change), *rest
 
-    def _change_and_whitening(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        return change.flatten(-len(self.event_shape)), self.density.whitening() / self.scale
+    def _whitening(self) -> Tensor:
+        return self.density.whitening() / self.scale
 
     def to_density(self, value: Tensor) -> Tensor:
         """The kernels v of the density that stand for kernels w: b + (w − a)/c."""

@@ -54,18 +54,21 @@ class KernelDensity(nn.Module, ABC):
             samples: K of the bound, where it is one.
         """
 
-    def value_and_gradient(self, x: Tensor, matrix: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
-        """Σ `log_prob_standard` of u = M x over the rows of x, [], and its gradient by x, of x's shape.
+    def value_and_gradients(
+        self, x: Tensor, matrix: Tensor, samples: int = 1, parameters: Sequence[nn.Parameter] = ()
+    ) -> tuple[Tensor, ...]:
+        """Σ `log_prob_standard` of u = M x over the rows of x, [], and its gradients: by x, and by some parameters.
 
         Args:
             x: [n, D].
             matrix: M, [D, D].
             samples: K of the bound, where it is one.
+            parameters: of this density.
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             total = self.log_prob_standard(F.linear(x, matrix), samples).sum()
-        return total.detach(), torch.autograd.grad(total, x)[0]
+        return total.detach(), *torch.autograd.grad(total, (x, *parameters))
 
     def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
         """The same of log p(w), in nats of the raw kernel: [..., *kernel_shape] → [...]."""

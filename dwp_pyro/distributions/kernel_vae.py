@@ -106,11 +106,49 @@ class KernelVAE(KernelDensity):
         return self._bound(u, torch.randn(samples, *u.shape[:-1], self.latent_size, dtype=u.dtype, device=u.device))
 
     @torch.no_grad()
-    def value_and_gradient(self, x: Tensor, matrix: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
-        if samples > 1:
-            return super().value_and_gradient(x, matrix, samples)
+    def value_and_gradients(
+        self, x: Tensor, matrix: Tensor, samples: int = 1, parameters: Sequence[nn.Parameter] = ()
+    ) -> tuple[Tensor, ...]:
+        if samples > 1 or parameters:
+            return super().value_and_gradients(x, matrix, samples, parameters)
+        # By hand, cheaper than autograd's: it is what a step of inference spends most on beside the network. With
+        # r = (u − μ)/σ and t = −log σ,
+        #
+        #     ℓ = −½ Σ r² + Σ t + ½ Σ (ε² − z²) + Σ log s + const,   z = m(u) + s(u) ε,
+        #     ∂ℓ/∂μ = r/σ,   ∂ℓ/∂t = 1 − r²,   ∂ℓ/∂z = (decoder's) − z,   ∂ℓ/∂m = ∂ℓ/∂z,   ∂ℓ/∂log s = ∂ℓ/∂z · s ε + 1.
+        #
+        # On a CPU every layer is padded to a multiple of 16 numbers: what is added stays 0 (r, z, ε) or meets a weight
+        # of 0.
         (noise,) = standard_normals_like([x.new_empty(len(x), self.latent_size)])
-        return _value_and_gradient(self, x, matrix, noise)
+        multiple = _MULTIPLE if x.device.type == "cpu" else 1
+        encoder, (to_m, to_log_s) = _padded(self.encoder, multiple)
+        decoder, (to_loc, to_log_scale) = _padded(self.decoder, multiple)
+        to_t = tuple(-part for part in to_log_scale)
+        matrix = _pad(matrix, -len(matrix) % multiple, 0)
+        noise = _pad(noise, 0, -noise.shape[-1] % multiple)
+
+        u = x @ matrix.T
+        hidden, encoder_inputs = _forward(encoder, u)
+        m, raw_log_s = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_m, to_log_s))
+        log_s = _limited(raw_log_s)
+        deviation = log_s.exp().mul_(noise)
+        z = m.add_(deviation)
+        hidden, decoder_inputs = _forward(decoder, z)
+        loc, raw_t = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_loc, to_t))
+        t = _limited(raw_t)
+        precision = t.exp()
+        r = torch.sub(u, loc, out=loc).mul_(precision)
+        square = r.square()
+        squares = noise.view(-1).dot(noise.view(-1)) - z.view(-1).dot(z.view(-1)) - square.sum()
+        value = t.sum() + log_s.sum() + 0.5 * (squares - x.numel() * math.log(2 * math.pi))
+
+        by_loc = r.mul_(precision)
+        by_t = _limited_backward(torch.sub(1, square, out=square), raw_t)
+        by_hidden = (by_loc @ to_loc[0]).addmm_(by_t, to_t[0])
+        by_z = _backward(decoder, by_hidden, decoder_inputs).sub_(z)
+        by_log_s = _limited_backward(deviation.mul_(by_z).add_(1), raw_log_s)
+        by_hidden = (by_z @ to_m[0]).addmm_(by_log_s, to_log_s[0])
+        return value, _backward(encoder, by_hidden, encoder_inputs).sub_(by_loc) @ matrix
 
     def _bound(self, u: Tensor, noise: Tensor) -> Tensor:
         log_likelihood, log_ratio = self._log_weights(u, noise)
@@ -134,47 +172,6 @@ class KernelVAE(KernelDensity):
         z = torch.randn(*shape, self.latent_size, dtype=self.loc.dtype, device=self.loc.device)
         loc, scale = self.decode(z)
         return loc + scale * torch.randn_like(loc)
-
-
-def _value_and_gradient(vae: KernelVAE, x: Tensor, matrix: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ of the bound at u = M x with one z, and its gradient by x: by hand, cheaper than autograd's.
-
-    It is what a step of inference spends most on beside the network. With r = (u − μ)/σ and t = −log σ,
-
-        ℓ = −½ Σ r² + Σ t + ½ Σ (ε² − z²) + Σ log s + const,   z = m(u) + s(u) ε,
-        ∂ℓ/∂μ = r/σ,   ∂ℓ/∂t = 1 − r²,   ∂ℓ/∂z = (decoder's) − z,   ∂ℓ/∂m = ∂ℓ/∂z,   ∂ℓ/∂log s = ∂ℓ/∂z · s ε + 1.
-
-    On a CPU every layer is padded to a multiple of 16 numbers: what is added stays 0 (r, z, ε) or meets a weight of 0.
-    """
-    multiple = _MULTIPLE if x.device.type == "cpu" else 1
-    encoder, (to_m, to_log_s) = _padded(vae.encoder, multiple)
-    decoder, (to_loc, to_log_scale) = _padded(vae.decoder, multiple)
-    to_t = tuple(-part for part in to_log_scale)
-    matrix = _pad(matrix, -len(matrix) % multiple, 0)
-    noise = _pad(noise, 0, -noise.shape[-1] % multiple)
-
-    u = x @ matrix.T
-    hidden, encoder_inputs = _forward(encoder, u)
-    m, raw_log_s = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_m, to_log_s))
-    log_s = _limited(raw_log_s)
-    deviation = log_s.exp().mul_(noise)
-    z = m.add_(deviation)
-    hidden, decoder_inputs = _forward(decoder, z)
-    loc, raw_t = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_loc, to_t))
-    t = _limited(raw_t)
-    precision = t.exp()
-    r = torch.sub(u, loc, out=loc).mul_(precision)
-    square = r.square()
-    squares = noise.view(-1).dot(noise.view(-1)) - z.view(-1).dot(z.view(-1)) - square.sum()
-    value = t.sum() + log_s.sum() + 0.5 * (squares - x.numel() * math.log(2 * math.pi))
-
-    by_loc = r.mul_(precision)
-    by_t = _limited_backward(torch.sub(1, square, out=square), raw_t)
-    by_hidden = (by_loc @ to_loc[0]).addmm_(by_t, to_t[0])
-    by_z = _backward(decoder, by_hidden, decoder_inputs).sub_(z)
-    by_log_s = _limited_backward(deviation.mul_(by_z).add_(1), raw_log_s)
-    by_hidden = (by_z @ to_m[0]).addmm_(by_log_s, to_log_s[0])
-    return value, _backward(encoder, by_hidden, encoder_inputs).sub_(by_loc) @ matrix
 
 
 # A product with 27 columns takes half as long again as one with 32 (MKL, two cores), one with 8 twice one with 16.
@@ -220,7 +217,7 @@ def _limited(log_scale: Tensor) -> Tensor:
 
 
 def _limited_backward(grad: Tensor, log_scale: Tensor) -> Tensor:
-    """In place, as 0 × where the logarithm is at its limit."""
+    """Written over the gradient: 0 where the logarithm is at its limit."""
     limits = (-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
     limited: Tensor = torch.ops.aten.hardtanh_backward.grad_input(grad, log_scale, *limits, grad_input=grad)
     return limited

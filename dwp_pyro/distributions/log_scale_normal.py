@@ -25,11 +25,11 @@ class LogScaleNormal(Normal):
     Args:
         loc: m.
         log_scale: log s, of the shape of m.
-        noise: ε of the first draw, of that shape, which is written over; None to draw it then.
+        noise: ε of the first `rsample()`, of that shape, which is written over; None to draw it then.
     """
 
     def __init__(
-        self, loc: Tensor, log_scale: Tensor, noise: Tensor | None = None, validate_args: bool | None = None
+        self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None, *, noise: Tensor | None = None
     ) -> None:
         self.log_scale = log_scale
         self._noise = noise

@@ -21,7 +21,7 @@ def standard_normals_like(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     total = sum(tensor.numel() for tensor in tensors)
     if total < _SHARED_FROM or any(tensor.device.type != "cpu" for tensor in tensors):
-        return [torch.randn_like(tensor) for tensor in tensors]
+        return [torch.randn_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
     noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
     left = (total + 1) // 2

@@ -174,6 +174,7 @@ class _LogUniformDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         slope, by_loc = ctx.saved_tensors
+        # In place, here and below, for new memory is slow; autograd refuses a second way back.
         return by_loc.mul_(grad), slope.mul_(-grad), None
 
 

@@ -76,7 +76,7 @@ class MeanFieldNormal(PyroModule):
             with torch.no_grad():
                 # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
                 log_scale.clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-            posterior = LogScaleNormal(loc, log_scale, noise[key])
+            posterior = LogScaleNormal(loc, log_scale, noise=noise[key])
             weights[site] = pyro.sample(site, posterior.to_event(loc.dim()))
         return weights
 

@@ -15,7 +15,7 @@ def test_large_tensors_are_shared_and_standard_normal(monkeypatch, size):
     """Shared from here on, odd sizes too; the two halves are no copies of each other."""
     monkeypatch.setattr(module, "_SHARED_FROM", 1)
     torch.manual_seed(1)
-    draws = torch.stack([standard_normals_like([torch.empty(size, dtype=torch.double)])[0] for _ in range(200)])
+    draws = torch.stack([standard_normals_like([torch.empty(size)])[0] for _ in range(200)])
     assert draws.shape == (200, *size)
     assert stats.kstest(draws.flatten(), "norm").pvalue > 0.01
     first, second = draws.flatten(1).chunk(2, 1)
@@ -59,6 +59,7 @@ def test_several_tensors_are_drawn_together(monkeypatch):
     assert stats.kstest(flat.mean(0) * 10, "norm").pvalue > 0.01
 
 
-def test_noise_is_contiguous_and_of_the_dtype():
-    noise = standard_normals_like([torch.empty(400, 500, dtype=torch.double).T])[0]
-    assert noise.shape == (500, 400) and noise.dtype == torch.double and noise.is_contiguous()
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_noise_is_contiguous_and_of_the_dtype(dtype):
+    noise = standard_normals_like([torch.empty(400, 500, dtype=dtype).T])[0]
+    assert noise.shape == (500, 400) and noise.dtype == dtype and noise.is_contiguous()

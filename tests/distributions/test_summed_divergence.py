@@ -155,3 +155,18 @@ def test_changes_of_some_kernels_and_their_gradient():
     found = torch.autograd.grad((ours * weights).sum(), kernels, allow_unused=True)
     for one, other in zip(found, torch.autograd.grad((stock * weights).sum(), kernels, allow_unused=True), strict=True):
         assert one is other is None or torch.equal(one, other)
+
+
+def test_a_second_way_back_is_refused():
+    """The first writes its result over what it needs; of a wrong gradient nothing else would tell."""
+    loc, log_scale = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
+    q = LogScaleNormal(loc, log_scale)
+    sums = [
+        q.rsample().sum(),
+        summed_divergence(q, LogUniform().expand([3, 2])),
+        chunked_sum(lambda rows: (rows.sum(), torch.ones_like(rows)), loc * 1),
+    ]
+    for total in sums:
+        total.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="inplace"):
+            total.backward()

@@ -183,8 +183,8 @@ def test_one_call_of_a_density_serves_all_its_sites(scene, monkeypatch, moved):
     calls = []
     trace = poutine.trace(poutine.condition(tiny.model.network, tiny.guide.draw())).get_trace(tiny.data[0])
     density = trace.nodes["0.weight"]["fn"].base_dist.density
-    method = density.value_and_gradient
-    monkeypatch.setattr(density, "value_and_gradient", lambda x, *args: calls.append(x.shape) or method(x, *args))
+    method = density.value_and_gradients
+    monkeypatch.setattr(density, "value_and_gradients", lambda x, *args: calls.append(x.shape) or method(x, *args))
     BatchedMeanFieldELBO().loss(tiny.model, tiny.guide, *tiny.data)
     assert calls == [(1 * 2 + 2 * 2, 27)]
 
