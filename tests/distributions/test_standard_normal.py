@@ -47,13 +47,16 @@ def test_what_is_drawn_does_not_depend_on_threads(monkeypatch):
 
 
 def test_several_tensors_are_drawn_together(monkeypatch):
-    """Each in its own shape, cut where the two halves meet, and none a copy of another."""
+    """Each in its own shape, cut where the two halves meet, and none a copy of another; a half for each core."""
     monkeypatch.setattr(module, "_SHARED_FROM", 1)
+    fill, sizes = module._fill, []
+    monkeypatch.setattr(module, "_fill", lambda half, seed: sizes.append(sum(map(len, half))) or fill(half, seed))
     torch.manual_seed(4)
     shapes = [(300, 2), (0,), (1,), (500, 3), (7, 100)]
     draws = [standard_normals_like([torch.empty(shape) for shape in shapes]) for _ in range(100)]
     assert all([noise.shape for noise in draw] == [torch.Size(shape) for shape in shapes] for draw in draws)
     flat = torch.stack([torch.cat([noise.flatten() for noise in draw]) for draw in draws])
+    assert sorted(sizes) == 100 * [1400] + 100 * [1401]
     assert flat.unique().numel() > 0.99 * flat.numel()
     assert stats.kstest(flat.flatten(), "norm").pvalue > 0.01
     assert stats.kstest(flat.mean(0) * 10, "norm").pvalue > 0.01
