@@ -57,13 +57,13 @@ class KernelDensity(nn.Module, ABC):
     def value_and_gradients(
         self, x: Tensor, matrix: Tensor, samples: int = 1, parameters: Sequence[nn.Parameter] = ()
     ) -> tuple[Tensor, ...]:
-        """Σ `log_prob_standard` of u = M x over the rows of x, [], and its gradients: by x, and by some parameters.
+        """Σ `log_prob_standard` of u = M x over the rows of x, [], and its gradients: by x, [n, D], and by parameters.
 
         Args:
             x: [n, D].
             matrix: M, [D, D].
             samples: K of the bound, where it is one.
-            parameters: of this density.
+            parameters: of this density; each has a gradient of its shape.
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
