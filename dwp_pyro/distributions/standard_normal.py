@@ -15,14 +15,18 @@ __all__ = ["standard_normals_like"]
 _SHARED_FROM = 100_000  # numbers: below, handing over takes longer
 
 
-def standard_normals_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+def standard_normals_like(tensors: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
     """ε ~ N(0, I) in the shape of each. PyTorch draws on one core of a CPU; here two share all that is to be drawn,
     each with a generator of its own.
+
+    Args:
+        tensors: on one device.
+        generator: of that device, from which all follows; None for PyTorch's own.
     """
+    noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
     total = sum(tensor.numel() for tensor in tensors)
     if total < _SHARED_FROM or any(tensor.device.type != "cpu" for tensor in tensors):
-        return [torch.randn_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
-    noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+        return [each.normal_(generator=generator) for each in noise]
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
     left = (total + 1) // 2
     for each in noise:
@@ -30,7 +34,7 @@ def standard_normals_like(tensors: Sequence[Tensor]) -> list[Tensor]:
         for half, piece in zip(halves, each.view(-1).split((cut, each.numel() - cut)), strict=True):
             half.append(piece)
         left -= cut
-    seeds = torch.randint(2**32, (2,)).tolist()
+    seeds = torch.randint(2**32, (2,), generator=generator).tolist()
     # What is drawn is the same with one thread. (Inference mode is a thread's own.)
     if torch.get_num_threads() > 1 and not torch.is_inference_mode_enabled():
         first = _other_core().submit(_fill, halves[0], seeds[0])

@@ -93,9 +93,12 @@ class MeanFieldNormal(PyroModule):
     @torch.no_grad()
     def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Site → one sample of the posterior, outside any effect; noise from the CPU, so alike on every device."""
-        weights = {}
-        for site in self._keys:
-            loc, scale = self.posterior(site)
-            noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype)
-            weights[site] = loc + scale * noise.to(loc.device)
-        return weights
+        posteriors = [self.posterior(site) for site in self._keys]
+        sizes = [loc.numel() for loc, _ in posteriors]
+        device, dtype = posteriors[0][0].device, posteriors[0][0].dtype
+        (noise,) = standard_normals_like([torch.empty(sum(sizes), dtype=dtype)], generator)
+        parts = noise.to(device).split(sizes)  # to a GPU in one piece
+        return {
+            site: torch.addcmul(loc, scale, part.view_as(loc))
+            for site, (loc, scale), part in zip(self._keys, posteriors, parts, strict=True)
+        }

@@ -111,6 +111,9 @@ class Posterior:
         self.members = tuple(members)
         for member in self.members:
             member.network.eval().requires_grad_(False)
+        # Weights come with each call: they are not put into a member, which is drawn from meanwhile.
+        with torch.device("meta"):
+            self._form = card.build().eval()
 
     def draw(self, seed: int, member: int = 0) -> dict[str, Tensor]:
         """All weights of a member, its kernels one sample that is the same for the same seed."""
@@ -126,7 +129,7 @@ class Posterior:
 
     def logits(self, image: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Image [B, channels, X, Y, Z] and weights from `draw` or `means` → logits [B, 1 + R, X, Y, Z]."""
-        output: Tensor = functional_call(self.members[0].network, dict(weights), (image,))
+        output: Tensor = functional_call(self._form, dict(weights), (image,))
         return output
 
     def to(self, device: torch.device) -> Posterior:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,8 @@ from dwp_pyro.models.segmentation import in_precision, region_logits
 
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
 
-_WINDOWS = 4  # at once: PyTorch's CPU convolutions are several times slower on a single small window
+_WINDOWS = 4  # at once on a CPU: PyTorch's convolutions are several times slower there on a single small window
+_VOXELS_OF_A_GPU = 2**22  # at once: with fewer it waits for the processor
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,29 @@ def posterior_predictive(
     total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
     passes = len(posterior.members) if seeds is None else len(seeds)
     segmentations = [PairwiseDice() for _ in posterior.card.regions]
-    for number in range(passes):
+
+    def weights(number: int) -> dict[str, Tensor]:
         member = number % len(posterior.members)
-        weights = posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
-        probability = _probability(posterior, image, weights, overlap, precision)
-        if not probability.isfinite().all():
-            raise FloatingPointError("the network's output is NaN")
-        total += probability
-        entropies += _entropy(probability)
-        segmented = probability > 0.5
-        if brain is not None:
-            segmented = segmented[:, brain]
-        for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
-            masks.add(mask)
-        del probability  # or it would lie beside that of the next sample
-        advance()
+        return posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
+
+    with ThreadPoolExecutor(1, "weights") as beside:  # a GPU would wait for the noise, which is the CPU's
+        upcoming = beside.submit(weights, 0)
+        for number in range(passes):
+            drawn = upcoming.result()
+            if number + 1 < passes:
+                upcoming = beside.submit(weights, number + 1)
+            probability = _probability(posterior, image, drawn, overlap, precision)
+            if not probability.isfinite().all():
+                raise FloatingPointError("the network's output is NaN")
+            total += probability
+            entropies += _entropy(probability)
+            segmented = probability > 0.5
+            if brain is not None:
+                segmented = segmented[:, brain]
+            for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
+                masks.add(mask)
+            del probability  # or it would lie beside that of the next sample
+            advance()
     mean = total.div_(passes)
     entropy = _entropy(mean)
     # Jensen's inequality makes it positive; rounding may not.
@@ -113,9 +124,9 @@ def _probability(
             logits = posterior.logits(window, weights)
         return region_logits(logits.float()).sigmoid()
 
-    result = sliding_window_inference(
-        image[None], posterior.card.patch, _WINDOWS, window_probability, overlap, mode="gaussian"
-    )
+    patch = posterior.card.patch
+    windows = _WINDOWS if image.device.type == "cpu" else max(1, _VOXELS_OF_A_GPU // math.prod(patch))
+    result = sliding_window_inference(image[None], patch, windows, window_probability, overlap, mode="gaussian")
     assert isinstance(result, Tensor)
     return result[0]
 
