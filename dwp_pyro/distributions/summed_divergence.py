@@ -220,19 +220,44 @@ class _ChunkedSum(torch.autograd.Function):
         return None, *(derivative.mul_(grad) for derivative in ctx.saved_tensors)
 
 
-def kernel_changes(kernels: Sequence[Tensor], means: Sequence[Tensor], chosen: Sequence[Sequence[slice]]) -> Tensor:
-    """Kernels of several sites, less their means, in one tensor [N, *kernel_shape]; each passes through memory once.
+def kernel_changes(kernels: Sequence[Tensor], means: Sequence[Tensor], count: int) -> Tensor:
+    """Some kernels of several sites, less their means, [count, *kernel_shape]: those that follow a random one.
+
+    The sites are a circle of kernels, each of which is as likely as any other, and neighbours lie together in memory.
 
     Args:
         kernels: of each site, [n, *kernel_shape].
         means: of the same shapes; no gradient is taken by them.
-        chosen: of each site the slices of it that are taken, none of which meet.
+        count: at most as many as there are.
     """
-    changes: Tensor = _KernelChanges.apply(means, chosen, *kernels)
-    return changes
+    total = sum(map(len, kernels))
+    if kernels[0].device.type != "cpu":
+        # The start stays on the device: a graph draws it anew, and nobody waits for it.
+        changes = torch.cat(list(kernels)) - torch.cat(list(means))
+        if count == total:
+            return changes
+        places = torch.arange(count, device=changes.device) + torch.randint(total, (), device=changes.device)
+        return changes.index_select(0, places % total)
+    start = int(torch.randint(total, ())) if count < total else 0
+    window: Tensor = _KernelChanges.apply(means, _window([len(site) for site in kernels], count, start), *kernels)
+    return window
+
+
+def _window(sizes: Sequence[int], count: int, start: int) -> list[list[slice]]:
+    """Of several sites the slices that a window of the circle covers, none of which meet."""
+    total = sum(sizes)
+    chosen = []
+    offset = 0
+    for size in sizes:
+        bounds = [(max(0, low - offset), min(size, low + count - offset)) for low in (start, start - total)]
+        chosen.append([slice(low, high) for low, high in bounds if low < high])
+        offset += size
+    return chosen
 
 
 class _KernelChanges(torch.autograd.Function):
+    """Each kernel passes through memory once."""
+
     @staticmethod
     def forward(ctx: Any, means: Sequence[Tensor], chosen: Sequence[Sequence[slice]], *kernels: Tensor) -> Tensor:
         ctx.chosen, ctx.sizes = chosen, [len(site) for site in kernels]

@@ -25,7 +25,7 @@ __all__ = ["BatchedMeanFieldELBO"]
 
 
 class BatchedMeanFieldELBO(Trace_ELBO):
-    """E_q log p(y|W) − Σ KL(q‖p), the estimate of `TraceMeanField_ELBO` at a fraction of its cost.
+    """E_q log p(y|W) − β Σ KL(q‖p), the estimate of `TraceMeanField_ELBO` at a fraction of its cost.
 
     The stock estimator goes from site to site and evaluates each latent site's log-density besides its
     divergence. Here the kernels of all sites under one `DeepWeightPrior` are one batch, and their bound
@@ -33,16 +33,19 @@ class BatchedMeanFieldELBO(Trace_ELBO):
     the same, and the guide must be fully reparameterised Normals.
 
     After each evaluation `terms` holds its two parts in nats, [] each: `log_likelihood`, and `divergence` with its
-    scale β.
+    scale.
 
     Args:
         kernel_part: part of the kernels, above 0 and at most 1, drawn anew each time and scaled up to all, at which a
             density without closed form is taken: the mean stays, the cost falls, the variance grows.
+        beta: β, the weight of the divergence, 1 for Bayes; it may change from one evaluation to the next. A tensor, [],
+            where evaluations are recorded.
     """
 
-    def __init__(self, kernel_part: float = 1.0) -> None:
+    def __init__(self, kernel_part: float = 1.0, beta: float | Tensor = 1.0) -> None:
         super().__init__()
         self.kernel_part = kernel_part
+        self.beta = beta
         self.terms: dict[str, Tensor] = {}
 
     def _get_trace(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -89,7 +92,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 divergences[guide_site["scale"]].append(summed_divergence(guide_site["fn"], site["fn"]))
         for (*_, scale), members in batches.items():
             divergences[scale].append(_bound_divergence(members, self.kernel_part))
-        divergence: Any = sum(scale * torch.stack(terms).sum() for scale, terms in divergences.items())
+        divergence: Any = self.beta * sum(scale * torch.stack(terms).sum() for scale, terms in divergences.items())
         # Not read here: a GPU would stand still until the backward pass is on its way.
         parts = {"log_likelihood": log_likelihood, "divergence": divergence}
         self.terms = {name: torch.as_tensor(part).detach() for name, part in parts.items()}
@@ -107,24 +110,8 @@ def _bound_divergence(members: list[tuple[DeepWeightPrior, Any]], part: float) -
         shape = (-1, *prior.event_shape)
         kernels.append(site["value"].reshape(shape))
         means.append(prior.mean.expand(site["value"].shape).reshape(shape))
-    changes = kernel_changes(kernels, means, _window(sizes, count))
+    changes = kernel_changes(kernels, means, count)
     prior = members[0][0]
     trained = [parameter for parameter in prior.density.parameters() if parameter.requires_grad]
     log_prob = chunked_sum(partial(prior.value_and_gradients, parameters=trained), changes, trained)
     return -entropy - sum(sizes) / count * log_prob
-
-
-def _window(sizes: list[int], count: int) -> list[list[slice]]:
-    """Some of the kernels of several sites, as slices of each: those that follow a random one, in a circle of all.
-
-    Each kernel is as likely as any other, and neighbours lie together in memory.
-    """
-    total = sum(sizes)
-    start = int(torch.randint(total, ())) if count < total else 0
-    chosen = []
-    offset = 0
-    for size in sizes:
-        bounds = [(max(0, low - offset), min(size, low + count - offset)) for low in (start, start - total)]
-        chosen.append([slice(low, high) for low, high in bounds if low < high])
-        offset += size
-    return chosen

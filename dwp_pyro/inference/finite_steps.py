@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+
+from dwp_pyro.inference.cuda_graph import Recorded
 
 __all__ = ["MOST_IN_A_ROW", "FiniteSteps"]
 
@@ -28,21 +30,40 @@ class FiniteSteps:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
+        self._take: Callable[[], object] = optimizer.step
         self.skipped = 0
         self.in_a_row = 0
 
     def __call__(self, loss: Tensor) -> None:
         """Take the step, or leave it out, and clear the gradients; the loss is []."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        squares = _sum_of_squares([p.grad for p in parameters if p.grad is not None])
+        squares = _sum_of_squares([p.grad for p in self.parameters if p.grad is not None])
         # One number for all: a GPU is waited for once.
         if bool(squares.isfinite() & loss.isfinite()):
-            self.optimizer.step()
+            self._take()
             self.in_a_row = 0
         else:
             self.skipped += 1
             self.in_a_row += 1
         self.optimizer.zero_grad()
+
+    def record(self) -> None:
+        """From now on steps on a GPU are the second one replayed (see `Recorded`).
+
+        Gradients then lie where they lay, and a learning rate that changes is a tensor.
+        """
+
+        def step() -> None:
+            for group in self.optimizer.param_groups:
+                # Only now, for a step of a capturable optimiser that is not recorded warns.
+                group["capturable"] = torch.cuda.is_current_stream_capturing()
+            self.optimizer.step()
+
+        self._take = Recorded(step, self.parameters[0].device)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the optimiser."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def stuck(self) -> bool:

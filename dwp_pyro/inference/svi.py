@@ -13,7 +13,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.cuda_graph import RecordedLoss
 from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -31,7 +31,7 @@ from dwp_pyro.progress import progress
 from dwp_pyro.signals import raise_signals, stop_signals
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["OneOptimizer", "Plan", "optimise", "patch_loader", "step_seed", "steps_reported"]
+__all__ = ["OneOptimizer", "Plan", "optimise", "patch_loader", "pyro_svi", "step_seed", "steps_reported"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
@@ -82,6 +82,17 @@ class OneOptimizer(PyroOptim):
         self.take_step(terms["divergence"] - terms["log_likelihood"])
 
 
+def pyro_svi(
+    model: SegmentationModel, guide: MeanFieldNormal | None, steps: FiniteSteps, elbo: BatchedMeanFieldELBO
+) -> SVI:
+    """Pyro's SVI over all parameters of one optimiser; on a GPU the loss, its gradients and the step are recorded."""
+    program: tuple[Any, Any, OneOptimizer] = (model, guide or (lambda *batch: {}), OneOptimizer(steps, elbo))
+    if steps.parameters[0].device.type != "cuda":
+        return SVI(*program, elbo)
+    steps.record()
+    return SVI(*program, elbo.loss, RecordedLoss(elbo, steps.parameters))
+
+
 def optimise(
     model: SegmentationModel,
     guide: MeanFieldNormal | None,
@@ -128,16 +139,13 @@ def optimise(
         {"params": [p for name, p in parameters.items() if name.startswith("network.") is ours], "weight_decay": rate}
         for ours, rate in decay.items()
     ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+    device = next(iter(parameters.values())).device
+    # On the device, both: the graph of a step reads them there.
+    learning_rate, beta = torch.zeros((), device=device), torch.ones((), device=device)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
     steps = FiniteSteps(optimizer)
     start, unreported = _restore(checkpoint, parameters, steps)
-    device = next(iter(parameters.values())).device
-
-    def scaled_guide(*args: Any) -> Any:
-        with poutine.scale(scale=model.beta):
-            return guide(*args) if guide is not None else {}
-
-    elbo = BatchedMeanFieldELBO(plan.kernel_part)
+    elbo = BatchedMeanFieldELBO(plan.kernel_part, beta)
     local = plan.estimator == "local" and guide is not None
     rest = Subset(patches, range(start * batch_size, plan.steps * batch_size))
     model.train()
@@ -171,13 +179,12 @@ def optimise(
 
         if unreported is not None:
             report(start, unreported)
-        svi = SVI(model, scaled_guide, OneOptimizer(steps, elbo), elbo)
+        svi = pyro_svi(model, guide, steps, elbo)
         batches = iter(patch_loader(rest, batch_size, device))
         for step in range(start, plan.steps):
             image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
-            model.beta = plan.beta(step)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate(step)
+            beta.fill_(plan.beta(step))
+            learning_rate.fill_(plan.learning_rate(step))
             torch.manual_seed(step_seed(plan.seed, step))
             with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
                 loss = svi.step(image, label, brain, brain_voxels)
@@ -187,7 +194,7 @@ def optimise(
             figures: dict[str, float] = {}
             terms = {name: float(term) for name, term in elbo.terms.items()}
             if done % _LOG_EVERY == 0 or done == plan.steps:
-                figures |= {"loss": loss, **terms, "beta": model.beta, "learning_rate": plan.learning_rate(step)}
+                figures |= {"loss": loss, **terms, "beta": plan.beta(step), "learning_rate": plan.learning_rate(step)}
                 # JSON has no other numbers.
                 figures = {name: value for name, value in figures.items() if math.isfinite(value)}
                 figures["skipped_steps"] = steps.skipped
@@ -197,7 +204,7 @@ def optimise(
                 saved = time.monotonic()
             # Apart: their sum rises while β does, and looks like a training that goes wrong.
             note = f"log-likelihood {terms['log_likelihood']:.4g}"
-            note += f", KL {terms['divergence'] / model.beta:.4g}" if guide is not None else ""
+            note += f", KL {terms['divergence'] / plan.beta(step):.4g}" if guide is not None else ""
             advance(note + (f", {steps.skipped} steps skipped" if steps.skipped else ""))
         if stopped():  # after the last step: other trainings may follow
             raise Interrupted(stopped(), saved=True)

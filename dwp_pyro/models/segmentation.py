@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,11 +73,10 @@ def in_precision(name: str, device: torch.device) -> AbstractContextManager[None
 
 
 class SegmentationModel(nn.Module):
-    """p(y, W | x) = p(W)^β Π_cases p(y|x, W), as a Pyro program.
+    """p(y, W | x) = p(W) Π_cases p(y|x, W), as a Pyro program.
 
-    A plate over cases scales a minibatch of B up to N. β tempers the prior alone; scale the guide by
-    the same β (`poutine.scale`), or the wrong term is tempered. A network without sample sites makes
-    a model without latent variables, whose ELBO is the log-likelihood: the deterministic arms.
+    A plate over cases scales a minibatch of B up to N. A network without sample sites makes a model without
+    latent variables, whose ELBO is the log-likelihood: the deterministic arms.
 
     Args:
         network: images [B, channels, X, Y, Z] → logits [B, 1 + R, X, Y, Z]; see `bayesianize` and `region_logits`.
@@ -112,7 +110,6 @@ class SegmentationModel(nn.Module):
         self.network = network
         self.likelihood = likelihood
         self.num_cases = num_cases
-        self.beta = 1.0
 
     def forward(self, image: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
         """Returns logits; shapes as for `categorical`, image [B, channels, X, Y, Z]."""
@@ -121,7 +118,7 @@ class SegmentationModel(nn.Module):
             ours = not (name.startswith("network.") and isinstance(self.network, pyro.nn.PyroModule))
             if ours and parameter.requires_grad:
                 pyro.param(name, parameter)
-        with poutine.scale(scale=self.beta), in_precision(self.precision, image.device):
+        with in_precision(self.precision, image.device):
             logits: Tensor = self.network(image)
         if self.precision == "bf16":  # the likelihood sums over many voxels
             logits = logits.float()

@@ -20,6 +20,8 @@ from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.cuda_graph import RecordedLoss
 from dwp_pyro.inference.svi import Plan, optimise, steps_reported
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
@@ -355,3 +357,30 @@ def test_the_parameter_store_is_left_as_it_was(patches, tmp_path):
     pyro.param("mine", torch.tensor(3.0))
     run(patches, tmp_path / "c.safetensors")
     assert list(pyro.get_param_store().keys()) == ["mine"]
+
+
+def test_a_recorded_loss_is_that_of_the_elbo(patches, monkeypatch):
+    """What is replayed aside: it copies each batch to one place, and hands over loss and gradients; no other shape."""
+    monkeypatch.setattr("dwp_pyro.inference.cuda_graph.Recorded", lambda function, device: function)
+    batches = [[part[None] for part in patches[number]] for number in range(2)]
+    found = []
+    with pyro.validation_enabled(False):
+        for recorded in (True, False):
+            model, guide = programme(bayesian=True)
+            parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
+            elbo = BatchedMeanFieldELBO()
+            loss_and_grads = RecordedLoss(elbo, parameters) if recorded else elbo.loss_and_grads
+            for batch in batches:
+                torch.manual_seed(0)
+                loss = float(loss_and_grads(model, guide, *batch))
+                found.append((loss, [p.grad for p in parameters]))
+                for parameter in parameters:
+                    parameter.grad = None
+    for (loss, ours), (expected, stock) in zip(found[:2], found[2:], strict=True):
+        assert loss == expected
+        assert all(torch.equal(one, other) for one, other in zip(ours, stock, strict=True))
+    assert found[0][0] != found[1][0]
+    with pytest.raises(ValueError, match="one shape"):
+        recorded_loss = RecordedLoss(elbo, parameters)
+        for count in (1, 2):
+            recorded_loss(model, guide, *(torch.cat([part] * count) for part in batches[0]))

@@ -87,28 +87,26 @@ class TestEveryLikelihood:
 
 
 @pytest.mark.parametrize("bayesian", [False, True])
-def test_the_program_scales_likelihood_by_the_plate_and_prior_by_beta(scene, bayesian):
-    """log p = N/B Σ log p(y|x, W) + β log p(W), put together from its parts."""
+def test_the_program_scales_the_likelihood_alone(scene, bayesian):
+    """log p = N/B Σ log p(y|x, W) + log p(W), put together from its parts."""
     tiny = scene("normal", "dice-ce")
     weights = tiny.guide.draw()
     network = poutine.condition(tiny.model.network, weights)
-    tiny.model.beta = 0.25
     batch = [x[:2] for x in tiny.data]
     trace = poutine.trace(poutine.condition(tiny.model, weights)).get_trace(*batch)
     likelihood = dice_ce(network(batch[0]), *batch[1:]).sum()
     prior = sum(torch.distributions.Normal(0.0, 1.0).log_prob(w).sum() for w in weights.values())
-    assert_close(trace.log_prob_sum(), 3 / 2 * likelihood + 0.25 * prior)
+    assert_close(trace.log_prob_sum(), 3 / 2 * likelihood + prior)
     assert_close(trace.nodes["_RETURN"]["value"], network(batch[0]))
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, BatchedMeanFieldELBO])
 def test_the_pull_is_a_quadratic_about_the_start(scene, elbo):
-    """−α/2 Σ (θ − θ₀)², all weights and none else; neither the plate nor β scales it, and it has its gradient."""
+    """−α/2 Σ (θ − θ₀)², all weights and none else; the plate does not scale it, and it has its gradient."""
     data = [x[:2] for x in scene("normal").data]
     network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 1)).double()
     model = SegmentationModel(network, "categorical", 6, pull=3.0)
     free = SegmentationModel(network, "categorical", 6)
-    model.beta = 0.1
     assert not any(name.startswith("start") for name, p in model.named_parameters() if p.requires_grad)
 
     def gap() -> tuple[float, Tensor]:
