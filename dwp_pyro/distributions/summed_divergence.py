@@ -134,19 +134,27 @@ class _NormalDivergence(torch.autograd.Function):
         constant: float,
         factor: float,
     ) -> Tensor:
-        ctx.save_for_backward(scale, weighted, precision)
-        ctx.factor = factor
-        spread = scale.flatten().dot((scale if precision is None else scale * precision).flatten())
+        weighted_scale = scale if precision is None else scale * precision
+        spread = scale.flatten().dot(weighted_scale.flatten())
         distance = deviation.flatten().dot(weighted.flatten())
+        by_log_scale = torch.addcmul(scale.new_full((), -1), scale, weighted_scale, value=factor)
+        ctx.save_for_backward(weighted, by_log_scale)
+        ctx.factor = factor
         return torch.add(constant - 0.5 * loc.numel() - log_scale.sum(), distance + spread, alpha=0.5 * factor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, weighted, precision = ctx.saved_tensors
-        factor = ctx.factor * grad
-        by_log_scale = scale.square().mul_(factor if precision is None else precision * factor).sub_(grad)
-        return weighted * factor, by_log_scale, None, None, None, None, None, None
+        weighted, by_log_scale = ctx.saved_tensors
+        return weighted * (ctx.factor * grad), _times(by_log_scale, grad), None, None, None, None, None, None
+
+
+def _times(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Written over the tensor, for new memory is slow; autograd then refuses a second way back.
+
+    Left alone by a factor of 1, which on a CPU costs nothing to ask for.
+    """
+    return tensor if factor.device.type == "cpu" and factor.item() == 1 else tensor.mul_(factor)
 
 
 class _LogUniformDivergence(torch.autograd.Function):
@@ -174,8 +182,7 @@ class _LogUniformDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         slope, by_loc = ctx.saved_tensors
-        # In place, here and below, for new memory is slow; autograd refuses a second way back.
-        return by_loc.mul_(grad), slope.mul_(-grad), None
+        return _times(by_loc, grad), slope.mul_(-grad), None
 
 
 def chunked_sum(
@@ -217,7 +224,7 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(derivative.mul_(grad) for derivative in ctx.saved_tensors)
+        return None, *(_times(derivative, grad) for derivative in ctx.saved_tensors)
 
 
 def kernel_changes(kernels: Sequence[Tensor], means: Sequence[Tensor], count: int) -> Tensor:

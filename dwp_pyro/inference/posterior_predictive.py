@@ -78,24 +78,30 @@ def posterior_predictive(
         member = number % len(posterior.members)
         return posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
 
-    with ThreadPoolExecutor(1, "weights") as beside:  # a GPU would wait for the noise, which is the CPU's
-        upcoming = beside.submit(weights, 0)
+    def compare(segmented: Tensor, finite: Tensor) -> None:
+        if not finite:
+            raise FloatingPointError("the network's output is NaN")
+        for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
+            masks.add(mask)
+
+    # Beside the passes, or a GPU would wait: noise is drawn on the CPU, and segmentations are compared there.
+    with ThreadPoolExecutor(2) as beside:
+        drawn, compared = beside.submit(weights, 0), beside.submit(lambda: None)
         for number in range(passes):
-            drawn = upcoming.result()
+            now = drawn.result()
             if number + 1 < passes:
-                upcoming = beside.submit(weights, number + 1)
-            probability = _probability(posterior, image, drawn, overlap, precision)
-            if not probability.isfinite().all():
-                raise FloatingPointError("the network's output is NaN")
+                drawn = beside.submit(weights, number + 1)
+            probability = _probability(posterior, image, now, overlap, precision)
             total += probability
             entropies += _entropy(probability)
-            segmented = probability > 0.5
+            segmented, finite = probability > 0.5, probability.isfinite().all()
+            del probability  # or it would lie beside that of the next sample
             if brain is not None:
                 segmented = segmented[:, brain]
-            for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
-                masks.add(mask)
-            del probability  # or it would lie beside that of the next sample
             advance()
+            compared.result()
+            compared = beside.submit(compare, segmented, finite)
+        compared.result()
     mean = total.div_(passes)
     entropy = _entropy(mean)
     # Jensen's inequality makes it positive; rounding may not.
