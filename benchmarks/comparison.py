@@ -61,19 +61,21 @@ def chosen(**numbers: int) -> argparse.Namespace:
 def time_in_turns(
     sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each side, `rounds` times in turns, after one call of each that does not count.
+    """Seconds of each side, `rounds` times in turns, after a call of each that does not count (on a GPU two: the second
+    may be recorded).
 
     Every second round goes backwards: no side always finds the caches as a certain other left them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for number in range(rounds + 1):
+    uncounted = 2 if device is not None and device.type == "cuda" else 1
+    for number in range(rounds + uncounted):
         for name in names if number % 2 else reversed(names):
             start = time.perf_counter()
             sides[name]()
             if device is not None and device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number:
+            if number >= uncounted:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 

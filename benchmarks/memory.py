@@ -6,6 +6,7 @@ $ python -m benchmarks.memory [--device cuda]
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -72,9 +73,11 @@ def _peak_of_this_process() -> float:
 def _run(side: str, device: torch.device) -> tuple[float, list[float]]:
     """MiB that a side took at most, and that were in use after each sample."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         used = _side(side, device)
-        return torch.cuda.max_memory_allocated(device) / 2**20, used
+        return torch.cuda.max_memory_reserved(device) / 2**20, used  # a recorded step keeps what it needs
     output = subprocess.run([sys.executable, "-m", "benchmarks.memory", side], check=True, capture_output=True)
     peak, used = json.loads(output.stdout)
     return peak, used

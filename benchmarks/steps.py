@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import pyro
 import torch
@@ -25,7 +26,7 @@ from dwp_pyro.distributions.priors import LEARNED, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-from dwp_pyro.inference.cuda_graph import Recorded
+from dwp_pyro.inference.cuda_graph import Recorded, step_recordably
 from dwp_pyro.inference.device import has_bfloat16
 from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
@@ -98,6 +99,7 @@ class Scene:
 
     def _plain(self, network: nn.Module, precision: str) -> Callable[[], Tensor]:
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
+        take_step = partial(step_recordably, optimizer) if self.device.type == "cuda" else optimizer.step
         image, *truth = self.batch
 
         def step() -> Tensor:
@@ -105,9 +107,7 @@ class Scene:
                 logits = network(image)
             loss = -dice_ce(logits.float(), *truth).sum()
             loss.backward()
-            for group in optimizer.param_groups:
-                group["capturable"] = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-            optimizer.step()
+            take_step()
             optimizer.zero_grad()
             return loss.detach()
 

@@ -240,7 +240,7 @@ def kernel_changes(kernels: Sequence[Tensor], means: Sequence[Tensor], count: in
     total = sum(map(len, kernels))
     if kernels[0].device.type != "cpu":
         # The start stays on the device: a graph draws it anew, and nobody waits for it.
-        changes = torch.cat(list(kernels)) - torch.cat(list(means))
+        changes = torch.cat(list(kernels)) - torch.cat(list(means)).detach()
         if count == total:
             return changes
         places = torch.arange(count, device=changes.device) + torch.randint(total, (), device=changes.device)

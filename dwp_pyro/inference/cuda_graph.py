@@ -1,18 +1,14 @@
-"""A step on a GPU as CUDA graphs: recorded once, then replayed in one call."""
+"""What a GPU does, recorded once and then replayed in one call."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-
-__all__ = ["Recorded", "RecordedLoss"]
+__all__ = ["Recorded", "step_recordably"]
 
 T = TypeVar("T")
 
@@ -39,49 +35,27 @@ class Recorded(Generic[T]):
 
     def __call__(self) -> T:
         if not self._called:
+            result = self._function()
             self._called = True
-            return self._function()
+            return result
         if self._graph is None:
             gc.collect()  # a cycle may hold nodes of autograd that belong to the stream of the first call
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self._device), torch.cuda.graph(graph):
+            # A stream of this device, for PyTorch has one for all of them; other threads may go on: one pins batches.
+            stream = torch.cuda.Stream(self._device)
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self._result = self._function()
             self._graph = graph
         self._graph.replay()
         return self._result
 
 
-class RecordedLoss:
-    """−ELBO and its gradients, recorded: for SVI in the place of `elbo.loss_and_grads`.
-
-    Args:
-        elbo: whose `beta`, if it ever changes, is a tensor on the GPU.
-        parameters: that have gradients, on a GPU; who takes the step sets them to None, as `FiniteSteps` does.
-
-    Raises:
-        ValueError: if a batch has other shapes than the first.
-    """
-
-    def __init__(self, elbo: BatchedMeanFieldELBO, parameters: Iterable[nn.Parameter]) -> None:
-        self._elbo = elbo
-        self._parameters = list(parameters)
-        self._batch: list[Tensor] = []
-        self._recorded: Recorded[tuple[Tensor, list[Tensor | None]]] | None = None
-
-    def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
-        if self._recorded is None:
-            self._batch = [part.clone() for part in batch]
-            self._recorded = Recorded(partial(self._loss_and_gradients, model, guide), self._parameters[0].device)
-        if [part.shape for part in batch] != [part.shape for part in self._batch]:
-            raise ValueError("a recorded loss needs batches of one shape")
-        for place, part in zip(self._batch, batch, strict=True):
-            place.copy_(part)
-        loss, gradients = self._recorded()
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return loss
-
-    def _loss_and_gradients(self, model: Any, guide: Any) -> tuple[Tensor, list[Tensor | None]]:
-        loss = self._elbo.differentiable_loss(model, guide, *self._batch)
-        loss.backward()
-        return loss.detach(), [parameter.grad for parameter in self._parameters]
+def step_recordably(optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimiser's step on a GPU, while it is recorded too."""
+    for group in optimizer.param_groups:
+        # Only while it is, for otherwise a capturable optimiser warns.
+        group["capturable"] = torch.cuda.is_current_stream_capturing()
+    optimizer.step()

@@ -73,7 +73,10 @@ TRAINS_IN_LESS = "try a smaller --patch or --batch-size, or --device cpu"
 PREDICTS_IN_LESS = "predict on the CPU by --device cpu"
 
 
-def _is_want_of_memory(problem: RuntimeError) -> bool:
+def _is_want_of_memory(problem: BaseException) -> bool:
     # CUDA itself, cuBLAS and cuDNN say so in words alone.
     said = str(problem)
-    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in said or "ALLOC_FAILED" in said
+    if isinstance(problem, torch.OutOfMemoryError) or "out of memory" in said or "ALLOC_FAILED" in said:
+        return True
+    # While a step is recorded, the end of the recording fails in its turn.
+    return problem.__context__ is not None and _is_want_of_memory(problem.__context__)

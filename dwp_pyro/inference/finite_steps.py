@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from dwp_pyro.inference.cuda_graph import Recorded
+from dwp_pyro.inference.cuda_graph import Recorded, step_recordably
 
 __all__ = ["MOST_IN_A_ROW", "FiniteSteps"]
 
@@ -51,14 +52,7 @@ class FiniteSteps:
 
         Gradients then lie where they lay, and a learning rate that changes is a tensor.
         """
-
-        def step() -> None:
-            for group in self.optimizer.param_groups:
-                # Only now, for a step of a capturable optimiser that is not recorded warns.
-                group["capturable"] = torch.cuda.is_current_stream_capturing()
-            self.optimizer.step()
-
-        self._take = Recorded(step, self.parameters[0].device)
+        self._take = Recorded(partial(step_recordably, self.optimizer), self.parameters[0].device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -20,7 +20,7 @@ from dwp_pyro.models.segmentation import in_precision, region_logits
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
 
 _WINDOWS = 4  # at once on a CPU: PyTorch's convolutions are several times slower there on a single small window
-_VOXELS_OF_A_GPU = 2**22  # at once: with fewer it waits for the processor
+_NUMBERS_OF_A_GPU = 2**26  # in one feature map of windows at once: with fewer a GPU waits for the processor
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,29 @@ def posterior_predictive(
         member = number % len(posterior.members)
         return posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
 
-    def compare(segmented: Tensor, finite: Tensor) -> None:
-        if not finite:
-            raise FloatingPointError("the network's output is NaN")
+    def compare(segmented: Tensor) -> None:
         for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
             masks.add(mask)
 
     # Beside the passes, or a GPU would wait: noise is drawn on the CPU, and segmentations are compared there.
-    with ThreadPoolExecutor(2) as beside:
+    with ThreadPoolExecutor(1) as beside:
         drawn, compared = beside.submit(weights, 0), beside.submit(lambda: None)
         for number in range(passes):
             now = drawn.result()
             if number + 1 < passes:
                 drawn = beside.submit(weights, number + 1)
             probability = _probability(posterior, image, now, overlap, precision)
+            if not probability.isfinite().all():
+                raise FloatingPointError("the network's output is NaN")
             total += probability
             entropies += _entropy(probability)
-            segmented, finite = probability > 0.5, probability.isfinite().all()
+            segmented = probability > 0.5
             del probability  # or it would lie beside that of the next sample
             if brain is not None:
                 segmented = segmented[:, brain]
             advance()
             compared.result()
-            compared = beside.submit(compare, segmented, finite)
+            compared = beside.submit(compare, segmented)
         compared.result()
     mean = total.div_(passes)
     entropy = _entropy(mean)
@@ -130,8 +130,9 @@ def _probability(
             logits = posterior.logits(window, weights)
         return region_logits(logits.float()).sigmoid()
 
-    patch = posterior.card.patch
-    windows = _WINDOWS if image.device.type == "cpu" else max(1, _VOXELS_OF_A_GPU // math.prod(patch))
+    patch, windows = posterior.card.patch, _WINDOWS
+    if image.device.type != "cpu":
+        windows = max(1, _NUMBERS_OF_A_GPU // (posterior.card.widths[0] * math.prod(patch)))
     result = sliding_window_inference(image[None], patch, windows, window_probability, overlap, mode="gaussian")
     assert isinstance(result, Tensor)
     return result[0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-from dwp_pyro.inference.cuda_graph import RecordedLoss
+from dwp_pyro.inference.cuda_graph import Recorded
 from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -31,7 +32,16 @@ from dwp_pyro.progress import progress
 from dwp_pyro.signals import raise_signals, stop_signals
 from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = ["OneOptimizer", "Plan", "optimise", "patch_loader", "pyro_svi", "step_seed", "steps_reported"]
+__all__ = [
+    "OneOptimizer",
+    "Plan",
+    "RecordedLoss",
+    "optimise",
+    "patch_loader",
+    "pyro_svi",
+    "step_seed",
+    "steps_reported",
+]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
@@ -45,7 +55,7 @@ class Plan:
     Args:
         steps: optimisation steps.
         learning_rate: step → learning rate of AdamW.
-        beta: step → weight of the KL term.
+        beta: step → weight of the KL term, above 0.
         weight_decay: of AdamW, on the network's deterministic parameters.
         estimator: "shared" or "local".
         kernel_part: of `BatchedMeanFieldELBO`.
@@ -80,6 +90,48 @@ class OneOptimizer(PyroOptim):
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         terms = self.elbo.terms
         self.take_step(terms["divergence"] - terms["log_likelihood"])
+
+
+class RecordedLoss:
+    """−ELBO and its gradients, recorded: for SVI in the place of `elbo.loss_and_grads`.
+
+    Args:
+        elbo: whose `beta`, if it ever changes, is a tensor on the GPU.
+        parameters: that have gradients, on a GPU; who takes the step sets them to None, as `FiniteSteps` does.
+
+    Raises:
+        ValueError: if a batch has other shapes than the first.
+    """
+
+    def __init__(self, elbo: BatchedMeanFieldELBO, parameters: Sequence[nn.Parameter]) -> None:
+        self.elbo = elbo
+        self.parameters = parameters
+        self._batch: list[Tensor] = []
+        self._recorded: Recorded[tuple[Tensor, dict[str, Tensor], list[Tensor | None]]] | None = None
+
+    def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
+        """Model and guide are those of the first call."""
+        if self._recorded is None:
+            self._batch = [torch.empty_like(part) for part in batch]
+            function = partial(_loss_and_gradients, self.elbo, self.parameters, model, guide, self._batch)
+            self._recorded = Recorded(function, self.parameters[0].device)
+        if [part.shape for part in batch] != [part.shape for part in self._batch]:
+            raise ValueError("a recorded loss needs batches of one shape")
+        for place, part in zip(self._batch, batch, strict=True):
+            place.copy_(part)
+        loss, self.elbo.terms, gradients = self._recorded()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+
+# Not a method: a cycle would keep the memory of a graph until the garbage is collected.
+def _loss_and_gradients(
+    elbo: BatchedMeanFieldELBO, parameters: Sequence[nn.Parameter], model: Any, guide: Any, batch: Sequence[Tensor]
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
+    loss = elbo.differentiable_loss(model, guide, *batch)
+    loss.backward()
+    return loss.detach(), elbo.terms, [parameter.grad for parameter in parameters]
 
 
 def pyro_svi(

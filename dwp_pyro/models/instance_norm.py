@@ -26,7 +26,9 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         super().__init__(num_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cuda" and input.dim() == 5:
+        if input.dim() != 5:
+            return super().forward(input)
+        if input.device.type == "cuda":
             normalised: Tensor = _Normalise.apply(input, self.eps)
             return normalised
         # Not its own forward, which asks for weights and running means that are not there.

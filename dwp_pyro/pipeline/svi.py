@@ -22,7 +22,7 @@ from dwp_pyro.pipeline.train_network import Program
 
 __all__ = ["svi"]
 
-_SMALLEST_BETA = 1e-6  # poutine.scale takes no 0
+_SMALLEST_BETA = 1e-6  # the KL is told of by dividing by it
 
 
 def svi(config: SviConfig, options: RunOptions) -> Posterior:

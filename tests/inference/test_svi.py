@@ -21,8 +21,7 @@ from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-from dwp_pyro.inference.cuda_graph import RecordedLoss
-from dwp_pyro.inference.svi import Plan, optimise, steps_reported
+from dwp_pyro.inference.svi import Plan, RecordedLoss, optimise, steps_reported
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -361,7 +360,7 @@ def test_the_parameter_store_is_left_as_it_was(patches, tmp_path):
 
 def test_a_recorded_loss_is_that_of_the_elbo(patches, monkeypatch):
     """What is replayed aside: it copies each batch to one place, and hands over loss and gradients; no other shape."""
-    monkeypatch.setattr("dwp_pyro.inference.cuda_graph.Recorded", lambda function, device: function)
+    monkeypatch.setattr("dwp_pyro.inference.svi.Recorded", lambda function, device: function)
     batches = [[part[None] for part in patches[number]] for number in range(2)]
     found = []
     with pyro.validation_enabled(False):

@@ -17,7 +17,6 @@ from contextlib import nullcontext
 import pyro
 import pytest
 import torch
-from pyro import poutine
 from pyro.distributions import Normal
 from pyro.infer import SVI
 from scipy import stats
@@ -71,13 +70,12 @@ class Simulation:
         guide = MeanFieldNormal(bayesianize(network, {SITE: self.prior}), scale=0.3)
 
         def model() -> None:
-            with poutine.scale(scale=beta):
-                output = network(self.image).flatten(2)[0]
+            output = network(self.image).flatten(2)[0]
             pyro.sample("y", Normal(output, NOISE).to_event(2), obs=self.seen)
 
         optimizer = torch.optim.AdamW(guide.parameters(), weight_decay=0.0, fused=True)
-        elbo = BatchedMeanFieldELBO()
-        svi = SVI(model, poutine.scale(guide, beta), OneOptimizer(FiniteSteps(optimizer), elbo), elbo)
+        elbo = BatchedMeanFieldELBO(beta=beta)
+        svi = SVI(model, guide, OneOptimizer(FiniteSteps(optimizer), elbo), elbo)
         handler = LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext()
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * step / steps))
