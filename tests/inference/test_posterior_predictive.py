@@ -220,7 +220,7 @@ def test_each_region_has_maps_and_an_agreement_of_its_own(image):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_output_that_is_no_number_is_told_of(image, value):
-    """Before an entropy is taken of it, which on a GPU would be the end of the process."""
+    """As an error that names it, on the first sample."""
     image[0, 8, 8, 8] = value
     with pytest.raises(FloatingPointError, match="NaN"):
         posterior_predictive(make_posterior(0.2), image, [0, 1, 2])

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.transforms import Patches, Preprocessing
@@ -383,3 +384,17 @@ def test_a_recorded_loss_is_that_of_the_elbo(patches, monkeypatch):
         recorded_loss = RecordedLoss(elbo, parameters)
         for count in (1, 2):
             recorded_loss(model, guide, *(torch.cat([part] * count) for part in batches[0]))
+
+
+def test_beta_weighs_the_divergence_of_each_step(patches, tmp_path):
+    """One step from the same start, at the same draw: half of β is half of the divergence, and the likelihood stays."""
+    told = []
+    for beta in (1.0, 0.5):
+        model, guide = programme(bayesian=True)
+        plan = Plan(1, lambda step: 1e-3, seed=0, beta=lambda step, beta=beta: beta)
+        checkpoint = tmp_path / f"{beta}.safetensors"
+        one = Subset(patches, range(2))
+        optimise(model, guide, one, 2, plan, checkpoint, description="", log=lambda step, figures: told.append(figures))
+    whole, half = told
+    assert half["divergence"] == pytest.approx(0.5 * whole["divergence"])
+    assert half["log_likelihood"] == whole["log_likelihood"]
