@@ -243,7 +243,7 @@ def test_maps_of_the_gpu_are_those_of_the_cpu(world, on_the_gpu, tmp_path, name)
 
 
 def test_a_network_whose_output_is_no_number_is_told_of(world, on_the_gpu, tmp_path, monkeypatch):
-    """Before anything is computed from it that a GPU would not survive."""
+    """And the GPU goes on after it."""
     logits = Posterior.logits
     with monkeypatch.context() as patch:
         patch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)
