@@ -33,6 +33,17 @@ def test_the_seed_says_what_is_drawn(monkeypatch):
     assert not torch.equal(draws[0][0], draws[0][1])
 
 
+@pytest.mark.parametrize("shared_from", [1, 10**6])
+def test_a_generator_says_what_is_drawn(monkeypatch, shared_from):
+    """And nothing else does: not the seed, and that is left alone."""
+    monkeypatch.setattr(module, "_SHARED_FROM", shared_from)
+    state = torch.get_rng_state()
+    generator = torch.Generator()
+    draws = [standard_normals_like([torch.empty(1001)], generator.manual_seed(seed))[0] for seed in (5, 5, 6)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_what_is_drawn_does_not_depend_on_threads(monkeypatch):
     monkeypatch.setattr(module, "_SHARED_FROM", 1)
     draws = []

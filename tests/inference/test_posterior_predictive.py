@@ -224,3 +224,17 @@ def test_an_output_that_is_no_number_is_told_of(image, value):
     image[0, 8, 8, 8] = value
     with pytest.raises(FloatingPointError, match="NaN"):
         posterior_predictive(make_posterior(0.2), image, [0, 1, 2])
+
+
+def test_while_a_pass_goes_on_members_have_their_own_weights(image):
+    """The next sample is drawn meanwhile."""
+    posterior, other = make_posterior(0.2, 0), make_posterior(0.2, 1)
+    own, weights = posterior.draw(0), other.draw(0)
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(posterior.draw(0)))
+    try:
+        posterior.logits(image[None], weights)
+    finally:
+        hook.remove()
+    assert len(seen) > 10
+    assert all(torch.equal(each[name], own[name]) for each in seen for name in own)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -398,3 +399,22 @@ def test_beta_weighs_the_divergence_of_each_step(patches, tmp_path):
     whole, half = told
     assert half["divergence"] == pytest.approx(0.5 * whole["divergence"])
     assert half["log_likelihood"] == whole["log_likelihood"]
+
+
+def test_a_replay_hands_its_gradients_over_again(patches, monkeypatch):
+    """Who takes the step has set them to None; a replay writes to where they lay, and the terms of the loss too."""
+    monkeypatch.setattr("dwp_pyro.inference.svi.Recorded", lambda function, device: cache(function))
+    model, guide = programme(bayesian=True)
+    parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
+    elbo = BatchedMeanFieldELBO()
+    loss_and_grads = RecordedLoss(elbo, parameters)
+    batch = [part[None] for part in patches[0]]
+    with pyro.validation_enabled(False):
+        first = loss_and_grads(model, guide, *batch)
+        gradients, terms = [p.grad for p in parameters], elbo.terms
+        for parameter in parameters:
+            parameter.grad = None
+        elbo.terms = {}
+        assert loss_and_grads(model, guide, *batch) is first
+    assert all(p.grad is gradient is not None for p, gradient in zip(parameters, gradients, strict=True))
+    assert elbo.terms is terms

@@ -29,6 +29,8 @@ def test_its_gradient_is_that_of_finite_differences():
 
 
 def test_on_a_cpu_it_is_pytorch_s_own():
+    """Of one volume without a batch, too."""
     x = torch.randn(1, 4, 6, 6, 6)
-    assert torch.equal(InstanceNorm3d(4)(x), nn.InstanceNorm3d(4)(x))
+    for volume in (x, x[0]):
+        assert torch.equal(InstanceNorm3d(4)(volume), nn.InstanceNorm3d(4)(volume))
     assert not list(InstanceNorm3d(4).parameters())
