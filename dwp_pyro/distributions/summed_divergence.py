@@ -54,7 +54,7 @@ def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
             constant = base_p.batch_shape.numel() * (density.log_volume() + base_p.log_scale())
             return constant + _normal_divergence(base_q, deviation, weighted, diagonal)
         if isinstance(base_p, LogUniform):
-            total: Tensor = _LogUniformDivergence.apply(base_q.loc, base_q.log_scale, base_q.scale.detach())
+            total: Tensor = _LogUniformDivergence.apply(base_q.loc, base_q.scale.detach(), base_q.log_scale)
             return total
     return kl_divergence(q, p).sum()
 
@@ -157,22 +157,25 @@ def _times(tensor: Tensor, factor: Tensor) -> Tensor:
     return tensor if factor.device.type == "cpu" and factor.item() == 1 else tensor.mul_(factor)
 
 
-class _LogUniformDivergence(torch.autograd.Function):
-    """Σ of Molchanov et al. 2017, eq. 14, but for its constant, with t = log α = 2 (log s − log |m|).
+#: Of |m|/s, which counts as no more: its square is a number in float32.
+_MOST_SIGNAL = 1e18
 
-    With σ(−t) = m² / (m² + s²) and softplus(−t) = log (m² + s²) − 2 log s, two exponentials fewer: in float32 to 10⁻⁷
-    nats a weight, for |m| below 10¹⁹.
+
+class _LogUniformDivergence(torch.autograd.Function):
+    """Σ of Molchanov et al. 2017, eq. 14, but for its constant, with t = log α = −log r, r = (m/s)².
+
+    σ(−t) is r / (1 + r) and softplus(−t) is log (1 + r): two exponentials fewer; in float32 to 10⁻⁷ nats a weight.
     """
 
     @staticmethod
-    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, loc: Tensor, scale: Tensor, log_scale: Tensor) -> Tensor:
         k1, k2, k3 = APPROXIMATION
-        square = loc.square()
-        whole = torch.addcmul(square, scale, scale)
-        second = square / whole  # of d/dt ½ softplus(−t), without its factor −½
-        total = 0.5 * whole.log_().sub_(log_scale, alpha=2).sum()
-        first = square.log_().sub_(log_scale, alpha=2).mul_(k3).sub_(k2).sigmoid_()
-        total += k1 * first.sum()
+        ratio = (loc / scale).clamp_(-_MOST_SIGNAL, _MOST_SIGNAL)
+        ratio.mul_(ratio)
+        first = ratio.log().mul_(k3).sub_(k2).sigmoid_()
+        whole = 1 + ratio
+        second = ratio.div_(whole)  # of d/dt ½ softplus(−t), without its factor −½
+        total = 0.5 * whole.log_().sum() + k1 * first.sum()
         # −dKL/dlog s = −2 dKL/dt
         slope = second.add_(first.addcmul_(first, first, value=-1), alpha=2 * k1 * k3)
         ctx.save_for_backward(slope, (slope / loc).nan_to_num_(0, 0, 0))
@@ -180,9 +183,9 @@ class _LogUniformDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
         slope, by_loc = ctx.saved_tensors
-        return _times(by_loc, grad), slope.mul_(-grad), None
+        return _times(by_loc, grad), None, slope.mul_(-grad)
 
 
 def chunked_sum(
