@@ -238,3 +238,18 @@ def test_while_a_pass_goes_on_members_have_their_own_weights(image):
         hook.remove()
     assert len(seen) > 10
     assert all(torch.equal(each[name], own[name]) for each in seen for name in own)
+
+
+def test_a_voxel_without_doubt_has_no_entropy(image, monkeypatch):
+    """Probabilities of exactly 0 and 1, whose logarithms are none."""
+
+    def logits(self, window, weights):
+        return torch.stack([torch.zeros_like(window[:, 0]), 200 * window[:, 0].sign()], 1)
+
+    monkeypatch.setattr(Posterior, "logits", logits)
+    moments = posterior_predictive(make_posterior(0.2), image, [0, 1])
+    certain = [moments.probability == value for value in (0, 1)]
+    assert all(each.any() for each in certain)
+    assert all((moments.entropy[each] == 0).all() for each in certain)
+    assert moments.entropy.isfinite().all() and not moments.entropy.signbit().any()
+    assert (moments.mutual_information == 0).all()
