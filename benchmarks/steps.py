@@ -30,6 +30,7 @@ from dwp_pyro.inference.cuda_graph import Recorded, step_recordably
 from dwp_pyro.inference.device import has_bfloat16
 from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.inference.moving_noise import MovingNoise
 from dwp_pyro.inference.svi import pyro_svi
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
@@ -129,9 +130,10 @@ class Scene:
         parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
         svi = pyro_svi(model, guide, FiniteSteps(optimizer), BatchedMeanFieldELBO(part))
+        noise = MovingNoise(seed=0)
 
         def step() -> float:
-            with LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext():
+            with noise, LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext():
                 return svi.step(*self.batch)
 
         return step

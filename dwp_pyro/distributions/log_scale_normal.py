@@ -25,7 +25,7 @@ class LogScaleNormal(Normal):
     Args:
         loc: m.
         log_scale: log s, of the shape of m.
-        noise: ε of the first `rsample()`, of that shape, which is written over; None to draw it then.
+        noise: ε of the first `rsample()`, of that shape; None to draw it then.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
-        deviation = noise.mul_(scale)  # the noise is ours alone
+        deviation = noise * scale
         ctx.save_for_backward(deviation)
         return loc + deviation
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pyro
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
@@ -66,10 +67,14 @@ class MeanFieldNormal(PyroModule):
         return tuple(self._keys)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """Sample every site; returns site → weights. Arguments are those of the model, unused."""
+        """Sample every site; returns site → weights. Arguments are those of the model, unused.
+
+        The noise is an effect of the type "noise", so that a handler (`MovingNoise`) can answer it in its own way.
+        """
         # Each access is an effect that registers every parameter: one access, not one a site.
         locs, log_scales = dict(self.locs), dict(self.log_scales)
-        noise = dict(zip(locs, standard_normals_like(list(locs.values())), strict=True))
+        draw_noise = effectful(standard_normals_like, type="noise")
+        noise = dict(zip(locs, draw_noise(list(locs.values())), strict=True))
         weights = {}
         for site, key in self._keys.items():
             loc, log_scale = locs[key], log_scales[key]

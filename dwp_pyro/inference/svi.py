@@ -27,6 +27,7 @@ from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.cuda_graph import Recorded
 from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.inference.moving_noise import MovingNoise
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.progress import progress
 from dwp_pyro.signals import raise_signals, stop_signals
@@ -59,7 +60,7 @@ class Plan:
         weight_decay: of AdamW, on the network's deterministic parameters.
         estimator: "shared" or "local".
         kernel_part: of `BatchedMeanFieldELBO`.
-        seed: of the weight samples; step t draws with (seed, t).
+        seed: of the weight samples; what step t draws follows from (seed, t).
         validate_every: steps between two calls of `validate`.
     """
 
@@ -232,13 +233,14 @@ def optimise(
         if unreported is not None:
             report(start, unreported)
         svi = pyro_svi(model, guide, steps, elbo)
+        noise = MovingNoise(plan.seed, start)
         batches = iter(patch_loader(rest, batch_size, device))
         for step in range(start, plan.steps):
             image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
             beta.fill_(plan.beta(step))
             learning_rate.fill_(plan.learning_rate(step))
             torch.manual_seed(step_seed(plan.seed, step))
-            with LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
+            with noise, LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
                 loss = svi.step(image, label, brain, brain_voxels)
             done = step + 1
             if steps.stuck:

@@ -27,6 +27,7 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.inference.moving_noise import MovingNoise
 from dwp_pyro.inference.svi import OneOptimizer
 from dwp_pyro.models.bayesian import bayesianize
 from tests.conftest import random_density
@@ -36,6 +37,12 @@ NOISE = 0.5
 DRAWS = 199  # of the posterior: 200 places
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 SITE = "0.weight"
+
+
+@pytest.fixture(autouse=True)
+def _noise_moves(monkeypatch):
+    """As it does with more weights than these."""
+    monkeypatch.setattr("dwp_pyro.inference.moving_noise._FEWEST", 1)
 
 
 class Simulation:
@@ -76,10 +83,11 @@ class Simulation:
         optimizer = torch.optim.AdamW(guide.parameters(), weight_decay=0.0, fused=True)
         elbo = BatchedMeanFieldELBO(beta=beta)
         svi = SVI(model, guide, OneOptimizer(FiniteSteps(optimizer), elbo), elbo)
-        handler = LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext()
+        noise = MovingNoise(seed=0)
+        local = LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext()
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * step / steps))
-            with handler:
+            with noise, local:
                 svi.step()
         return guide
 
@@ -194,7 +202,8 @@ def test_under_a_correlated_prior_the_posterior_is_as_sure_as_mean_field_theory_
     overconfidence = simulation.overconfidence()
     assert overconfidence.mean() > 1.1
     _check_coverage(f"weights, `{family}`", places, overconfidence[chosen])
-    assert _uniformity(places) < 1e-3  # as theory says, it is not calibrated
+    # As theory says it is not calibrated, least of all where q is narrowest.
+    assert _uniformity(simulation.places(guide)[:, overconfidence.argmax()]) < 1e-3
     image = torch.randn(3, 3, 3, dtype=torch.double)
     new = simulation.overconfidence_of_new(image)
     _check_coverage(f"predictions, `{family}`", simulation.places_of_new(guide, image), new)
