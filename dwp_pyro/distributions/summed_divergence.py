@@ -172,13 +172,14 @@ class _LogUniformDivergence(torch.autograd.Function):
         k1, k2, k3 = APPROXIMATION
         ratio = (loc / scale).clamp_(-_MOST_SIGNAL, _MOST_SIGNAL)
         ratio.mul_(ratio)
-        first = ratio.log().mul_(k3).sub_(k2).sigmoid_()
+        first = ratio.log()
+        torch.add(first.new_full((), -k2), first, alpha=k3, out=first).sigmoid_()  # both in one pass
         whole = 1 + ratio
         second = ratio.div_(whole)  # of d/dt ½ softplus(−t), without its factor −½
         total = 0.5 * whole.log_().sum() + k1 * first.sum()
         # −dKL/dlog s = −2 dKL/dt
         slope = second.add_(first.addcmul_(first, first, value=-1), alpha=2 * k1 * k3)
-        ctx.save_for_backward(slope, (slope / loc).nan_to_num_(0, 0, 0))
+        ctx.save_for_backward(slope, torch.div(slope, loc, out=whole).nan_to_num_(0, 0, 0))
         return total
 
     @staticmethod

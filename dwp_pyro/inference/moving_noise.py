@@ -23,19 +23,21 @@ class MovingNoise(Messenger):
 
     Enter it around the loss, on a CPU, where drawing a number for every weight takes longer than their divergence. It
     answers the noise of `MeanFieldNormal`: weight i of step t gets number t·r + i of one stream of standard normals,
-    where r is an eighth of the weights. So the noise of a step has the distribution it would have if drawn anew,
-    every weight gets a number it never had, and each number serves eight weights at eight steps. What is lost is that
-    a step's noise is independent of the parameters: weight i + r has had the number a step before, and was moved by
-    it. (Common random numbers are an old economy; Salimans et al. 2017, section 2.1, take all noise from one table.)
+    where r is an eighth of the weights, or 65,536. So the noise of a step has the distribution it would have if drawn
+    anew, and no weight gets the same number twice. What is lost is that a step's noise is independent of the
+    parameters: weight i + r had the number of weight i a step before, and was moved by it, so that the gradient by
+    log s_i has a bias of the order of a learning rate times the curvature between the two; and the mean over steps and
+    weights together has the error of an eighth of the weights. (Salimans et al. 2017, section 2.1, go farther, and take
+    all noise from one table.)
 
-    Few weights have all their noise drawn at each step, and so do those on a GPU.
+    All noise is drawn at each step for up to 65,536 weights, and on a GPU.
 
     Args:
         seed: from which, with the step, all follows.
-        step: that comes next.
+        step: that comes next; each call of the guide is one.
 
     Raises:
-        ValueError: if one step has more weights than another.
+        ValueError: if one step has more weights than another, or of another dtype.
     """
 
     def __init__(self, seed: int, step: int = 0) -> None:
@@ -62,13 +64,12 @@ class MovingNoise(Messenger):
             self._stream = torch.empty(2 * blocks * length, dtype=dtype)
             for block in range(blocks - 1):
                 self._append(length, self.step + block)
-        if weights != self._weights:
-            raise ValueError(f"the noise of {self._weights} weights cannot go on for {weights}")
+        if weights != self._weights or dtype != self._stream.dtype:
+            raise ValueError(f"the noise of {self._weights} weights cannot go on for others")
         if self._end + length > len(self._stream):
-            # Into memory of its own: a draw that is still to be differentiated looks at this.
             kept = self._stream[self._end - (blocks - 1) * length : self._end]
-            self._stream, self._end = torch.empty_like(self._stream), len(kept)
-            self._stream[: len(kept)] = kept
+            self._stream[: len(kept)] = kept  # from the second half to the first
+            self._end = len(kept)
         self._append(length, self.step + blocks - 1)
         self.step += 1
         start = self._end - blocks * length
@@ -76,6 +77,6 @@ class MovingNoise(Messenger):
 
     def _append(self, length: int, block: int) -> None:
         place = self._stream[self._end : self._end + length]
-        seed = int(np.random.default_rng([self.seed, block, 3]).integers(2**63))
+        seed = int(np.random.default_rng([self.seed, block, 3]).integers(2**32))
         place.copy_(standard_normals_like([place], torch.Generator().manual_seed(seed))[0])
         self._end += length

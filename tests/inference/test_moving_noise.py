@@ -17,12 +17,12 @@ WEIGHTS = 7 * 11 * 3 + 4 + 40 * 13
 RENEWED = 95  # an eighth of them, rounded up
 
 
-def guide(dtype: torch.dtype = torch.float32) -> MeanFieldNormal:
-    """Its weights are the noise."""
+def guide(dtype: torch.dtype = torch.float64) -> MeanFieldNormal:
+    """Its weights are the noise; in double precision no two numbers coincide."""
     return MeanFieldNormal({site: torch.zeros(shape, dtype=dtype) for site, shape in SHAPES.items()}, scale=1.0)
 
 
-def noise_of(steps: int, handler: MovingNoise, dtype: torch.dtype = torch.float32) -> Tensor:
+def noise_of(steps: int, handler: MovingNoise, dtype: torch.dtype = torch.float64) -> Tensor:
     """[steps, WEIGHTS]."""
     q = guide(dtype)
     found = []
@@ -53,7 +53,9 @@ def test_the_noise_of_a_step_is_standard_normal_and_independent():
     noise = torch.cat([noise_of(12, MovingNoise(seed))[-1:] for seed in range(300)])
     assert stats.kstest(noise.flatten(), "norm").pvalue > 0.01
     covariance = noise.T @ noise / 300
-    errors = (covariance - torch.eye(WEIGHTS)) * 300**0.5  # each of unit variance, of the diagonal 2
+    errors = (
+        covariance - torch.eye(WEIGHTS, dtype=torch.float64)
+    ) * 300**0.5  # each of unit variance, of the diagonal 2
     assert abs(float(errors.square().mean()) - 1) < 0.02
     assert float(errors.abs().max()) < 8
 
@@ -87,7 +89,7 @@ def test_the_seed_alone_says_what_is_drawn():
 
 @pytest.mark.usefixtures("moving")
 def test_a_draw_can_be_differentiated_after_many_others():
-    """The numbers stay where they are: several particles are differentiated together."""
+    """As several particles are: what a draw needs is its own."""
     handler, q = MovingNoise(0), guide(torch.float64)
     with handler:
         draws = [q()["c"] for _ in range(30)]
@@ -96,9 +98,10 @@ def test_a_draw_can_be_differentiated_after_many_others():
         assert_close(slope, 2 * draw.detach().square())
 
 
-def test_another_number_of_weights_is_refused():
+@pytest.mark.parametrize("other", [torch.zeros(3, dtype=torch.float64), torch.zeros(755)])
+def test_other_weights_are_refused(other):
     handler = MovingNoise(0)
     with handler:
         guide()()
         with pytest.raises(ValueError, match="noise of 755 weights"):
-            MeanFieldNormal({"a": torch.zeros(3)})()
+            MeanFieldNormal({"a": other})()

@@ -165,7 +165,7 @@ def _check_coverage(what: str, places: Tensor, overconfidence: Tensor | float) -
 
 @pytest.mark.parametrize("estimator", ["shared", "local"])
 def test_an_exact_posterior_is_calibrated_and_a_wrong_one_is_not(estimator):
-    """N(0, 1) and one weight an observation: 27,000 weights, all independent."""
+    """N(0, 1) and one weight an observation: 10,800 weights, all independent."""
     simulation = _standard_normal()
     guide = simulation.infer(estimator)
     assert _uniformity(simulation.places(guide)) > 1e-3
@@ -202,7 +202,7 @@ def test_under_a_correlated_prior_the_posterior_is_as_sure_as_mean_field_theory_
     overconfidence = simulation.overconfidence()
     assert overconfidence.mean() > 1.1
     _check_coverage(f"weights, `{family}`", places, overconfidence[chosen])
-    # As theory says it is not calibrated, least of all where q is narrowest.
+    # As theory says it is not calibrated, least of all where q is too narrow by most.
     assert _uniformity(simulation.places(guide)[:, overconfidence.argmax()]) < 1e-3
     image = torch.randn(3, 3, 3, dtype=torch.double)
     new = simulation.overconfidence_of_new(image)
