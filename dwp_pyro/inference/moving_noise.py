@@ -37,7 +37,7 @@ class MovingNoise(Messenger):
         step: that comes next; each call of the guide is one.
 
     Raises:
-        ValueError: if one step has more weights than another, or of another dtype.
+        ValueError: if a step has not as many weights as the first, or weights of another dtype.
     """
 
     def __init__(self, seed: int, step: int = 0) -> None:
