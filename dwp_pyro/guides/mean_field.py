@@ -20,6 +20,9 @@ __all__ = ["MeanFieldNormal"]
 _MOST_LOG_SCALE = 12 * math.log(10)
 
 
+_noise = effectful(standard_normals_like, type="noise")
+
+
 class MeanFieldNormal(PyroModule):
     """q(W) = Π N(w; m, s²), independent over every weight of every site.
 
@@ -73,8 +76,7 @@ class MeanFieldNormal(PyroModule):
         """
         # Each access is an effect that registers every parameter: one access, not one a site.
         locs, log_scales = dict(self.locs), dict(self.log_scales)
-        draw_noise = effectful(standard_normals_like, type="noise")
-        noise = dict(zip(locs, draw_noise(list(locs.values())), strict=True))
+        noise = dict(zip(locs, _noise(list(locs.values())), strict=True))
         weights = {}
         for site, key in self._keys.items():
             loc, log_scale = locs[key], log_scales[key]

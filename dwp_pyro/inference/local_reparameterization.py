@@ -31,8 +31,7 @@ class LocalReparameterization(Messenger):
         self.posterior = posterior
 
     def _pyro_convolution(self, msg: Any) -> None:
-        input, _, bias = msg["args"]
-        convolve = msg["fn"]
+        convolve, input, _, bias = msg["args"]
         loc, scale = self.posterior(msg["infer"]["site"])
         mean = convolve(input, loc, bias)
         # The floor keeps the gradient of the root finite where the input is all zero.

@@ -139,7 +139,9 @@ def pyro_svi(
     model: SegmentationModel, guide: MeanFieldNormal | None, steps: FiniteSteps, elbo: BatchedMeanFieldELBO
 ) -> SVI:
     """Pyro's SVI over all parameters of one optimiser; on a GPU the loss, its gradients and the step are recorded."""
-    program: tuple[Any, Any, OneOptimizer] = (model, guide or (lambda *batch: {}), OneOptimizer(steps, elbo))
+    # Not the guide's own call, which announces each of its parameters to Pyro at each step: the optimiser knows them.
+    draw = (lambda *batch: {}) if guide is None else guide.forward
+    program: tuple[Any, Any, OneOptimizer] = (model, draw, OneOptimizer(steps, elbo))
     if steps.parameters[0].device.type != "cuda":
         return SVI(*program, elbo)
     steps.record()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro.distributions import TorchDistribution
@@ -18,6 +18,13 @@ from dwp_pyro.models.blocks import CONVOLUTIONS, kernel_sites, prior_blocks
 __all__ = ["BayesianConv", "bayesianize"]
 
 
+def _convolve(convolution: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return convolution(input, weight, bias)
+
+
+_convolution = effectful(_convolve, type="convolution")
+
+
 class BayesianConv(PyroModule):
     """Mixed into a convolution: its `weight` is a sample site, and the convolution itself an effect.
 
@@ -30,9 +37,8 @@ class BayesianConv(PyroModule):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         convolve = super()._conv_forward  # type: ignore[misc]
-        output: Tensor = effectful(convolve, type="convolution")(
-            input, weight, bias, infer={"site": self._pyro_get_fullname("weight")}
-        )
+        site = self._pyro_get_fullname("weight")
+        output: Tensor = _convolution(convolve, input, weight, bias, infer={"site": site})
         return output
 
     def __reduce__(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pyro.distributions import Normal
+from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
@@ -35,6 +36,29 @@ def test_a_draw_and_its_gradient_are_those_of_a_normal(parameters, sample_shape)
         draw = kind(*parameters).rsample(sample_shape)
         gradients.append([draw, *torch.autograd.grad((draw * draw.detach().cos()).sum(), parameters)])
     assert_close(*gradients)
+
+
+USES = {
+    "the draw": lambda q, draw: draw.sin().sum(),
+    "the draw and the entropy": lambda q, draw: draw.sin().sum() + q.entropy().sum(),
+    "the draw and its density": lambda q, draw: q.log_prob(draw).sum(),
+    "the draw and the divergence": lambda q, draw: draw.sin().sum() + kl_divergence(q, Normal(0.2, 0.7)).sum(),
+    "the entropy": lambda q, draw: q.entropy().square().sum(),
+    "the deviation": lambda q, draw: q.stddev.sin().sum(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_gradients_of_a_draw_with_given_noise_and_of_all_else_meet(parameters, use):
+    """They are those of m + s ε."""
+    loc, log_scale = parameters
+    noise = torch.randn_like(loc)
+    ours, stock = LogScaleNormal(loc, log_scale, noise=noise), Normal(loc, log_scale.exp())
+    found, expected = use(ours, ours.rsample()), use(stock, stock.loc + stock.scale * noise)
+    assert_close(found, expected)
+    pairs = [torch.autograd.grad(each, parameters, allow_unused=True) for each in (found, expected)]
+    for one, other in zip(*pairs, strict=True):
+        assert_close(*(torch.zeros_like(loc) if each is None else each for each in (one, other)))
 
 
 def test_noise_that_is_given_is_that_of_the_first_draw(parameters):

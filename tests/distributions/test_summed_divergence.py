@@ -164,9 +164,12 @@ def test_changes_of_some_kernels_and_their_gradient(monkeypatch, count, start):
 def test_a_second_way_back_is_refused():
     """The first writes its result over what it needs, but for a factor of 1; nothing else would tell of a wrong one."""
     loc, log_scale = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
+    noise = torch.randn(3, 2)
     q = LogScaleNormal(loc, log_scale)
+    both = LogScaleNormal(loc, log_scale, noise=noise)
     sums = [
-        q.rsample().sum(),
+        LogScaleNormal(loc, log_scale, noise=noise).rsample().sum(),
+        both.rsample().sum() + both.entropy().sum(),
         summed_divergence(q, LogUniform().expand([3, 2])),
         chunked_sum(lambda rows: (rows.sum(), torch.ones_like(rows)), loc * 1),
     ]
