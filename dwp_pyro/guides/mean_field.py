@@ -80,9 +80,8 @@ class MeanFieldNormal(PyroModule):
         weights = {}
         for site, key in self._keys.items():
             loc, log_scale = locs[key], log_scales[key]
-            with torch.no_grad():
-                # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
-                log_scale.clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
+            # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
+            log_scale.detach().clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
             posterior = LogScaleNormal(loc, log_scale, noise=noise[key])
             weights[site] = pyro.sample(site, posterior.to_event(loc.dim()))
         return weights

@@ -113,11 +113,12 @@ class SegmentationModel(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
         """Returns logits; shapes as for `categorical`, image [B, channels, X, Y, Z]."""
-        # A PyroModule registers its parameters itself.
-        for name, parameter in self.named_parameters():
-            ours = not (name.startswith("network.") and isinstance(self.network, pyro.nn.PyroModule))
-            if ours and parameter.requires_grad:
-                pyro.param(name, parameter)
+        for part, module in self.named_children():
+            if isinstance(module, pyro.nn.PyroModule):  # which announces its parameters itself
+                continue
+            for name, parameter in module.named_parameters(part):
+                if parameter.requires_grad:
+                    pyro.param(name, parameter)
         with in_precision(self.precision, image.device):
             logits: Tensor = self.network(image)
         if self.precision == "bf16":  # the likelihood sums over many voxels
