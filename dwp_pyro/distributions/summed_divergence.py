@@ -164,7 +164,8 @@ _MOST_SIGNAL = 1e18
 class _LogUniformDivergence(torch.autograd.Function):
     """Σ of Molchanov et al. 2017, eq. 14, but for its constant, with t = log α = −log r, r = (m/s)².
 
-    σ(−t) is r / (1 + r) and softplus(−t) is log (1 + r): two exponentials fewer; in float32 to 10⁻⁷ nats a weight.
+    softplus(−t) is log (1 + r), and σ(x) is (1 + tanh x/2) / 2: fewer and cheaper passes. In float32 to 10⁻⁶ nats a
+    weight, and the gradient to 10⁻⁵ of itself, where |m| is less than a tenth of s to 2·10⁻³.
     """
 
     @staticmethod
@@ -172,21 +173,24 @@ class _LogUniformDivergence(torch.autograd.Function):
         k1, k2, k3 = APPROXIMATION
         ratio = (loc / scale).clamp_(-_MOST_SIGNAL, _MOST_SIGNAL)
         ratio.mul_(ratio)
-        first = ratio.log()
-        torch.add(first.new_full((), -k2), first, alpha=k3, out=first).sigmoid_()  # both in one pass
+        curve = ratio.log()
+        torch.add(loc.new_full((), -k2 / 2), curve, alpha=k3 / 2, out=curve).tanh_()  # numbers first: one pass
         whole = 1 + ratio
-        second = ratio.div_(whole)  # of d/dt ½ softplus(−t), without its factor −½
-        total = 0.5 * whole.log_().sum() + k1 * first.sum()
-        # −dKL/dlog s = −2 dKL/dt
-        slope = second.add_(first.addcmul_(first, first, value=-1), alpha=2 * k1 * k3)
-        ctx.save_for_backward(slope, torch.div(slope, loc, out=whole).nan_to_num_(0, 0, 0))
+        total = k1 / 2 * (curve.sum() + loc.numel())
+        # dKL/dlog s = 2 dKL/dt = −2 k₁ k₃ σ(x) (1 − σ(x)) − r / (1 + r)
+        factor = k1 * k3 / 2
+        torch.addcmul(loc.new_full((), -factor), curve, curve, value=factor, out=curve)
+        by_log_scale = curve.addcdiv_(ratio, whole, value=-1)
+        total += 0.5 * whole.log_().sum()
+        by_loc = torch.addcdiv(loc.new_zeros(()), by_log_scale, loc, value=-1, out=ratio)
+        ctx.save_for_backward(by_log_scale, by_loc.nan_to_num_(0, 0, 0))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
-        slope, by_loc = ctx.saved_tensors
-        return _times(by_loc, grad), None, slope.mul_(-grad)
+        by_log_scale, by_loc = ctx.saved_tensors
+        return _times(by_loc, grad), None, _times(by_log_scale, grad)
 
 
 def chunked_sum(
