@@ -161,6 +161,20 @@ def test_changes_of_some_kernels_and_their_gradient(monkeypatch, count, start):
         assert torch.equal(torch.zeros_like(other) if one is None else one, other)
 
 
+@pytest.mark.parametrize("powers, tolerance", [((-12, -1), 2e-3), ((-1, 8), 1e-5)])
+def test_the_log_uniform_gradient_in_float32(powers, tolerance):
+    """Beside float64, from |m| ≪ s to |m| ≫ s."""
+    signal = torch.logspace(*powers, 20_000, dtype=torch.float64)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        loc = (signal.float() / 128).to(dtype).requires_grad_()  # s = 1/128, exactly
+        log_scale = torch.full_like(loc, 1 / 128).log().requires_grad_()
+        q = LogScaleNormal(loc, log_scale)
+        divergence = summed_divergence(q, LogUniform().expand(loc.shape))
+        gradients.append([each.double() for each in torch.autograd.grad(divergence, [loc, log_scale])])
+    assert_close(*gradients, rtol=tolerance, atol=0)
+
+
 def test_a_second_way_back_is_refused():
     """The first writes its result over what it needs, but for a factor of 1; nothing else would tell of a wrong one."""
     loc, log_scale = (torch.randn(3, 2, requires_grad=True) for _ in range(2))

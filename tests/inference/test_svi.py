@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro.poutine.messenger import Messenger
 from torch.utils.data import Subset
 
 from dwp_pyro.data.case import Scan
@@ -360,6 +361,26 @@ def test_the_parameter_store_is_left_as_it_was(patches, tmp_path):
     pyro.param("mine", torch.tensor(3.0))
     run(patches, tmp_path / "c.safetensors")
     assert list(pyro.get_param_store().keys()) == ["mine"]
+
+
+class Announced(Messenger):
+    """The parameters that Pyro is told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def _pyro_param(self, message):
+        self.names.append(message["name"])
+
+
+def test_the_guide_announces_its_parameters_by_itself_and_not_in_the_loop(patches, tmp_path):
+    with Announced() as announced:
+        run(patches, tmp_path / "c.safetensors", steps=1)
+    assert announced.names and not any(name.startswith("guide.") for name in announced.names)
+    with Announced() as announced:
+        MeanFieldNormal({"0.weight": torch.zeros(2, 1, 3, 3, 3)})()
+    assert announced.names == ["guide.locs$$$0/weight", "guide.log_scales$$$0/weight"]
 
 
 def test_a_recorded_loss_is_that_of_the_elbo(patches, monkeypatch):
