@@ -101,7 +101,7 @@ def save_case_figure(
                         ax.contour(outline, levels=[0.5], colors=colour, linewidths=1.2)
             if column > 1 and row == 0:
                 bar = figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.8)
-                bar.ax.locator_params(nbins=4)
+                bar.ax.locator_params(nbins=3)
             ax.set_xticks([])
             ax.set_yticks([])
             if row == 0:
