@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,38 +26,39 @@ __all__ = ["chunked_sum", "kernel_changes", "summed_divergence", "summed_entropy
 _CHUNK, _CHUNK_OF_A_GPU = 16384, 131072
 
 
-def summed_divergence(q: Distribution, p: Distribution) -> Tensor:
-    """Σ KL(q‖p) over all weights of a site, []; the sum of `kl_divergence`, at a fraction of the passes over memory.
+def summed_divergence(pairs: Iterable[tuple[Distribution, Distribution]]) -> Tensor:
+    """Σ KL(q‖p) over all weights of some sites, []; the sum of `kl_divergence` in a fraction of the passes over memory.
 
     In closed form and with its gradient for a `LogScaleNormal` q and a prior that is Normal, log-uniform, or a
-    `DeepWeightPrior` whose density is a full-covariance Gaussian. Any other pair takes its registered divergence,
-    and so does a prior that is itself trained: the gradients here are those of q alone.
+    `DeepWeightPrior` whose density is a full-covariance Gaussian; the sites of a kind are one node of the graph. Any
+    other pair takes its registered divergence, and so does a prior that is itself trained: the gradients here are those
+    of q alone.
+
+    Args:
+        pairs: q and p of each site, at least one.
     """
-    base_q, base_p = (fn.base_dist if isinstance(fn, Independent) else fn for fn in (q, p))
-    if isinstance(base_q, LogScaleNormal) and not _is_trained(base_p):
-        if type(base_p) is Normal:
-            around_0, scale = _numbers(base_p)
-            loc = base_q.loc.detach()
-            deviation = loc if around_0 else loc - _unexpanded(base_p.loc.detach())
-            if scale is not None:
-                volume = base_q.loc.numel() * math.log(scale)
-                return _normal_divergence(base_q, deviation, deviation, None, volume, scale**-2)
-            scales = _unexpanded(base_p.scale.detach())
-            constant = scales.log().sum() * (base_q.loc.numel() / scales.numel())
-            precision = scales.square().reciprocal()
-            return constant + _normal_divergence(base_q, deviation, precision * deviation, precision)
-        if isinstance(base_p, DeepWeightPrior) and isinstance(base_p.density, KernelGaussian):
-            density = base_p.density
-            precision = density.precision() / base_p.scale**2
-            deviation = base_q.loc.detach() - base_p.mean
-            weighted = F.linear(deviation.flatten(-len(base_p.event_shape)), precision).view_as(deviation)
-            diagonal = precision.diagonal().reshape(base_p.event_shape)
-            constant = base_p.batch_shape.numel() * (density.log_volume() + base_p.log_scale())
-            return constant + _normal_divergence(base_q, deviation, weighted, diagonal)
-        if isinstance(base_p, LogUniform):
-            total: Tensor = _LogUniformDivergence.apply(base_q.loc, base_q.scale.detach(), base_q.log_scale)
-            return total
-    return kl_divergence(q, p).sum()
+    totals: list[Tensor] = []
+    kinds: dict[Any, list[tuple[LogScaleNormal, Any]]] = defaultdict(list)
+    for q, p in pairs:
+        base_q, base_p = (fn.base_dist if isinstance(fn, Independent) else fn for fn in (q, p))
+        if isinstance(base_q, LogScaleNormal) and (divergence := _in_closed_form(base_p)) is not None:
+            kinds[divergence].append((base_q, base_p))
+        else:
+            totals.append(kl_divergence(q, p).sum())
+    for divergence, members in kinds.items():
+        sites, priors = zip(*members, strict=True)
+        scales = [q.scale.detach() for q in sites]
+        totals.append(divergence.apply(priors, scales, *(q.loc for q in sites), *(q.log_scale for q in sites)))
+    return torch.stack(totals).sum()
+
+
+def _in_closed_form(prior: Distribution) -> type[torch.autograd.Function] | None:
+    """What sums the divergences from such a prior, with their gradients."""
+    if _is_trained(prior):
+        return None
+    if type(prior) is Normal or (isinstance(prior, DeepWeightPrior) and isinstance(prior.density, KernelGaussian)):
+        return _NormalDivergence
+    return _LogUniformDivergence if isinstance(prior, LogUniform) else None
 
 
 def _is_trained(prior: Distribution) -> bool:
@@ -103,50 +105,63 @@ def _unexpanded(tensor: Tensor) -> Tensor:
     return tensor[tuple(slice(1 if stride == 0 else None) for stride in tensor.stride())]
 
 
-def _normal_divergence(
-    q: LogScaleNormal,
-    deviation: Tensor,
-    weighted: Tensor,
-    precision: Tensor | None,
-    constant: float = 0.0,
-    factor: float = 1.0,
-) -> Tensor:
-    tensors = (q.loc, q.log_scale, q.scale.detach(), deviation, weighted, precision)
-    total: Tensor = _NormalDivergence.apply(*tensors, constant, factor)
-    return total
+def _quadratic(loc: Tensor, prior: Normal | DeepWeightPrior) -> tuple[Tensor, Tensor, Tensor | None, float, Any]:
+    """m − a, Λ (m − a), the diagonal of Λ (None for 1), f and −½ log |f Λ|, where the prior is N(a, (f Λ)⁻¹)."""
+    if isinstance(prior, DeepWeightPrior):
+        density: Any = prior.density
+        precision = density.precision() / prior.scale**2
+        deviation = loc - prior.mean
+        weighted = F.linear(deviation.flatten(-len(prior.event_shape)), precision).view_as(deviation)
+        diagonal = precision.diagonal().reshape(prior.event_shape)
+        volume = prior.batch_shape.numel() * (density.log_volume() + prior.log_scale())
+        return deviation, weighted, diagonal, 1.0, volume
+    around_0, scale = _numbers(prior)
+    deviation = loc if around_0 else loc - _unexpanded(prior.loc)
+    if scale is not None:
+        return deviation, deviation, None, scale**-2, loc.numel() * math.log(scale)
+    scales = _unexpanded(prior.scale)
+    precision = scales.square().reciprocal()
+    return deviation, precision * deviation, precision, 1.0, scales.log().sum() * (loc.numel() / scales.numel())
 
 
 class _NormalDivergence(torch.autograd.Function):
-    """½ f [(m − a)ᵀ Λ (m − a) + Σ Λᵢᵢ s²] − Σ log s − N/2 + c: KL(N(m, s²) ‖ N(a, (f Λ)⁻¹)) where c is −½ log |f Λ|.
+    """Σ over sites of KL(N(m, s²) ‖ N(a, (f Λ)⁻¹)) = ½ f [(m − a)ᵀ Λ (m − a) + Σ Λᵢᵢ s²] − Σ log s − N/2 − ½ log |f Λ|.
 
-    `deviation` is m − a, `weighted` Λ (m − a), `precision` the diagonal of Λ, None for 1; `factor` is f, `constant` c.
+    By the means m of all sites, then their log s.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        loc: Tensor,
-        log_scale: Tensor,
-        scale: Tensor,
-        deviation: Tensor,
-        weighted: Tensor,
-        precision: Tensor | None,
-        constant: float,
-        factor: float,
-    ) -> Tensor:
-        weighted_scale = scale if precision is None else scale * precision
-        spread = scale.flatten().dot(weighted_scale.flatten())
-        distance = deviation.flatten().dot(weighted.flatten())
-        by_log_scale = torch.addcmul(scale.new_full((), -1), scale, weighted_scale, value=factor)
-        ctx.save_for_backward(weighted, by_log_scale)
-        ctx.factor = factor
-        return torch.add(constant - 0.5 * loc.numel() - log_scale.sum(), distance + spread, alpha=0.5 * factor)
+    def forward(ctx: Any, priors: Sequence[Any], scales: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.factors = []
+        means, log_scales = _halves(parameters)
+        by_mean, by_log_scale = [], []
+        total = means[0].new_zeros(())
+        minus_one = means[0].new_full((), -1)
+        for prior, scale, loc, log_scale in zip(priors, scales, means, log_scales, strict=True):
+            deviation, weighted, precision, factor, constant = _quadratic(loc, prior)
+            weighted_scale = scale if precision is None else scale * precision
+            total += constant - 0.5 * loc.numel()
+            total -= log_scale.sum()
+            total.add_(scale.flatten().dot(weighted_scale.flatten()), alpha=0.5 * factor)
+            total.add_(deviation.flatten().dot(weighted.flatten()), alpha=0.5 * factor)
+            ctx.factors.append(factor)
+            by_mean.append(weighted)
+            by_log_scale.append(torch.addcmul(minus_one, scale, weighted_scale, value=factor))
+        ctx.save_for_backward(*by_mean, *by_log_scale)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weighted, by_log_scale = ctx.saved_tensors
-        return weighted * (ctx.factor * grad), _times(by_log_scale, grad), None, None, None, None, None, None
+        by_mean, by_log_scale = _halves(ctx.saved_tensors)
+        # Not written over: where the prior is around 0, these are the means themselves.
+        whole = (weighted * (factor * grad) for weighted, factor in zip(by_mean, ctx.factors, strict=True))
+        return None, None, *whole, *(_times(each, grad) for each in by_log_scale)
+
+
+def _halves(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    half = len(tensors) // 2
+    return tensors[:half], tensors[half:]
 
 
 def _times(tensor: Tensor, factor: Tensor) -> Tensor:
@@ -157,40 +172,60 @@ def _times(tensor: Tensor, factor: Tensor) -> Tensor:
     return tensor if factor.device.type == "cpu" and factor.item() == 1 else tensor.mul_(factor)
 
 
-#: Of |m|/s, which counts as no more: its square is a number in float32.
-_MOST_SIGNAL = 1e18
+#: α counts as no less and no more: numbers in float32.
+_ALPHAS = (1e-36, 1e36)
 
 
 class _LogUniformDivergence(torch.autograd.Function):
-    """Σ of Molchanov et al. 2017, eq. 14, but for its constant, with t = log α = −log r, r = (m/s)².
+    """Σ of Molchanov et al. 2017, eq. 14, but for its constant, over sites; α = (s/m)².
 
-    softplus(−t) is log (1 + r), and σ(x) is (1 + tanh x/2) / 2: fewer and cheaper passes. In float32 to 10⁻⁶ nats a
-    weight, and the gradient to 10⁻⁵ of itself, where |m| is less than a tenth of s to 2·10⁻³.
+    By the means m of all sites, then their log s. softplus(−log α) is log (1 + α) − log α, and σ(x) is
+    (1 + tanh x/2) / 2: fewer and cheaper passes. In float32 to 10⁻⁶ nats a weight, and the gradient to 10⁻⁵ of itself,
+    where |m| is less than a tenth of s to 2·10⁻³.
     """
 
     @staticmethod
-    def forward(ctx: Any, loc: Tensor, scale: Tensor, log_scale: Tensor) -> Tensor:
-        k1, k2, k3 = APPROXIMATION
-        ratio = (loc / scale).clamp_(-_MOST_SIGNAL, _MOST_SIGNAL)
-        ratio.mul_(ratio)
-        curve = ratio.log()
-        torch.add(loc.new_full((), -k2 / 2), curve, alpha=k3 / 2, out=curve).tanh_()  # numbers first: one pass
-        whole = 1 + ratio
-        total = k1 / 2 * (curve.sum() + loc.numel())
-        # dKL/dlog s = 2 dKL/dt = −2 k₁ k₃ σ(x) (1 − σ(x)) − r / (1 + r)
-        factor = k1 * k3 / 2
-        torch.addcmul(loc.new_full((), -factor), curve, curve, value=factor, out=curve)
-        by_log_scale = curve.addcdiv_(ratio, whole, value=-1)
-        total += 0.5 * whole.log_().sum()
-        by_loc = torch.addcdiv(loc.new_zeros(()), by_log_scale, loc, value=-1, out=ratio)
-        ctx.save_for_backward(by_log_scale, by_loc.nan_to_num_(0, 0, 0))
+    def forward(ctx: Any, priors: Sequence[Any], scales: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        means, _ = _halves(parameters)
+        by_mean, by_log_scale = [], []
+        total = means[0].new_zeros(())
+        for loc, scale in zip(means, scales, strict=True):
+            limited = loc.device.type != "cpu"  # where to ask would be to wait
+            terms = _log_uniform_terms(loc, scale, limited)
+            if not limited and not math.isfinite(terms[0].item()):  # α was no number: some m is 0, say
+                terms = _log_uniform_terms(loc, scale, limited=True)
+            total += terms[0]
+            by_mean.append(terms[1])
+            by_log_scale.append(terms[2])
+        ctx.save_for_backward(*by_mean, *by_log_scale)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
-        by_log_scale, by_loc = ctx.saved_tensors
-        return _times(by_loc, grad), None, _times(by_log_scale, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(_times(each, grad) for each in ctx.saved_tensors)
+
+
+def _log_uniform_terms(loc: Tensor, scale: Tensor, limited: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum, [], and its gradients by m and log s; finite for any m if limited, which takes two passes more."""
+    k1, k2, k3 = APPROXIMATION
+    factor = k1 * k3 / 2
+    # Numbers as tensors: an operation would convert them each time.
+    zero, one, shift, most = (loc.new_full((), number) for number in (0, 1, k2 / 2, -factor))
+    alpha = scale / loc
+    alpha.mul_(alpha)
+    if limited:
+        alpha.clamp_(*_ALPHAS)
+    curve = alpha.log()
+    total = curve.sum()
+    torch.add(shift, curve, alpha=k3 / 2, out=curve).tanh_()
+    total.add_(curve.sum(), alpha=k1)
+    torch.add(one, alpha, out=alpha)
+    # dKL/dlog s = 2 dKL/dlog α = −2 k₁ k₃ σ(x) (1 − σ(x)) − 1 / (1 + α), and by m it is −1/m times that
+    by_log_scale = torch.addcmul(most, curve, curve, value=factor, out=curve).addcdiv_(one, alpha, value=-1)
+    total.sub_(alpha.log_().sum()).sub_(k1 * loc.numel()).mul_(-0.5)
+    by_mean = torch.addcdiv(zero, by_log_scale, loc, value=-1, out=alpha)
+    return total, by_mean.nan_to_num_(0, 0, 0) if limited else by_mean, by_log_scale
 
 
 def chunked_sum(

@@ -73,6 +73,7 @@ class BatchedMeanFieldELBO(Trace_ELBO):
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         log_likelihood: Any = 0.0
         divergences: dict[Any, list[Tensor]] = defaultdict(list)  # by their scale
+        pairs: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
         batches: dict[tuple[int, int, float, float], list[tuple[DeepWeightPrior, Any]]] = defaultdict(list)
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
@@ -89,7 +90,9 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 key = (id(prior.density), prior.particles, prior.scale, float(guide_site["scale"]))
                 batches[key].append((prior, guide_site))
             else:
-                divergences[guide_site["scale"]].append(summed_divergence(guide_site["fn"], site["fn"]))
+                pairs[guide_site["scale"]].append((guide_site["fn"], site["fn"]))
+        for scale, those in pairs.items():
+            divergences[scale].append(summed_divergence(those))
         for (*_, scale), members in batches.items():
             divergences[scale].append(_bound_divergence(members, self.kernel_part))
         divergence: Any = self.beta * sum(scale * torch.stack(terms).sum() for scale, terms in divergences.items())

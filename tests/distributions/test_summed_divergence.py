@@ -48,8 +48,28 @@ def test_it_is_the_sum_of_the_registered_divergence(name):
     prior = PRIORS[name]()
     parameters = [tensor(*SHAPE).requires_grad_(), tensor(*SHAPE).requires_grad_()]
     q = LogScaleNormal(*parameters).to_event(5)
-    ours, stock = summed_divergence(q, prior), kl_divergence(q, prior).sum()
+    ours, stock = summed_divergence([(q, prior)]), kl_divergence(q, prior).sum()
     assert ours.dim() == 0
+    assert_close(ours, stock, rtol=1e-10, atol=0)
+    assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
+
+
+def test_the_sites_of_all_kinds_together_are_the_sum():
+    """Two of each kind, of several sizes; a Normal that is no guide's among them, under a prior of its own."""
+    torch.manual_seed(0)
+    pairs = [
+        (LogScaleNormal(*(tensor(*SHAPE).requires_grad_() for _ in range(2))).to_event(5), PRIORS[name]())
+        for name in [*PRIORS, *PRIORS]
+    ]
+    for size in (3, 5):
+        pairs.append((LogScaleNormal(*(tensor(size).requires_grad_() for _ in range(2))), LogUniform().expand([size])))
+    loc = tensor(4).requires_grad_()
+    pairs.append((Normal(loc, tensor(4).exp()).to_event(1), Normal(tensor(4), tensor(4).exp()).to_event(1)))
+    parameters = [loc]
+    for q, _ in pairs[:-1]:
+        base = getattr(q, "base_dist", q)
+        parameters += [base.loc, base.log_scale]
+    ours, stock = summed_divergence(pairs), sum(kl_divergence(q, p).sum() for q, p in pairs)
     assert_close(ours, stock, rtol=1e-10, atol=0)
     assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
 
@@ -67,10 +87,10 @@ def test_a_prior_that_was_written_to_is_read_anew():
     )
     for change in changes:
         change()
-        assert_close(summed_divergence(q, prior), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
+        assert_close(summed_divergence([(q, prior)]), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
     with torch.inference_mode():
         prior = Normal(torch.zeros(SHAPE, dtype=torch.float64), 2.0).to_event(5)
-        assert_close(summed_divergence(q, prior), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
+        assert_close(summed_divergence([(q, prior)]), kl_divergence(q, prior).sum(), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("name", ["loc", "scale", "centre"])
@@ -83,14 +103,14 @@ def test_a_prior_that_is_trained_gets_its_gradient(name):
         arguments = {"loc": tensor(*SHAPE), "scale": tensor(*SHAPE).exp(), name: trained}
         prior = Normal(**arguments).to_event(5)
     q = LogScaleNormal(tensor(*SHAPE), tensor(*SHAPE)).to_event(5)
-    ours, stock = (torch.autograd.grad(f(q, prior).sum(), trained) for f in (summed_divergence, kl_divergence))
-    assert_close(ours, stock)
+    divergences = summed_divergence([(q, prior)]), kl_divergence(q, prior).sum()
+    assert_close(*(torch.autograd.grad(divergence, trained) for divergence in divergences))
 
 
 def test_a_weight_of_zero_under_the_log_uniform_prior_stays_finite():
     loc = torch.zeros(3, requires_grad=True)
     log_scale = torch.full((3,), -2.0, requires_grad=True)
-    total = summed_divergence(LogScaleNormal(loc, log_scale).to_event(1), LogUniform().expand([3]).to_event(1))
+    total = summed_divergence([(LogScaleNormal(loc, log_scale).to_event(1), LogUniform().expand([3]).to_event(1))])
     total.backward()
     assert loc.grad is not None
     assert log_scale.grad is not None
@@ -101,7 +121,7 @@ def test_a_weight_of_zero_under_the_log_uniform_prior_stays_finite():
 
 def test_another_pair_takes_its_registered_divergence():
     q, p = Normal(tensor(4), tensor(4).exp()).to_event(1), Normal(tensor(4), tensor(4).exp()).to_event(1)
-    assert_close(summed_divergence(q, p), kl_divergence(q, p))
+    assert_close(summed_divergence([(q, p)]), kl_divergence(q, p))
 
 
 def test_a_sum_in_chunks_is_the_sum(monkeypatch):
@@ -138,11 +158,18 @@ def test_the_log_uniform_divergence_is_finite_at_any_signal_to_noise(dtype):
     scale = log_scale.detach().exp()
     counted = loc.detach().clamp(-1e18 * scale, 1e18 * scale)
     assert not torch.equal(counted, loc)
-    total = summed_divergence(LogScaleNormal(loc, log_scale), LogUniform().expand([25]))
+    total = summed_divergence([(LogScaleNormal(loc, log_scale), LogUniform().expand([25]))])
     stock = kl_divergence(Normal(counted, scale), LogUniform().expand([25])).sum()
     assert total.isfinite() and stock.isfinite()
     torch.testing.assert_close(total, stock)
     assert all(slope.isfinite().all() for slope in torch.autograd.grad(total, (loc, log_scale)))
+
+
+def test_the_limits_of_the_log_uniform_divergence_change_nothing_within():
+    """Where no weight is 0, a GPU, which is not asked, gets what a CPU gets."""
+    torch.manual_seed(0)
+    loc, scale = torch.randn(1000), torch.randn(1000).exp()
+    assert all(map(torch.equal, *(module._log_uniform_terms(loc, scale, limited) for limited in (False, True))))
 
 
 @pytest.mark.parametrize(("count", "start"), [(20, 0), (7, 0), (7, 8), (9, 15), (2, 5)])
@@ -170,7 +197,7 @@ def test_the_log_uniform_gradient_in_float32(powers, tolerance):
         loc = (signal.float() / 128).to(dtype).requires_grad_()  # s = 1/128, exactly
         log_scale = torch.full_like(loc, 1 / 128).log().requires_grad_()
         q = LogScaleNormal(loc, log_scale)
-        divergence = summed_divergence(q, LogUniform().expand(loc.shape))
+        divergence = summed_divergence([(q, LogUniform().expand(loc.shape))])
         gradients.append([each.double() for each in torch.autograd.grad(divergence, [loc, log_scale])])
     assert_close(*gradients, rtol=tolerance, atol=0)
 
@@ -184,7 +211,7 @@ def test_a_second_way_back_is_refused():
     sums = [
         LogScaleNormal(loc, log_scale, noise=noise).rsample().sum(),
         both.rsample().sum() + both.entropy().sum(),
-        summed_divergence(q, LogUniform().expand([3, 2])),
+        summed_divergence([(q, LogUniform().expand([3, 2]))]),
         chunked_sum(lambda rows: (rows.sum(), torch.ones_like(rows)), loc * 1),
     ]
     for total in sums:
