@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
-from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
+from dwp_pyro.distributions.log_scale_normal import log_scale_normals
 from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["MeanFieldNormal"]
@@ -76,15 +76,14 @@ class MeanFieldNormal(PyroModule):
         """
         # Each access is an effect that registers every parameter: one access, not one a site.
         locs, log_scales = dict(self.locs), dict(self.log_scales)
-        noise = dict(zip(locs, _noise(list(locs.values())), strict=True))
-        weights = {}
-        for site, key in self._keys.items():
-            loc, log_scale = locs[key], log_scales[key]
+        keys = list(self._keys.values())
+        for key in keys:
             # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
-            log_scale.detach().clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-            posterior = LogScaleNormal(loc, log_scale, noise=noise[key])
-            weights[site] = pyro.sample(site, posterior.to_event(loc.dim()))
-        return weights
+            log_scales[key].detach().clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
+        means = [locs[key] for key in keys]
+        posteriors = log_scale_normals(means, [log_scales[key] for key in keys], _noise(means))
+        sites = zip(self._keys, posteriors, strict=True)
+        return {site: pyro.sample(site, posterior.to_event(posterior.loc.dim())) for site, posterior in sites}
 
     @torch.no_grad()
     def set_scale(self, site: str, scale: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from dwp_pyro.distributions import summed_divergence as module
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
-from dwp_pyro.distributions.log_scale_normal import LogScaleNormal
+from dwp_pyro.distributions.log_scale_normal import LogScaleNormal, log_scale_normals
 from dwp_pyro.distributions.log_uniform import LogUniform
 from dwp_pyro.distributions.summed_divergence import chunked_sum, kernel_changes, summed_divergence
 
@@ -207,9 +207,9 @@ def test_a_second_way_back_is_refused():
     loc, log_scale = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
     noise = torch.randn(3, 2)
     q = LogScaleNormal(loc, log_scale)
-    both = LogScaleNormal(loc, log_scale, noise=noise)
+    alone, both = (log_scale_normals([loc], [log_scale], [noise])[0] for _ in range(2))
     sums = [
-        LogScaleNormal(loc, log_scale, noise=noise).rsample().sum(),
+        alone.rsample().sum(),
         both.rsample().sum() + both.entropy().sum(),
         summed_divergence([(q, LogUniform().expand([3, 2]))]),
         chunked_sum(lambda rows: (rows.sum(), torch.ones_like(rows)), loc * 1),
