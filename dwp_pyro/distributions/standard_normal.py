@@ -10,28 +10,36 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["standard_normals_like"]
+__all__ = ["fill_with_standard_normals", "standard_normals_like"]
 
 _SHARED_FROM = 100_000  # numbers: below, handing over takes longer
 
 
 def standard_normals_like(tensors: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-    """ε ~ N(0, I) in the shape of each. PyTorch draws on one core of a CPU; here two share all that is to be drawn,
-    each with a generator of its own.
+    """ε ~ N(0, I) in the shape of each; arguments are those of `fill_with_standard_normals`."""
+    noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+    fill_with_standard_normals(noise, generator)
+    return noise
+
+
+def fill_with_standard_normals(tensors: Sequence[Tensor], generator: torch.Generator | None = None) -> None:
+    """Write ε ~ N(0, I) over each. PyTorch draws on one core of a CPU; here two share the work, each with a generator
+    of its own.
 
     Args:
-        tensors: on one device.
+        tensors: on one device, contiguous.
         generator: of that device, from which all follows; None for PyTorch's own.
     """
-    noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
     total = sum(tensor.numel() for tensor in tensors)
     if total < _SHARED_FROM or any(tensor.device.type != "cpu" for tensor in tensors):
-        return [each.normal_(generator=generator) for each in noise]
+        for tensor in tensors:
+            tensor.normal_(generator=generator)
+        return
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
     left = (total + 1) // 2
-    for each in noise:
-        cut = min(left, each.numel())
-        for half, piece in zip(halves, each.view(-1).split((cut, each.numel() - cut)), strict=True):
+    for tensor in tensors:
+        cut = min(left, tensor.numel())
+        for half, piece in zip(halves, tensor.view(-1).split((cut, tensor.numel() - cut)), strict=True):
             half.append(piece)
         left -= cut
     seeds = torch.randint(2**32, (2,), generator=generator).tolist()
@@ -43,7 +51,6 @@ def standard_normals_like(tensors: Sequence[Tensor], generator: torch.Generator 
     else:
         for half, seed in zip(halves, seeds, strict=True):
             _fill(half, seed)
-    return noise
 
 
 def _fill(tensors: Sequence[Tensor], seed: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from dwp_pyro.distributions.standard_normal import standard_normals_like
+from dwp_pyro.distributions.standard_normal import fill_with_standard_normals
 
 __all__ = ["MovingNoise"]
 
@@ -78,5 +78,5 @@ class MovingNoise(Messenger):
     def _append(self, length: int, block: int) -> None:
         place = self._stream[self._end : self._end + length]
         seed = int(np.random.default_rng([self.seed, block, 3]).integers(2**32))
-        place.copy_(standard_normals_like([place], torch.Generator().manual_seed(seed))[0])
+        fill_with_standard_normals([place], torch.Generator().manual_seed(seed))
         self._end += length
