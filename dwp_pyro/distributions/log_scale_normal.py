@@ -92,7 +92,7 @@ class _Draws(torch.autograd.Function):
         by_draw, by_log_scale = gradients[: len(deviations)], list(gradients[len(deviations) :])
         for site, (deviation, outer) in enumerate(zip(deviations, by_draw, strict=True)):
             if outer is not None:
-                # Both in one pass, and in place, for new memory is slow; autograd refuses a second way back.
+                # Both in one pass, and in place, for new memory is slow; autograd refuses a second way back from any.
                 besides = by_log_scale[site]
                 if besides is None:
                     by_log_scale[site] = deviation.mul_(outer)

@@ -16,7 +16,7 @@ _SHARED_FROM = 100_000  # numbers: below, handing over takes longer
 
 
 def standard_normals_like(tensors: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-    """ε ~ N(0, I) in the shape of each; arguments are those of `fill_with_standard_normals`."""
+    """ε ~ N(0, I) in the shape of each, by `fill_with_standard_normals`."""
     noise = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
     fill_with_standard_normals(noise, generator)
     return noise

@@ -1,4 +1,4 @@
-"""Divergences summed over the weights of a site, and bounds summed over kernels: value and gradient in one go."""
+"""Divergences summed over the weights of sites, and bounds summed over kernels: value and gradient in one go."""
 
 from __future__ import annotations
 
@@ -155,8 +155,8 @@ class _NormalDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_mean, by_log_scale = _halves(ctx.saved_tensors)
         # Not written over: where the prior is around 0, these are the means themselves.
-        whole = (weighted * (factor * grad) for weighted, factor in zip(by_mean, ctx.factors, strict=True))
-        return None, None, *whole, *(_times(each, grad) for each in by_log_scale)
+        by_mean = [weighted * (factor * grad) for weighted, factor in zip(by_mean, ctx.factors, strict=True)]
+        return None, None, *by_mean, *(_times(each, grad) for each in by_log_scale)
 
 
 def _halves(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -172,16 +172,13 @@ def _times(tensor: Tensor, factor: Tensor) -> Tensor:
     return tensor if factor.device.type == "cpu" and factor.item() == 1 else tensor.mul_(factor)
 
 
-#: α counts as no less and no more: numbers in float32.
-_ALPHAS = (1e-36, 1e36)
-
-
 class _LogUniformDivergence(torch.autograd.Function):
     """Σ of Molchanov et al. 2017, eq. 14, but for its constant, over sites; α = (s/m)².
 
     By the means m of all sites, then their log s. softplus(−log α) is log (1 + α) − log α, and σ(x) is
     (1 + tanh x/2) / 2: fewer and cheaper passes. In float32 to 10⁻⁶ nats a weight, and the gradient to 10⁻⁵ of itself,
-    where |m| is less than a tenth of s to 2·10⁻³.
+    where |m| is less than a tenth of s to 2·10⁻³. An α beyond the largest number of its type counts as that, one below
+    the inverse as the inverse.
     """
 
     @staticmethod
@@ -191,12 +188,12 @@ class _LogUniformDivergence(torch.autograd.Function):
         total = means[0].new_zeros(())
         for loc, scale in zip(means, scales, strict=True):
             limited = loc.device.type != "cpu"  # where to ask would be to wait
-            terms = _log_uniform_terms(loc, scale, limited)
-            if not limited and not math.isfinite(terms[0].item()):  # α was no number: some m is 0, say
-                terms = _log_uniform_terms(loc, scale, limited=True)
-            total += terms[0]
-            by_mean.append(terms[1])
-            by_log_scale.append(terms[2])
+            value, *slopes = _log_uniform_terms(loc, scale, limited)
+            if not limited and not math.isfinite(value.item()):  # some α was no number: some m is 0, say
+                value, *slopes = _log_uniform_terms(loc, scale, limited=True)
+            total += value
+            by_mean.append(slopes[0])
+            by_log_scale.append(slopes[1])
         ctx.save_for_backward(*by_mean, *by_log_scale)
         return total
 
@@ -207,25 +204,32 @@ class _LogUniformDivergence(torch.autograd.Function):
 
 
 def _log_uniform_terms(loc: Tensor, scale: Tensor, limited: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum, [], and its gradients by m and log s; finite for any m if limited, which takes two passes more."""
+    """The sum, [], and its gradients by m and log s; finite for any m if limited, which takes three passes more."""
     k1, k2, k3 = APPROXIMATION
     factor = k1 * k3 / 2
     # Numbers as tensors: an operation would convert them each time.
     zero, one, shift, most = (loc.new_full((), number) for number in (0, 1, k2 / 2, -factor))
     alpha = scale / loc
     alpha.mul_(alpha)
-    if limited:
-        alpha.clamp_(*_ALPHAS)
     curve = alpha.log()
+    most_log = math.log(torch.finfo(loc.dtype).max)
+    if limited:
+        # The logarithms, not α itself: where it is infinite, no slope is left.
+        curve.clamp_(-most_log, most_log)
     total = curve.sum()
     torch.add(shift, curve, alpha=k3 / 2, out=curve).tanh_()
     total.add_(curve.sum(), alpha=k1)
     torch.add(one, alpha, out=alpha)
     # dKL/dlog s = 2 dKL/dlog α = −2 k₁ k₃ σ(x) (1 − σ(x)) − 1 / (1 + α), and by m it is −1/m times that
     by_log_scale = torch.addcmul(most, curve, curve, value=factor, out=curve).addcdiv_(one, alpha, value=-1)
-    total.sub_(alpha.log_().sum()).sub_(k1 * loc.numel()).mul_(-0.5)
+    alpha.log_()
+    if limited:
+        alpha.clamp_(max=most_log)
+    total.sub_(alpha.sum()).sub_(k1 * loc.numel()).mul_(-0.5)
     by_mean = torch.addcdiv(zero, by_log_scale, loc, value=-1, out=alpha)
-    return total, by_mean.nan_to_num_(0, 0, 0) if limited else by_mean, by_log_scale
+    if limited:
+        by_mean.nan_to_num_(0, 0, 0)  # m = 0
+    return total, by_mean, by_log_scale
 
 
 def chunked_sum(

@@ -91,8 +91,8 @@ class BatchedMeanFieldELBO(Trace_ELBO):
                 batches[key].append((prior, guide_site))
             else:
                 pairs[guide_site["scale"]].append((guide_site["fn"], site["fn"]))
-        for scale, those in pairs.items():
-            divergences[scale].append(summed_divergence(those))
+        for scale, sites in pairs.items():
+            divergences[scale].append(summed_divergence(sites))
         for (*_, scale), members in batches.items():
             divergences[scale].append(_bound_divergence(members, self.kernel_part))
         divergence: Any = self.beta * sum(scale * torch.stack(terms).sum() for scale, terms in divergences.items())

@@ -13,7 +13,7 @@ from dwp_pyro.distributions import summed_divergence as module
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.kernel_density import KernelGaussian
 from dwp_pyro.distributions.log_scale_normal import LogScaleNormal, log_scale_normals
-from dwp_pyro.distributions.log_uniform import LogUniform
+from dwp_pyro.distributions.log_uniform import APPROXIMATION, LogUniform
 from dwp_pyro.distributions.summed_divergence import chunked_sum, kernel_changes, summed_divergence
 
 SHAPE = (3, 2, 2, 2, 2)
@@ -70,6 +70,9 @@ def test_the_sites_of_all_kinds_together_are_the_sum():
         base = getattr(q, "base_dist", q)
         parameters += [base.loc, base.log_scale]
     ours, stock = summed_divergence(pairs), sum(kl_divergence(q, p).sum() for q, p in pairs)
+    stack = ours.grad_fn.next_functions[0][0]
+    nodes = [node.name() for node, _ in stack.next_functions]
+    assert nodes == ["SumBackward0", "_NormalDivergenceBackward", "_LogUniformDivergenceBackward"]
     assert_close(ours, stock, rtol=1e-10, atol=0)
     assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
 
@@ -150,25 +153,37 @@ def test_a_sum_in_chunks_is_the_sum(monkeypatch):
     assert_close(torch.autograd.grad(-2.0 * ours, wanted), torch.autograd.grad(-2.0 * whole, wanted))
 
 
+SCALES = [1e-12, 1e-6, 1.0, 1e6, 1e12]
+
+
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_log_uniform_divergence_is_finite_at_any_signal_to_noise(dtype):
-    """Every mean and scale that a guide can have, 0 among the means; |m|/s counts to 10¹⁸."""
-    loc = torch.tensor([0.0, 1e-30, -1e-12, 1.0, 1e12], dtype=dtype).repeat_interleave(5).requires_grad_()
-    log_scale = torch.tensor([1e-12, 1e-6, 1.0, 1e6, 1e12], dtype=dtype).log().repeat(5).requires_grad_()
-    scale = log_scale.detach().exp()
-    counted = loc.detach().clamp(-1e18 * scale, 1e18 * scale)
-    assert not torch.equal(counted, loc)
-    total = summed_divergence([(LogScaleNormal(loc, log_scale), LogUniform().expand([25]))])
-    stock = kl_divergence(Normal(counted, scale), LogUniform().expand([25])).sum()
-    assert total.isfinite() and stock.isfinite()
-    torch.testing.assert_close(total, stock)
-    assert all(slope.isfinite().all() for slope in torch.autograd.grad(total, (loc, log_scale)))
+@pytest.mark.parametrize("mean", [0.0, 1e-40, 1e-30, -1e-12, 1.0, 1e12, 1e25])
+def test_the_log_uniform_divergence_at_any_signal_to_noise(mean, dtype, zero):
+    """Every scale that a guide can have, alone and beside a mean of 0; the slopes are those of eq. 14 in float64."""
+    loc = torch.tensor([mean, *[0.0] * zero], dtype=dtype)
+    for number in SCALES:
+        log_scale = torch.full_like(loc, number).log()
+        m, r = (each.clone().requires_grad_() for each in (loc, log_scale))
+        total = summed_divergence([(LogScaleNormal(m, r), LogUniform().expand(loc.shape))])
+        slopes = torch.autograd.grad(total, (m, r))
+        t = 2 * (log_scale.double() - loc.double().abs().log())  # log α
+        k1, k2, k3 = APPROXIMATION
+        sigmoid = torch.sigmoid(-(k2 + k3 * t))
+        most = torch.tensor(torch.finfo(dtype).max).double().log()
+        value = k1 * sigmoid + 0.5 * nn.functional.softplus(-t.clamp(-most, most))
+        assert_close(total.double(), value.sum(), rtol=1e-5, atol=1e-5)
+        by_log_scale = -2 * k1 * k3 * sigmoid * (1 - sigmoid) - torch.sigmoid(-t)
+        by_mean = torch.where(loc == 0, 0, -by_log_scale / loc.double())
+        # Where α is beyond the numbers of the type, no slope is left: by m it was less than 1/s over the root of α.
+        assert_close(slopes[0].double(), by_mean, rtol=2e-3, atol=1 / (number * torch.finfo(dtype).max ** 0.5))
+        assert_close(slopes[1].double(), by_log_scale, rtol=2e-3, atol=2 / torch.finfo(dtype).max)
 
 
 def test_the_limits_of_the_log_uniform_divergence_change_nothing_within():
-    """Where no weight is 0, a GPU, which is not asked, gets what a CPU gets."""
+    """Where every α is a number, a GPU, which is not asked, gets what a CPU gets."""
     torch.manual_seed(0)
-    loc, scale = torch.randn(1000), torch.randn(1000).exp()
+    loc, scale = torch.randn(1000), (20 * torch.randn(1000)).exp().clamp(1e-12, 1e12)
     assert all(map(torch.equal, *(module._log_uniform_terms(loc, scale, limited) for limited in (False, True))))
 
 
