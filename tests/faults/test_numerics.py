@@ -43,11 +43,8 @@ def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch
         return randn(*shape, dtype=torch.double, generator=bits).to(dtype)
 
     monkeypatch.setattr(torch, "randn", noise)
-    for place in ("guides.mean_field", "distributions.kernel_vae"):
-        monkeypatch.setattr(
-            f"dwp_pyro.{place}.standard_normals_like",
-            lambda likes: [noise(*like.shape, dtype=like.dtype) for like in likes],
-        )
+    for place in ("guides.mean_field._noise", "distributions.kernel_vae.standard_normals_like"):
+        monkeypatch.setattr(f"dwp_pyro.{place}", lambda likes: [noise(*like.shape, dtype=like.dtype) for like in likes])
     torch.manual_seed(0)
     network = ResidualUNet3d(1, 2, (8, 16, 32, 64)).double()
     learned = None
@@ -79,7 +76,7 @@ def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch
                 model, guide, data, (data > 1).long(), torch.ones_like(data), torch.full((2,), 32.0**3, dtype=dtype)
             )
         )
-    assert abs(bounds[1] - bounds[0]) < 1e-4 * abs(bounds[0]), bounds
+    assert abs(bounds[1] - bounds[0]) < 2e-6 * abs(bounds[0]), bounds  # other noise would be farther off
 
 
 SVI = ("svi", "--n", "2", *TINY, "--members", "2")
