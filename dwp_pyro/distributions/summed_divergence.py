@@ -136,11 +136,12 @@ class _NormalDivergence(torch.autograd.Function):
         means, log_scales = _halves(parameters)
         by_mean, by_log_scale = [], []
         total = means[0].new_zeros(())
+        rest: Any = 0.0
         minus_one = means[0].new_full((), -1)
         for prior, scale, loc, log_scale in zip(priors, scales, means, log_scales, strict=True):
             deviation, weighted, precision, factor, constant = _quadratic(loc, prior)
             weighted_scale = scale if precision is None else scale * precision
-            total += constant - 0.5 * loc.numel()
+            rest = rest + constant - 0.5 * loc.numel()
             total -= log_scale.sum()
             total.add_(scale.flatten().dot(weighted_scale.flatten()), alpha=0.5 * factor)
             total.add_(deviation.flatten().dot(weighted.flatten()), alpha=0.5 * factor)
@@ -148,7 +149,7 @@ class _NormalDivergence(torch.autograd.Function):
             by_mean.append(weighted)
             by_log_scale.append(torch.addcmul(minus_one, scale, weighted_scale, value=factor))
         ctx.save_for_backward(*by_mean, *by_log_scale)
-        return total
+        return total + rest
 
     @staticmethod
     @once_differentiable
@@ -184,52 +185,46 @@ class _LogUniformDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, priors: Sequence[Any], scales: Sequence[Tensor], *parameters: Tensor) -> Tensor:
         means, _ = _halves(parameters)
+        k1, k2, k3 = APPROXIMATION
+        steepest = k1 * k3 / 2
+        # Numbers as tensors: an operation would convert them each time.
+        numbers = (0, 1, k2 / 2, -steepest)
+        zero, one, shift, minus_steepest = (means[0].new_full((), number) for number in numbers)
         by_mean, by_log_scale = [], []
-        total = means[0].new_zeros(())
+        log_alphas, curves, log_wholes = [], [], []  # summed
         for loc, scale in zip(means, scales, strict=True):
+            alpha = scale / loc
+            alpha.mul_(alpha)
+            curve = alpha.log()
+            most = math.log(torch.finfo(loc.dtype).max)
             limited = loc.device.type != "cpu"  # where to ask would be to wait
-            value, *slopes = _log_uniform_terms(loc, scale, limited)
-            if not limited and not math.isfinite(value.item()):  # some α was no number: some m is 0, say
-                value, *slopes = _log_uniform_terms(loc, scale, limited=True)
-            total += value
-            by_mean.append(slopes[0])
-            by_log_scale.append(slopes[1])
+            if not limited:
+                log_alpha = curve.sum()
+                limited = not math.isfinite(log_alpha.item())  # some m is 0, say
+            if limited:
+                # The logarithms, not α itself: where it is infinite, no slope is left.
+                log_alpha = curve.clamp_(-most, most).sum()
+            log_alphas.append(log_alpha)
+            torch.add(shift, curve, alpha=k3 / 2, out=curve).tanh_()
+            curves.append(curve.sum())
+            whole = torch.add(one, alpha, out=alpha)
+            # dKL/dlog s = 2 dKL/dlog α = −2 k₁ k₃ σ(x) (1 − σ(x)) − 1 / (1 + α), and by m it is −1/m times that
+            torch.addcmul(minus_steepest, curve, curve, value=steepest, out=curve)
+            by_log_scale.append(curve.addcdiv_(one, whole, value=-1))
+            whole.log_()
+            log_wholes.append((whole.clamp_(max=most) if limited else whole).sum())
+            slope = torch.addcdiv(zero, curve, loc, value=-1, out=whole)
+            by_mean.append(slope.nan_to_num_(0, 0, 0) if limited else slope)
         ctx.save_for_backward(*by_mean, *by_log_scale)
+        softplus = torch.stack(log_wholes) - torch.stack(log_alphas)  # first, for they may be large
+        weights = sum(loc.numel() for loc in means)
+        total: Tensor = 0.5 * (softplus.sum() + k1 * (weights - torch.stack(curves).sum()))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(_times(each, grad) for each in ctx.saved_tensors)
-
-
-def _log_uniform_terms(loc: Tensor, scale: Tensor, limited: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum, [], and its gradients by m and log s; finite for any m if limited, which takes three passes more."""
-    k1, k2, k3 = APPROXIMATION
-    factor = k1 * k3 / 2
-    # Numbers as tensors: an operation would convert them each time.
-    zero, one, shift, most = (loc.new_full((), number) for number in (0, 1, k2 / 2, -factor))
-    alpha = scale / loc
-    alpha.mul_(alpha)
-    curve = alpha.log()
-    most_log = math.log(torch.finfo(loc.dtype).max)
-    if limited:
-        # The logarithms, not α itself: where it is infinite, no slope is left.
-        curve.clamp_(-most_log, most_log)
-    total = curve.sum()
-    torch.add(shift, curve, alpha=k3 / 2, out=curve).tanh_()
-    total.add_(curve.sum(), alpha=k1)
-    torch.add(one, alpha, out=alpha)
-    # dKL/dlog s = 2 dKL/dlog α = −2 k₁ k₃ σ(x) (1 − σ(x)) − 1 / (1 + α), and by m it is −1/m times that
-    by_log_scale = torch.addcmul(most, curve, curve, value=factor, out=curve).addcdiv_(one, alpha, value=-1)
-    alpha.log_()
-    if limited:
-        alpha.clamp_(max=most_log)
-    total.sub_(alpha.sum()).sub_(k1 * loc.numel()).mul_(-0.5)
-    by_mean = torch.addcdiv(zero, by_log_scale, loc, value=-1, out=alpha)
-    if limited:
-        by_mean.nan_to_num_(0, 0, 0)  # m = 0
-    return total, by_mean, by_log_scale
 
 
 def chunked_sum(

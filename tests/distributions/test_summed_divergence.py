@@ -180,11 +180,16 @@ def test_the_log_uniform_divergence_at_any_signal_to_noise(mean, dtype, zero):
         assert_close(slopes[1].double(), by_log_scale, rtol=2e-3, atol=2 / torch.finfo(dtype).max)
 
 
-def test_the_limits_of_the_log_uniform_divergence_change_nothing_within():
-    """Where every α is a number, a GPU, which is not asked, gets what a CPU gets."""
+def test_a_mean_of_0_changes_nothing_for_other_weights_under_the_log_uniform_prior():
+    """It brings limits with it, those that a GPU, which is not asked, always has."""
     torch.manual_seed(0)
-    loc, scale = torch.randn(1000), (20 * torch.randn(1000)).exp().clamp(1e-12, 1e12)
-    assert all(map(torch.equal, *(module._log_uniform_terms(loc, scale, limited) for limited in (False, True))))
+    loc, log_scale = torch.randn(1000), (20 * torch.randn(1000)).clamp(-27, 27)
+    gradients = []
+    for zeros in (0, 1):
+        parameters = [torch.cat([part, torch.zeros(zeros)]).requires_grad_() for part in (loc, log_scale)]
+        total = summed_divergence([(LogScaleNormal(*parameters), LogUniform().expand([1000 + zeros]))])
+        gradients.append([slope[:1000] for slope in torch.autograd.grad(total, parameters)])
+    assert_close(*gradients)
 
 
 @pytest.mark.parametrize(("count", "start"), [(20, 0), (7, 0), (7, 8), (9, 15), (2, 5)])
