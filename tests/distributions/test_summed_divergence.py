@@ -43,15 +43,17 @@ PRIORS = {
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_it_is_the_sum_of_the_registered_divergence(name):
-    """In value and in gradient, also where a factor β stands before it."""
+    """In value and in gradient, also where a factor β stands before it; the parameters stay as they are."""
     torch.manual_seed(0)
     prior = PRIORS[name]()
     parameters = [tensor(*SHAPE).requires_grad_(), tensor(*SHAPE).requires_grad_()]
+    before = [each.detach().clone() for each in parameters]
     q = LogScaleNormal(*parameters).to_event(5)
     ours, stock = summed_divergence([(q, prior)]), kl_divergence(q, prior).sum()
     assert ours.dim() == 0
     assert_close(ours, stock, rtol=1e-10, atol=0)
     assert_close(torch.autograd.grad(0.7 * ours, parameters), torch.autograd.grad(0.7 * stock, parameters))
+    assert all(map(torch.equal, parameters, before))
 
 
 def test_the_sites_of_all_kinds_together_are_the_sum():
