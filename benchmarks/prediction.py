@@ -45,7 +45,7 @@ class Volume:
 
 def rows(device: torch.device) -> Iterator[Row]:
     volume = Volume(device=device)
-    for samples, rounds in ((1, 7), (3, 4)):
+    for samples, rounds in ((1, 12), (3, 4)):
         sides = {"a pass": volume.deterministic, "ours": lambda samples=samples: volume.bayesian(samples)}
         seconds = time_in_turns(sides, rounds, device)
         note = f"{statistics.median(seconds['ours']):.1f} s; a pass {statistics.median(seconds['a pass']):.1f} s"

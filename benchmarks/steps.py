@@ -155,7 +155,7 @@ def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
                     sides["stock"] = stock
                 limit = small_target if small else target
                 # Steps vary by a tenth: the less a side may add, the more rounds tell whether it does.
-                rounds = 60 if target < 1.2 else 30
+                rounds = 50 if target < 1.2 else 30
                 seconds = time_in_turns(sides, 2 * rounds if small else rounds, device)
                 note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
                 figures = ratio(seconds["ours"], seconds["deterministic"])
