@@ -102,7 +102,7 @@ def posterior_predictive(
             compared = beside.submit(compare, segmented)
         compared.result()
     mean = total.div_(passes)
-    entropy = _entropy(mean)
+    entropy = _entropy(mean) if passes > 1 else entropies  # of one pass it is known
     # Jensen's inequality makes it positive; rounding may not.
     mutual_information = (entropy - entropies / passes).clamp_min(0)
     return Moments(mean, entropy, mutual_information, tuple(masks.mean() for masks in segmentations))
