@@ -81,7 +81,7 @@ class _Draws(torch.autograd.Function):
     def forward(ctx: Any, scales: Sequence[Tensor], noise: Sequence[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         locs, log_scales = parameters[: len(scales)], parameters[len(scales) :]
-        deviations = [one * scale for one, scale in zip(noise, scales, strict=True)]
+        deviations = [epsilon * scale for epsilon, scale in zip(noise, scales, strict=True)]
         ctx.save_for_backward(*deviations)
         return *(loc + deviation for loc, deviation in zip(locs, deviations, strict=True)), *log_scales
 

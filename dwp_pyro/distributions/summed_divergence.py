@@ -207,7 +207,7 @@ class _LogUniformDivergence(torch.autograd.Function):
             log_alphas.append(log_alpha)
             torch.add(shift, curve, alpha=k3 / 2, out=curve).tanh_()
             curves.append(curve.sum())
-            whole = torch.add(one, alpha, out=alpha)
+            whole = torch.add(one, alpha, out=alpha)  # 1 + α
             # dKL/dlog s = 2 dKL/dlog α = −2 k₁ k₃ σ(x) (1 − σ(x)) − 1 / (1 + α), and by m it is −1/m times that
             torch.addcmul(minus_steepest, curve, curve, value=steepest, out=curve)
             by_log_scale.append(curve.addcdiv_(one, whole, value=-1))
