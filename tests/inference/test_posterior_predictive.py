@@ -39,9 +39,10 @@ def image() -> torch.Tensor:
     return torch.randn(2, 16, 16, 16)
 
 
-def test_moments_are_those_of_the_samples(image):
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_moments_are_those_of_the_samples(image, samples):
     posterior = make_posterior(0.2)
-    seeds = range(5)
+    seeds = range(samples)
     moments = posterior_predictive(posterior, image, seeds)
     with torch.no_grad():
         p = torch.stack([posterior.logits(image[None], posterior.draw(s)).softmax(1)[0, 1:] for s in seeds])
@@ -53,7 +54,7 @@ def test_moments_are_those_of_the_samples(image):
     torch.testing.assert_close(moments.entropy, entropy(p.mean(0)), atol=1e-4, rtol=0)
     expected = entropy(p.mean(0)) - entropy(p).mean(0)
     torch.testing.assert_close(moments.mutual_information, expected.clamp_min(0), atol=1e-4, rtol=0)
-    assert float(moments.mutual_information.max()) > 0.01
+    assert (float(moments.mutual_information.max()) > 0.01) == (samples > 1)  # one sample agrees with itself
     assert float(moments.entropy.max()) <= math.log(2) + 1e-6
 
 
