@@ -1,6 +1,8 @@
 """Streaming moments against their definition, and one kernel sample for a whole scan."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 
@@ -9,6 +11,7 @@ import torch
 
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference import posterior_predictive as module
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
 from dwp_pyro.models.blocks import kernel_sites
@@ -239,6 +242,25 @@ def test_while_a_pass_goes_on_members_have_their_own_weights(image):
         hook.remove()
     assert len(seen) > 10
     assert all(torch.equal(each[name], own[name]) for each in seen for name in own)
+
+
+def test_draws_beside_the_passes_change_nothing(image, monkeypatch):
+    """As for a GPU; on a CPU, where a thread more would slow the passes, there is none."""
+    posterior, threads = make_posterior(0.2), []
+
+    def moments():
+        return posterior_predictive(
+            posterior, image, range(4), advance=lambda: threads.append(threading.active_count())
+        )
+
+    before, on_one = threading.active_count(), moments()
+    assert threads == [before] * 4
+    monkeypatch.setattr(module, "_AtOnce", lambda: ThreadPoolExecutor(1))
+    beside = moments()
+    assert threads[4:] == [before + 1] * 4
+    for name in ("probability", "entropy", "mutual_information"):
+        assert torch.equal(getattr(beside, name), getattr(on_one, name))
+    assert beside.agreement == on_one.agreement
 
 
 def test_a_voxel_without_doubt_has_no_entropy(image, monkeypatch):
