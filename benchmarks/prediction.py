@@ -53,7 +53,7 @@ class Volume:
 def rows(device: torch.device) -> Iterator[Row]:
     volume = Volume(_TIMED[device.type], device)
     times = _WINDOWS[_SHAPE] / _WINDOWS[_TIMED[device.type]]
-    for samples, rounds in ((1, 60), (3, 20)):
+    for samples, rounds in ((1, 40), (3, 12)):
 
         def passes(samples: int = samples) -> None:
             for _ in range(samples):

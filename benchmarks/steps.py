@@ -155,8 +155,8 @@ def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
                     sides["stock"] = stock
                 limit = small_target if small else target
                 # Steps vary by a tenth: the less a side may add, the more rounds tell whether it does.
-                rounds = 50 if target < 1.2 else 30
-                seconds = time_in_turns(sides, 2 * rounds if small else rounds, device)
+                rounds = 30 if target > 1.2 else 50 if target > 1.1 else 70
+                seconds = time_in_turns(sides, rounds + 40 if small else rounds, device)
                 note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
                 figures = ratio(seconds["ours"], seconds["deterministic"])
                 yield Row(f"SVI step, {what}; {where}", "deterministic step", limit, *figures, note)
