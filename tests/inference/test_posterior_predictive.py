@@ -247,17 +247,18 @@ def test_while_a_pass_goes_on_members_have_their_own_weights(image):
 def test_draws_beside_the_passes_change_nothing(image, monkeypatch):
     """As for a GPU; on a CPU, where a thread more would slow the passes, there is none."""
     posterior, threads = make_posterior(0.2), []
+    draw = posterior.draw
 
-    def moments():
-        return posterior_predictive(
-            posterior, image, range(4), advance=lambda: threads.append(threading.active_count())
-        )
+    def noted(*arguments):
+        threads.append(threading.current_thread())
+        return draw(*arguments)
 
-    before, on_one = threading.active_count(), moments()
-    assert threads == [before] * 4
+    monkeypatch.setattr(posterior, "draw", noted)
+    on_one = posterior_predictive(posterior, image, range(4))
+    assert threads == [threading.current_thread()] * 4
     monkeypatch.setattr(module, "_AtOnce", lambda: ThreadPoolExecutor(1))
-    beside = moments()
-    assert threads[4:] == [before + 1] * 4
+    beside = posterior_predictive(posterior, image, range(4))
+    assert len(threads) == 8 and threading.current_thread() not in threads[4:]
     for name in ("probability", "entropy", "mutual_information"):
         assert torch.equal(getattr(beside, name), getattr(on_one, name))
     assert beside.agreement == on_one.agreement
