@@ -49,7 +49,10 @@ DATASETS = (
 )
 
 #: Names of the networks; the networks themselves are in `models.networks`.
-NETWORKS = ("residual-unet", "unet", "segresnet", "dynunet", "basicunet")
+NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet")
+
+#: Networks that have a short form.
+SHORT_FORMS = ("residual-unet", "paper-unet")
 
 #: What a run can be exported as; see `pipeline.export`.
 EXPORT_FORMATS = ("monai-bundle", "nnunet")
@@ -205,27 +208,49 @@ class DataSettings(Settings):
     split: str | None = setting(
         None, "JSON file with the case ids of 'train', 'test' and, if you like, 'validation'.  [default: by seed]"
     )
-    validation: int = setting(4, "Validation cases, where the split file names none.", minimum=0)
+    validation: int = setting(
+        4, "Validation cases (patients, where one has several scans), where the split file names none.", minimum=0
+    )
     modality: tuple[str, ...] = setting(("flair",), "Modalities, by commas: flair, t1, t1ce, t2.")
     region: tuple[str, ...] | None = setting(
         None,
-        "What to segment, several by commas, which may overlap: whole, core, enhancing of a tumour; lesion; or a "
-        "label's own name.  [default: whole, or the first label]",
+        "What to segment, several by commas: whole, core, enhancing of a tumour; lesion; or a label's own name. "
+        "Regions that share no label value exclude each other.  [default: the whole of a tumour, else every label]",
     )
-    spacing: float | None = setting(None, "Resample to cubic voxels of this side, in mm.  [default: as scanned]")
-    patch: int = setting(64, "Side of a training patch, in voxels; smaller scans are taken whole.", minimum=16)
+    spacing: float | None = setting(
+        None,
+        "Resample to cubic voxels of this side, in mm; 0 keeps those of the scans.  [default: the finest side of the "
+        "median scan, or coarser, until the median structure fills no more than three quarters of a patch's side]",
+        minimum=0,
+    )
+    patch: int = setting(
+        32,
+        "Side of a training patch, in voxels; smaller scans are taken whole. A larger one allows smaller voxels.",
+        minimum=16,
+    )
+    mirror: tuple[str, ...] = setting(
+        ("x",),
+        "Axes along which half of the patches are mirrored: x left-right, y front-back, z up-down, by commas; or none.",
+        choices=("x", "y", "z", "none"),
+    )
     seed: int = setting(
         0, "Seed of the split, the initialisation, the patches and every sample.", minimum=0, maximum=_MAX_SEED
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.spacing is not None and not 0 < self.spacing < 1000:
-            raise ConfigError(f"spacing: must be a positive number of mm, got {self.spacing:g}")
+        if self.spacing is not None and not self.spacing < 1000:
+            raise ConfigError(f"spacing: must be a number of mm below 1000, got {self.spacing:g}")
+        if "none" in self.mirror and len(self.mirror) > 1:
+            raise ConfigError(f"mirror: 'none' stands alone, got {','.join(self.mirror)}")
         if not all(self.modality):
             raise ConfigError("modality: an empty name; give for example flair or t1,flair")
         parse_label_map(self.label_map or ())
-        for name, values in (("modality", self.modality), ("region", self.region or ())):
+        for name, values in (
+            ("modality", self.modality),
+            ("region", self.region or ()),
+            ("mirror", self.mirror),
+        ):
             if len(set(values)) != len(values):
                 raise ConfigError(f"{name}: named twice in {','.join(values)}")
 
@@ -242,13 +267,13 @@ class DataSettings(Settings):
 class TrainingSettings(DataSettings):
     network: str = setting(
         "residual-unet",
-        "The residual U-Net of the deep-weight-prior papers, or one of MONAI's networks.",
+        "A residual U-Net, the form of it that the deep-weight-prior paper published (paper-unet), or one of MONAI's.",
         choices=NETWORKS,
     )
     widths: tuple[int, ...] = setting(
         (16, 32, 64, 128), "Channels of the network at its four resolutions, by commas.", minimum=1, maximum=4096
     )
-    short: bool = setting(False, "Six down blocks instead of nine (residual-unet).")
+    short: bool = setting(False, "Six down blocks instead of nine (residual-unet, paper-unet).")
     blocks: str | None = setting(
         None,
         "YAML file that puts the network's kernels into prior blocks: block: [prefix of parameter names, ...].  "
@@ -262,9 +287,12 @@ class TrainingSettings(DataSettings):
         maximum=0.9,
     )
     likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
+    dice_weight: float = setting(
+        0.5, "Share of the Dice loss in dice-ce, beside the cross-entropy.", minimum=0, maximum=1
+    )
     steps: int = setting(300, "Optimisation steps.", minimum=1)
-    batch_size: int = setting(1, "Patches a step.", minimum=1, maximum=4096)
-    learning_rate: float = setting(2e-3, "Highest learning rate of AdamW.", minimum=0)
+    batch_size: int = setting(2, "Patches a step.", minimum=1, maximum=4096)
+    learning_rate: float = setting(4e-3, "Highest learning rate of AdamW.", minimum=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW, on deterministic weights.", minimum=0)
     precision: str = setting("float32", _PRECISION, choices=("float32", "bf16"))
 
@@ -272,8 +300,8 @@ class TrainingSettings(DataSettings):
         super().__post_init__()
         if len(self.widths) != 4:
             raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
-        if self.short and self.network != "residual-unet":
-            raise ConfigError(f"short: is a form of residual-unet; leave it out for {self.network}")
+        if self.short and self.network not in SHORT_FORMS:
+            raise ConfigError(f"short: is a form of {' and '.join(SHORT_FORMS)}; leave it out for {self.network}")
         first = self.widths[0]
         if self.network == "segresnet" and (first % 8 or self.widths != tuple(first * 2**level for level in range(4))):
             raise ConfigError(
@@ -326,7 +354,9 @@ class FitPriorConfig(TrainingSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings(TrainingSettings):
-    n: int = setting(5, "Training cases: the first n of the seed's permutation.", minimum=1)
+    n: int = setting(
+        5, "Training cases (patients, where one has several scans): the first n of the seed's permutation.", minimum=1
+    )
     steps: int = setting(600, "Optimisation steps, of all members together.", minimum=1)
     members: int | None = setting(
         None,
@@ -381,9 +411,9 @@ class SviConfig(TargetSettings):
     )
     init: str | None = setting(
         None,
-        "First posterior means: draws of the kernel prior, the source network, or He initialisation.  "
-        "[default: source for a centred prior, prior for a learned one, else he]",
-        choices=("prior", "source", "he"),
+        "First posterior means: draws of the kernel prior, the source network, or a random start of the network.  "
+        "[default: source for a centred prior, prior for a learned one, else random]",
+        choices=("prior", "source", "random"),
     )
     init_scale: float = setting(
         0.03,
@@ -413,7 +443,7 @@ class SviConfig(TargetSettings):
             self,
             centre=centre,
             prior_scale=self.prior_scale or (_CENTRED_SCALE if centre == "source" else 1.0),
-            init=self.init or ("source" if centre == "source" else "prior" if learned else "he"),
+            init=self.init or ("source" if centre == "source" else "prior" if learned else "random"),
             members=self.members or (_CENTRED_MEMBERS if centre == "source" else 1),
         )
 
@@ -431,7 +461,7 @@ class FinetuneConfig(TargetSettings):
 
     init: str = setting(
         "random",
-        "First weights: He initialisation, the source network's, or kernels drawn from the kernel prior.",
+        "First weights: a random start of the network, the source network's, or kernels drawn from the kernel prior.",
         choices=("random", "source", "prior"),
     )
     train: str = setting("all", "Train every block, or the first and last alone.", choices=("all", "ends"))

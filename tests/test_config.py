@@ -39,7 +39,11 @@ def test_changes_win_over_the_file(tmp_path):
         ({"modality": "flair"}, "modality: expected a list"),
         ({"modality": ["flair", "flair"]}, "named twice"),
         ({"widths": [8, 16]}, "four numbers"),
-        ({"spacing": 0.0}, "spacing: must be a positive"),
+        ({"spacing": -1.0}, "spacing: must be at least 0"),
+        ({"spacing": 1000.0}, "spacing: must be a number of mm below 1000"),
+        ({"mirror": ["none", "x"]}, "mirror: 'none' stands alone"),
+        ({"mirror": ["w"]}, "mirror: 'w' is not one of x, y, z, none"),
+        ({"dice_weight": 1.5}, "dice-weight: must be at most 1"),
         ({"anneal": 1.5}, "from 0 to 1"),
         ({"prior": "flow", "particles": 2}, "'flow' is no VAE"),
         ({"prior": "normal", "train_reverse_model": True}, "'normal' is no VAE"),
@@ -89,7 +93,7 @@ def test_defaults_of_svi_that_depend_on_the_prior():
     """A learned prior is put around the source network, and starts there; what is given stays."""
     dwp, normal = SviConfig().resolved(), SviConfig(prior="normal").resolved()
     assert (dwp.centre, dwp.init, dwp.prior_scale) == ("source", "source", 0.55)
-    assert (normal.centre, normal.init, normal.prior_scale) == ("none", "he", 1.0)
+    assert (normal.centre, normal.init, normal.prior_scale) == ("none", "random", 1.0)
     alone = SviConfig(centre="none").resolved()
     assert (alone.centre, alone.init, alone.prior_scale) == ("none", "prior", 1.0)
     assert SviConfig(init="prior", prior_scale=2.0).resolved().init == "prior"

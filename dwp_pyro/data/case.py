@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from dwp_pyro.data.regions import IGNORE
 from dwp_pyro.errors import DataError
@@ -53,8 +54,9 @@ class Case:
         id: its name in the data set, unique there.
         images: modality (flair, t1, t1ce, t2, …) → file.
         label: file of the label, where there is one.
-        brain: file of the brain mask, where there is one; else the brain is where an image is not 0.
+        brain: file of the brain mask, where there is one; see `read_case` for cases without.
         channels: modality → its place in the file, from 0, where one four-dimensional file holds several.
+        patient: Name of the patient, where several cases are visits of one; "" for a patient of one case.
     """
 
     id: str
@@ -62,6 +64,7 @@ class Case:
     label: Path | None = None
     brain: Path | None = None
     channels: Mapping[str, int] = field(default_factory=dict)
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,8 @@ def read_case(
             _check_same_grid(volume, case.images[name], first, reference)
             plane[:] = volume.data
     if case.brain is None:
-        brain = (stack != 0).any(0)
+        # Air within the head, and dark fluid within a brain, belong to it.
+        brain = ndimage.binary_fill_holes((stack != 0).any(0))
     else:
         mask = read_volume(case.brain)
         _check_same_grid(mask, case.brain, first, reference)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dwp_pyro.data.case import Case
+from dwp_pyro.data.regions import default_regions
 from dwp_pyro.errors import DataError
 
 __all__ = ["DataSet", "Found", "Layout"]
@@ -52,7 +53,7 @@ class DataSet:
         layout: its name.
         cases: sorted by id.
         labels: label value → structure, background left out; see `regions.structure`.
-        regions: region → the label values that make it up; the first is the default.
+        regions: region → the label values that make it up.
     """
 
     root: Path
@@ -66,8 +67,13 @@ class DataSet:
         """The cases by their ids."""
         return {case.id: case for case in self.cases}
 
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case id → patient; a case that names none is a patient of its own."""
+        return {case.id: case.patient or case.id for case in self.cases}
+
     def region_values(self, regions: Sequence[str] | None) -> dict[str, frozenset[int]]:
-        """The label values of some regions, or of the default one alone.
+        """The label values of some regions, or of the default ones: the whole of a tumour; else every label.
 
         Raises:
             DataError: if the data set has no such region, or no labels at all.
@@ -77,7 +83,7 @@ class DataSet:
                 f"{self.root}: there is nothing to learn, for no case has a label file, or --label-map leaves no "
                 "label but background and ignore; add labels, or name them"
             )
-        chosen = [next(iter(self.regions))] if regions is None else regions
+        chosen = default_regions(self.regions) if regions is None else regions
         for name in chosen:
             if name not in self.regions:
                 known = ", ".join(self.regions)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from dwp_pyro.errors import ConfigError
 
-__all__ = ["BACKGROUND", "IGNORE", "parse_label_map", "regions_of", "structure"]
+__all__ = ["BACKGROUND", "IGNORE", "default_regions", "parse_label_map", "regions_of", "structure"]
 
 BACKGROUND = "background"
 
@@ -61,7 +61,7 @@ def _words(name: str) -> str:
 
 
 def regions_of(labels: Mapping[int, str]) -> dict[str, frozenset[int]]:
-    """The regions that labels make up, each with its label values; the first is the default.
+    """The regions that labels make up, each with its label values.
 
     Structures of a tumour, two at least: whole, all of them; core, whole − oedema; enhancing. A resection cavity
     may stand beside them and belongs to none. Anything else: each structure by its own name, and of several "all".
@@ -77,6 +77,15 @@ def regions_of(labels: Mapping[int, str]) -> dict[str, frozenset[int]]:
         regions = {"whole": whole, "core": whole - of.get("oedema", frozenset())}
         return regions | ({"enhancing": of["enhancing"]} if "enhancing" in of else {})
     return of | ({"all": _union(of.values())} if len(of) > 1 else {})
+
+
+def default_regions(regions: Mapping[str, frozenset[int]]) -> list[str]:
+    """What is segmented where nothing else is asked for: all regions if they exclude each other, "all" aside; else,
+    as of a tumour, the first, which is the whole.
+    """
+    names = [name for name in regions if name != "all"]
+    sets = [regions[name] for name in names]
+    return names if sum(map(len, sets)) == len(_union(sets)) else names[:1]
 
 
 def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:

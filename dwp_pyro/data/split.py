@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ _TEST_PART = 0.2
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids by role; no case has two.
+    """Case ids by role; no case has two, and no patient.
 
-    Training sets are nested: with the same seed, the n first of a larger training set are the smaller one.
+    Training sets are nested: with the same seed, the n first patients of a larger training set are the smaller one.
     """
 
     train: tuple[str, ...]
@@ -32,23 +32,24 @@ class Split:
         return {role: list(ids) for role, ids in asdict(self).items()}
 
 
-def seeded_split(ids: Sequence[str], n: int | None, validation: int, seed: int) -> Split:
-    """A fifth of the seed's permutation for testing, then the validation cases, then the first n of the rest.
+def seeded_split(patients: Mapping[str, str], n: int | None, validation: int, seed: int) -> Split:
+    """A fifth of the seed's permutation of patients for testing, then the validation patients, then the first n others.
 
     Args:
-        ids: of all cases.
-        n: training cases; None takes all.
-        validation: validation cases.
-        seed: of the permutation.
+        patients: Case id → patient; all cases of a patient have one role.
+        n: Training patients; None takes all.
+        validation: Validation patients.
+        seed: Seed of the permutation.
 
     Raises:
-        DataError: if there are too few cases.
+        DataError: if there are too few patients.
     """
-    order = _permutation(ids, seed)
+    order = _permutation(patients.values(), seed)
     tested = round(_TEST_PART * len(order))
     rest = order[tested + validation :]
     taken = f"of {len(order)} cases {tested} test and {validation} validate (--validation)"
-    return Split(_first(rest, n, taken), tuple(order[tested : tested + validation]), tuple(order[:tested]))
+    roles = _first(rest, n, taken), order[tested : tested + validation], order[:tested]
+    return Split(*(_cases_of(role, patients) for role in roles))
 
 
 def read_roles(path: Path, error: type[UserError] = DataError) -> dict[str, list[str]]:
@@ -65,48 +66,62 @@ def read_roles(path: Path, error: type[UserError] = DataError) -> dict[str, list
     return lists
 
 
-def read_split(path: Path, ids: Sequence[str], n: int | None, validation: int, seed: int) -> Split:
+def read_split(path: Path, patients: Mapping[str, str], n: int | None, validation: int, seed: int) -> Split:
     """The split that a file says; see `read_roles`.
 
-    Without "validation", the last of the seed's permutation of the training cases validate.
+    Without "validation", the last of the seed's permutation of the training patients validate.
 
     Args:
-        path: of the file.
-        ids: of all cases.
-        n: training cases, the first of the seed's permutation; None takes all.
-        validation: validation cases, where the file names none.
-        seed: of the permutation.
+        path: Split file.
+        patients: Case id → patient, of all cases.
+        n: Training patients, the first of the seed's permutation; None takes all.
+        validation: Validation patients, where the file names none.
+        seed: Seed of the permutation.
 
     Raises:
-        DataError: naming the file, if it cannot be read, names a case that is not there or one twice, or has too
-            few training cases.
+        DataError: naming the file, if it cannot be read, names a case that is not there or one twice, gives a patient
+            two roles, or has too few training patients.
     """
     given = read_roles(path)
     lists = {role: given.get(role, []) for role in ("train", "validation", "test")}
     named = [name for names in lists.values() for name in names]
     for name in named:
-        if name not in ids:
+        if name not in patients:
             raise DataError(f"{path}: case '{name}' is not among the scans; correct the file or the --root")
         if named.count(name) > 1:
             raise DataError(f"{path}: case '{name}' is named twice; a case has one role")
-    order = _permutation(lists["train"], seed)
+    roles: dict[str, str] = {}
+    for role, names in lists.items():
+        for name in names:
+            if roles.setdefault(patients[name], role) != role:
+                raise DataError(
+                    f"{path}: patient '{patients[name]}' has cases in '{roles[patients[name]]}' and in '{role}'; "
+                    "give all of a patient's cases one role"
+                )
+    of_train = {name: patients[name] for name in lists["train"]}
+    order = _permutation(of_train.values(), seed)
     if "validation" not in given and validation:
-        lists["validation"] = order[-validation:]
+        lists["validation"] = [*_cases_of(order[-validation:], of_train)]
         order = order[:-validation]
     try:
         taken = f"beside {len(lists['validation'])} that validate (--validation, or 'validation' in the file)"
-        return Split(_first(order, n, taken), tuple(lists["validation"]), tuple(lists["test"]))
+        train = _cases_of(_first(order, n, taken), of_train)
+        return Split(train, tuple(lists["validation"]), tuple(lists["test"]))
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
 
 
-def _permutation(ids: Sequence[str], seed: int) -> list[str]:
-    ordered = sorted(ids)
+def _cases_of(chosen: Iterable[str], patients: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(case for patient in chosen for case in sorted(patients) if patients[case] == patient)
+
+
+def _permutation(names: Iterable[str], seed: int) -> list[str]:
+    ordered = sorted(set(names))
     return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
 
 
-def _first(ids: Sequence[str], n: int | None, taken: str) -> tuple[str, ...]:
+def _first(patients: Sequence[str], n: int | None, taken: str) -> Sequence[str]:
     wanted = 1 if n is None else n
-    if len(ids) < wanted:
-        raise DataError(f"{wanted} training cases asked for, {len(ids)} left: {taken}")
-    return tuple(ids[:n])
+    if len(patients) < wanted:
+        raise DataError(f"{wanted} training cases asked for, {len(patients)} left: {taken}")
+    return patients[:n]

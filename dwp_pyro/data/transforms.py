@@ -13,19 +13,21 @@ import torch
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
+    ClassesToIndicesd,
     Compose,
     CropForegroundd,
-    FgBgToIndicesd,
     Invertd,
     MaskIntensityd,
-    NormalizeIntensityd,
+    OneOf,
     RandAdjustContrastd,
-    RandCropByPosNegLabeld,
+    RandAffined,
+    RandCropByLabelClassesd,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
     RandScaleIntensityd,
     RandShiftIntensityd,
+    RandSimulateLowResolutiond,
     Spacingd,
     SpatialPadd,
 )
@@ -37,10 +39,19 @@ from torch.utils.data import Dataset
 from dwp_pyro.data.case import Scan
 from dwp_pyro.errors import DataError
 
-__all__ = ["NORMALISATION", "Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
+__all__ = ["AXES", "NORMALISATION", "Batch", "Example", "Patches", "Preprocessing", "patch_shape"]
 
 #: What `Preprocessing` does to the intensities, for those who have to do it elsewhere.
-NORMALISATION = "0 outside the brain; mean 0, variance 1 over the voxels that are not 0, each channel"
+NORMALISATION = (
+    "each channel clipped to its percentiles 0.5 and 99.5 over the brain, then mean 0 and variance 1 there; 0 outside"
+)
+_CLIPPED = (0.5, 99.5)
+
+#: Axes that can be mirrored, of a volume in RAS orientation.
+AXES = ("x", "y", "z")
+
+_ROTATED, _SHEARED, _SCALED = 0.3, 0.1, 0.2  # radians, and fractions, at most
+_THICKNESS = (0.5, 1.5)  # standard deviation in voxels
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -54,16 +65,15 @@ class Example:
         image: [C, X, Y, Z], normalised over the brain, 0 outside.
         brain: [1, X, Y, Z], 0 outside, 1 inside; 2 inside where the label says that loss and score leave a voxel out.
         label: [R, X, Y, Z], 1 in a region and 0 outside; None without a label.
-        fg_indices: flat indices of the voxels of any region.
-        bg_indices: flat indices of the brain's other voxels.
+        indices: Flat indices of the brain's voxels outside all regions, then of each region's voxels; () without a
+            label.
     """
 
     id: str
     image: MetaTensor
     brain: MetaTensor
     label: MetaTensor | None
-    fg_indices: Tensor
-    bg_indices: Tensor
+    indices: tuple[Tensor, ...]
 
 
 class Preprocessing:
@@ -85,16 +95,15 @@ class Preprocessing:
                 *resample,
                 MaskIntensityd("image", mask_key="brain"),
                 CropForegroundd(keys, "brain", allow_smaller=True, allow_missing_keys=True),
-                NormalizeIntensityd("image", nonzero=True, channel_wise=True),
             ]
         )
-        self._indices = FgBgToIndicesd("label", image_key="brain")
+        self._indices = ClassesToIndicesd("classes", image_key="brain")
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
         """Args: a scan, and of each region to segment the label values that make it up; no regions, no label.
 
         Raises:
-            DataError: if the brain has fewer than two voxels, or the intensities are beyond what float32 can normalise.
+            DataError: if the brain has fewer than two voxels.
         """
         arrays: dict[str, NDArray[Any]] = {
             "image": scan.images,
@@ -117,17 +126,14 @@ class Preprocessing:
                 f"{scan.reference}: the brain of case {scan.id} has {voxels} voxels on the network's grid, too few to "
                 "look at; mend the mask, or give a smaller --spacing"
             )
-        if not done["image"].isfinite().all():
-            raise DataError(
-                f"{scan.reference}: the intensities of case {scan.id} are too large to be normalised (up to "
-                f"{np.abs(scan.images).max():.2g}); scale them, or leave the case out"
-            )
+        _normalise(done["image"], done["brain"][0] > 0)
         if "label" not in done:
-            nowhere = torch.empty(0, dtype=torch.long)
-            return Example(scan.id, done["image"], done["brain"], None, nowhere, nowhere)
-        indices = self._indices({"label": done["label"].amax(0, keepdim=True), "brain": done["brain"]})
-        fg, bg = (torch.as_tensor(indices[f"label_{kind}_indices"]).int() for kind in ("fg", "bg"))
-        return Example(scan.id, done["image"], done["brain"], done["label"], fg, bg)
+            return Example(scan.id, done["image"], done["brain"], None, ())
+        label = done["label"].as_tensor()
+        classes = torch.cat([1 - label.amax(0, keepdim=True), label])
+        found = self._indices({"classes": classes, "brain": done["brain"].as_tensor()})["classes_cls_indices"]
+        indices = tuple(torch.as_tensor(place).int() for place in found)
+        return Example(scan.id, done["image"], done["brain"], done["label"], indices)
 
     def invert(self, maps: Tensor, example: Example, scan: Scan) -> NDArray[np.float32]:
         """Maps [M, X, Y, Z] on an example's grid → [M, X, Y, Z] on the scan's own, by trilinear interpolation.
@@ -141,6 +147,15 @@ class Preprocessing:
         inverted = back({"image": example.image, "maps": carrier})["maps"]
         turn_back = ornt_transform(_RAS, _to_ras(scan))
         return _turned(np.asarray(inverted, dtype=np.float32), turn_back) * scan.brain
+
+
+def _normalise(image: Tensor, brain: Tensor) -> None:
+    """In place, see `NORMALISATION`; a channel that is the same everywhere becomes 0."""
+    for channel in image:
+        inside = channel[brain].double()
+        low, high = np.percentile(inside.numpy(), _CLIPPED)
+        inside = inside.clamp(low, high)
+        channel[brain] = ((inside - inside.mean()) / (inside.std(correction=0) or 1)).to(channel.dtype)
 
 
 # MONAI's Orientation looks anew, on the way back, which axis is which; of a scan that is turned by 45° that may come
@@ -179,8 +194,9 @@ class Patches(Dataset[Batch]):
     Each round of the examples is a new permutation; patch i is drawn and augmented with the seed
     (seed, i). Stopping and resuming, or loading by other processes, therefore changes nothing.
 
-    Half of the patches are centred on a region, half on the rest of the brain. Augmentation: mirrored
-    left to right; what another scanner would change: gamma, contrast, brightness, sharpness, noise.
+    Half of the patches are centred on a region, each as often as the others, half on the rest of the brain.
+    Augmentation: mirrored axes; rotation, scaling and shear; what another scanner would change: gamma, contrast,
+    brightness, resolution, thickness of slices, noise.
 
     Args:
         examples: labelled examples, at least one.
@@ -188,6 +204,7 @@ class Patches(Dataset[Batch]):
         seed: of everything random here.
         length: number of patches.
         modality_dropout: probability with which a modality is all 0, one staying that the case has.
+        mirror: Axes along which half of the patches are mirrored, of `AXES`.
     """
 
     def __init__(
@@ -197,32 +214,45 @@ class Patches(Dataset[Batch]):
         seed: int,
         length: int,
         modality_dropout: float = 0.0,
+        mirror: Sequence[str] = ("x",),
     ) -> None:
         self.examples = list(examples)
         self.seed = seed
         self.length = length
         self.modality_dropout = modality_dropout
         keys = ("image", "label", "brain")
-        blur = (0.3, 0.9)  # standard deviation in voxels
+        regions = len(self.examples[0].indices) - 1
+        flips = [RandFlipd(keys, prob=0.5, spatial_axis=AXES.index(axis)) for axis in mirror]
         self._transform = Compose(
             [
-                RandCropByPosNegLabeld(
+                RandCropByLabelClassesd(
                     keys,
                     "label",
                     shape,
-                    image_key="brain",
-                    fg_indices_key="fg_indices",
-                    bg_indices_key="bg_indices",
+                    ratios=[regions, *[1] * regions],
+                    num_classes=1 + regions,
+                    indices_key="indices",
                     allow_smaller=True,
+                    warn=False,  # of cases without some region
                 ),
-                RandFlipd(keys, prob=0.5, spatial_axis=0),
+                SpatialPadd(keys, shape),
+                *flips,
+                RandAffined(
+                    keys,
+                    prob=0.5,
+                    rotate_range=(_ROTATED,) * 3,
+                    shear_range=(_SHEARED,) * 6,
+                    scale_range=(_SCALED,) * 3,
+                    mode=("bilinear", "nearest", "nearest"),
+                    padding_mode="reflection",
+                ),
                 RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2.0), retain_stats=True),
                 RandScaleIntensityd("image", factors=0.3, prob=1.0),
                 RandShiftIntensityd("image", offsets=0.3, prob=1.0),
-                RandGaussianSmoothd("image", blur, blur, blur, prob=0.3),
+                RandSimulateLowResolutiond("image", prob=0.2, zoom_range=(0.5, 1.0)),
+                OneOf([_thick_slices(axis) for axis in range(3)]),
                 RandGaussianNoised("image", prob=0.3, std=0.15),
                 MaskIntensityd("image", mask_key="brain"),
-                SpatialPadd(keys, shape),
             ]
         )
 
@@ -242,8 +272,7 @@ class Patches(Dataset[Batch]):
                     "image": example.image.as_tensor(),
                     "label": example.label.as_tensor(),
                     "brain": example.brain.as_tensor(),
-                    "fg_indices": example.fg_indices,
-                    "bg_indices": example.bg_indices,
+                    "indices": list(example.indices),
                 }
             )
         image, label, brain = (patch[key] for key in ("image", "label", "brain"))
@@ -259,6 +288,14 @@ class Patches(Dataset[Batch]):
         if not kept.any():
             kept[random.choice(np.flatnonzero(there))] = True
         return torch.from_numpy(kept).float()
+
+
+def _thick_slices(axis: int) -> RandGaussianSmoothd:
+    """Blurred along one axis, as thick slices are, in a fifth of the calls."""
+    sigmas: dict[str, Any] = {
+        f"sigma_{name}": _THICKNESS if number == axis else (0.0, 1e-6) for number, name in enumerate(AXES)
+    }
+    return RandGaussianSmoothd("image", prob=0.2, **sigmas)
 
 
 @contextmanager

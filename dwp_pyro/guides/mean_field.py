@@ -33,7 +33,7 @@ class MeanFieldNormal(PyroModule):
 
     Args:
         locs: site → initial means m, of the site's shape: the kernels of a source network, draws of
-            the prior, a He initialisation.
+            the prior, a random start.
         scale: initial standard deviation s of every weight.
 
     Raises:

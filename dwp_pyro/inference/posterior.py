@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,13 +17,13 @@ from dwp_pyro.data.layouts import LAYOUTS
 from dwp_pyro.data.regions import structure
 from dwp_pyro.errors import RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.models.likelihoods import ACTIVATIONS, region_masks
 from dwp_pyro.models.networks import NETWORKS, build_network
 from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkCard", "Posterior"]
 
-FORMAT_VERSION = 3
-_READ = (2, FORMAT_VERSION)
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class NetworkCard:
         widths: its channels at each resolution.
         short: six down blocks.
         may_lack_modalities: it has learned to do without some.
+        activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
     """
 
     modalities: tuple[str, ...]
@@ -51,14 +54,20 @@ class NetworkCard:
     widths: tuple[int, ...] = (16, 32, 64, 128)
     short: bool = False
     may_lack_modalities: bool = False
+    activation: str = "sigmoid"
 
     def build(self) -> nn.Module:
         """A network of this form, at its random start."""
         return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths, self.short)
 
+    def masks(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """What is segmented: probability [R, X, Y, Z] → masks of the regions; see `region_masks`."""
+        masks: NDArray[np.bool_] = region_masks(torch.from_numpy(probability), self.activation).numpy()
+        return masks
+
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> NetworkCard:
-        """What `dataclasses.asdict` made, after JSON; also of the format before several regions.
+        """What `dataclasses.asdict` made, after JSON.
 
         Raises:
             TypeError, ValueError: if the fields are others.
@@ -67,12 +76,11 @@ class NetworkCard:
         def frozen(value: Any) -> Any:
             return tuple(frozen(part) for part in value) if isinstance(value, list | tuple) else value
 
-        values = {name: frozen(value) for name, value in fields.items()}
-        if "region" in values:
-            values |= {"regions": (values.pop("region"),), "values": ((1,),)}
-        card = cls(**values)
+        card = cls(**{name: frozen(value) for name, value in fields.items()})
         if card.network not in NETWORKS:
             raise ValueError(f"network {card.network!r}")
+        if card.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {card.activation!r}")
         if not card.modalities or not all(isinstance(name, str) and name.isalnum() for name in card.modalities):
             raise ValueError(f"modalities {card.modalities!r}")  # exports name them where MONAI looks for code
         if not card.regions or any(not isinstance(name, str) or structure(name) != name for name in card.regions):
@@ -162,7 +170,7 @@ class Posterior:
             RunError: if the file is missing, damaged, or of another format.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("format") not in _READ:
+        if metadata.get("format") != FORMAT_VERSION:
             raise RunError(
                 f"{path}: has format {metadata.get('format')!r}, this version reads {FORMAT_VERSION}; train it again"
             )

@@ -15,7 +15,8 @@ from torch import Tensor
 from dwp_pyro.inference.allocator import keep_freed_memory
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics.overlap import PairwiseDice
-from dwp_pyro.models.segmentation import in_precision, region_logits
+from dwp_pyro.models.likelihoods import region_masks, region_probability
+from dwp_pyro.models.segmentation import in_precision
 
 __all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
 
@@ -31,7 +32,7 @@ class Moments:
         probability: p̄, the mean probability of a region.
         entropy: H[p̄], the predictive entropy.
         mutual_information: H[p̄] − E H[p], what the weights do not agree on (epistemic).
-        agreement: of each region the mean Dice over all pairs of the passes' own segmentations (p > 1/2); NaN of a
+        agreement: of each region the mean Dice over all pairs of the passes' own segmentations; NaN of a
             single pass.
     """
 
@@ -94,7 +95,7 @@ def posterior_predictive(
                 raise FloatingPointError("the network's output is NaN")
             total += probability
             entropies += _entropy(probability)
-            segmented = probability > 0.5
+            segmented = region_masks(probability, posterior.card.activation)
             del probability  # or it would lie beside that of the next sample
             if brain is not None:
                 segmented = segmented[:, brain]
@@ -139,7 +140,7 @@ def _probability(
     def window_probability(window: Tensor) -> Tensor:
         with in_precision(precision, window.device):
             logits = posterior.logits(window, weights)
-        return region_logits(logits.float()).sigmoid()
+        return region_probability(logits.float(), posterior.card.activation)
 
     patch, windows = posterior.card.patch, _WINDOWS
     if image.device.type != "cpu":

@@ -63,6 +63,7 @@ class CaseMetrics(NamedTuple):
 
 def case_metrics(
     probability: NDArray[np.float32],
+    segmented: NDArray[np.bool_],
     entropy: NDArray[np.float32],
     truth: NDArray[np.bool_],
     brain: NDArray[np.bool_],
@@ -71,13 +72,13 @@ def case_metrics(
     """Measure one region of one case. Empty masks: `EMPTY_MASK_POLICY`.
 
     Args:
-        probability: of the region, [X, Y, Z]; segmented where it is above 1/2.
+        probability: of the region, [X, Y, Z].
+        segmented: Predicted mask of the region, [X, Y, Z].
         entropy: of that probability, in nats, [X, Y, Z]: the uncertainty of "qu_brats" and "aurc".
         truth: the region, [X, Y, Z].
         brain: voxels over which calibration and uncertainty are measured, [X, Y, Z]; one at least.
         spacing: sides of a voxel, in mm.
     """
-    segmented = probability > 0.5
     diagonal = math.hypot(*(side * voxels for side, voxels in zip(spacing, truth.shape, strict=True)))
     # Masks are compared in the box that holds both: of a brain it is a small part.
     (box,) = ndimage.find_objects((segmented | truth).view(np.uint8)) or [...]

@@ -15,24 +15,31 @@ _VOXELS = (2, 3, 4)
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """`torch.nn.InstanceNorm3d` without affine parameters, several times faster on a GPU for few large channels.
+    """`torch.nn.InstanceNorm3d`, several times faster on a GPU for few large channels.
 
     PyTorch gives each channel of each volume to one multiprocessor of a GPU: of 16 channels most of it sees nothing,
     and the norms took two thirds of a training step (docs/performance.md). There a channel of one voxel becomes 0
     instead of an error, and the gradient has no derivative. Elsewhere it is PyTorch's own.
+
+    Args:
+        num_features: Channels.
+        affine: Whether each channel has a scale and a shift that are learned, from 1 and 0.
     """
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
+    def __init__(self, num_features: int, affine: bool = False) -> None:
+        super().__init__(num_features, affine=affine)
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 5:
             return super().forward(input)
         if input.device.type == "cuda":
             normalised: Tensor = _Normalise.apply(input, self.eps)
-            return normalised
-        # Not its own forward, which asks for weights and running means that are not there.
-        return F.instance_norm(input, eps=self.eps)
+            if self.weight is None:
+                return normalised
+            weight, bias = (p.to(normalised.dtype)[:, None, None, None] for p in (self.weight, self.bias))
+            return torch.addcmul(bias, normalised, weight)
+        # Not its own forward, which asks for running means that are not there.
+        return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 class _Normalise(torch.autograd.Function):

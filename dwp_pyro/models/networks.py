@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
 from torch import nn
 
+from dwp_pyro.config import SHORT_FORMS
 from dwp_pyro.models.convolution import Conv3d
 from dwp_pyro.models.unet import ResidualUNet3d
 
@@ -24,7 +26,7 @@ class NetworkKind:
         ends: prefixes of the parameters of its first and last block.
     """
 
-    build: Callable[[int, int, tuple[int, ...]], nn.Module]
+    build: Callable[..., nn.Module]
     stride: int
     ends: tuple[str, ...]
 
@@ -55,6 +57,7 @@ def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
 #: Name on the command line → kind; the names alone are in `config.NETWORKS`.
 NETWORKS = {
     "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "output.")),
+    "paper-unet": NetworkKind(partial(ResidualUNet3d, paper=True), 8, ("input.", "down1.", "up3.", "output.")),
     "unet": NetworkKind(_unet, 8, ("0.model.0.", "0.model.2.", "1.")),
     "segresnet": NetworkKind(
         _segresnet, 8, ("convInit.", "down_layers.0.", "up_samples.2.", "up_layers.2.", "conv_final.")
@@ -74,15 +77,15 @@ def build_network(
         in_channels: input channels.
         out_channels: output channels.
         widths: channels at full, half, quarter and eighth resolution; of "basicunet" at a sixteenth too.
-        short: six down blocks instead of nine; of "residual-unet" alone.
+        short: six down blocks instead of nine; of `config.SHORT_FORMS` alone.
 
     Raises:
         ValueError: for a form that the network does not have.
     """
-    if short and name != "residual-unet":
-        raise ValueError(f"there is no short form of {name}")
     if short:
-        return ResidualUNet3d(in_channels, out_channels, widths, short)
+        if name not in SHORT_FORMS:
+            raise ValueError(f"there is no short form of {name}")
+        return NETWORKS[name].build(in_channels, out_channels, widths, short)
     network = NETWORKS[name].build(in_channels, out_channels, widths)
     for module in network.modules():
         if type(module) is nn.Conv3d and max(module.kernel_size) > 1:

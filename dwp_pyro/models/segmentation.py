@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["LIKELIHOODS", "SegmentationModel", "categorical", "dice_ce", "in_precision", "region_logits"]
+from dwp_pyro.models.likelihoods import ACTIVATIONS, LIKELIHOODS
 
-
-def region_logits(logits: Tensor) -> Tensor:
-    """[B, 1 + R, X, Y, Z] → [B, R, X, Y, Z]: each region's logit is above that of the background, channel 0.
-
-    Regions may overlap: each is a sigmoid of its own. One region is the softmax of two classes.
-    """
-    return logits[:, 1:] - logits[:, :1]
-
-
-def categorical(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
-    """Σ over the brain voxels of a case, and over the regions, of log p(y|x), in nats; [B].
-
-    On a patch it is the mean over the patch's brain voxels times the case's `brain_voxels`, which on
-    a whole volume is the sum itself.
-
-    Args:
-        logits: [B, 1 + R, X, Y, Z]; see `region_logits`.
-        label: [B, R, X, Y, Z], 1 in the region and 0 outside.
-        brain: [B, 1, X, Y, Z], 1 where a voxel counts and 0 elsewhere.
-        brain_voxels: [B], brain voxels of the whole case.
-    """
-    return -_mean_cross_entropy(region_logits(logits), label, brain).sum(1) * brain_voxels
-
-
-def dice_ce(logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
-    """−V·(0.99·Dice loss + 0.01·mean cross-entropy) of a case, V its brain voxels; [B].
-
-    The loss of Kuzina et al. 2019 read as a generalised (Gibbs) likelihood; arguments as for
-    `categorical`. The Dice loss is 1 − soft Dice over brain voxels; both are means over the regions.
-    """
-    chosen = region_logits(logits)
-    probability = chosen.sigmoid() * brain
-    label = label.to(probability.dtype)
-    voxels = (2, 3, 4)
-    overlap = (probability * label).sum(voxels)
-    total = probability.sum(voxels) + (label * brain).sum(voxels)
-    # +1 voxel on both sides: a case without foreground then has the Dice 1 for an empty prediction.
-    dice = (2 * overlap + 1) / (total + 1)
-    cross_entropy = _mean_cross_entropy(chosen, label, brain)
-    return -brain_voxels * (0.99 * (1 - dice) + 0.01 * cross_entropy).mean(1)
-
-
-def _mean_cross_entropy(logits: Tensor, label: Tensor, brain: Tensor) -> Tensor:
-    """Of each region over the brain voxels, [B, R]."""
-    loss = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none") * brain
-    return loss.flatten(2).sum(2) / brain.flatten(1).sum(1, keepdim=True).clamp_min(1)
-
-
-#: Name → log-likelihood of each case of a batch.
-LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "dice-ce": dice_ce,
-    "categorical": categorical,
-}
+__all__ = ["SegmentationModel", "in_precision"]
 
 
 def in_precision(name: str, device: torch.device) -> AbstractContextManager[None]:
@@ -79,7 +26,7 @@ class SegmentationModel(nn.Module):
     latent variables, whose ELBO is the log-likelihood: the deterministic arms.
 
     Args:
-        network: images [B, channels, X, Y, Z] → logits [B, 1 + R, X, Y, Z]; see `bayesianize` and `region_logits`.
+        network: images [B, channels, X, Y, Z] → logits [B, 1 + R, X, Y, Z], background first; see `bayesianize`.
         likelihood: a name among `LIKELIHOODS`.
         num_cases: N.
         kernel_prior: the learned prior of the network's sites, where they have one: it moves and saves with
@@ -87,6 +34,11 @@ class SegmentationModel(nn.Module):
         pull: α of the factor exp(−α/2 Σ (θ − θ₀)²) over the network's parameters θ, θ₀ their values now
             (L2-SP; Li et al. 2018, eq. 3); 0 for none.
         precision: "float32", or "bf16" for the network in bfloat16 (autocast); weights, prior and likelihood stay.
+        activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
+        dice_weight: Share of the Dice loss in "dice-ce", from 0 to 1.
+
+    Raises:
+        ValueError: if likelihood or activation have no such name.
     """
 
     def __init__(
@@ -97,8 +49,12 @@ class SegmentationModel(nn.Module):
         kernel_prior: nn.Module | None = None,
         pull: float = 0.0,
         precision: str = "float32",
+        activation: str = "sigmoid",
+        dice_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        if likelihood not in LIKELIHOODS or activation not in ACTIVATIONS:
+            raise ValueError(f"no likelihood '{likelihood}' with activation '{activation}'")
         self.kernel_prior = kernel_prior
         self.pull = pull
         self.precision = precision
@@ -109,6 +65,12 @@ class SegmentationModel(nn.Module):
         )
         self.network = network
         self.likelihood = likelihood
+        self.activation = activation
+        self.log_likelihood = partial(
+            LIKELIHOODS[likelihood],
+            activation=activation,
+            **({"dice_weight": dice_weight} if likelihood == "dice-ce" else {}),
+        )
         self.num_cases = num_cases
 
     def forward(self, image: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor) -> Tensor:
@@ -123,7 +85,7 @@ class SegmentationModel(nn.Module):
             logits: Tensor = self.network(image)
         if self.precision == "bf16":  # the likelihood sums over many voxels
             logits = logits.float()
-        log_likelihood = LIKELIHOODS[self.likelihood](logits, label, brain, brain_voxels)
+        log_likelihood = self.log_likelihood(logits, label, brain, brain_voxels)
         with pyro.plate("cases", self.num_cases, subsample=torch.arange(len(image), device=image.device)):
             pyro.factor("label", log_likelihood)
         if self.pull:

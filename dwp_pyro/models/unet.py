@@ -25,11 +25,11 @@ def _conv1x1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv3
 class _ResidualBlock(nn.Module):
     """Pre-activation residual block: (InstanceNorm, ReLU, 3×3×3 convolution) twice, and a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, affine: bool) -> None:
         super().__init__()
-        self.norm1 = InstanceNorm3d(in_channels)
+        self.norm1 = InstanceNorm3d(in_channels, affine)
         self.conv1 = _conv3x3x3(in_channels, out_channels, stride)
-        self.norm2 = InstanceNorm3d(out_channels)
+        self.norm2 = InstanceNorm3d(out_channels, affine)
         self.conv2 = _conv3x3x3(out_channels, out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -44,8 +44,8 @@ class _ResidualBlock(nn.Module):
 class _UpBlock(_ResidualBlock):
     """1×1×1 convolution, trilinear ×2, additive skip, then a residual block."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(out_channels, out_channels)
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
+        super().__init__(out_channels, out_channels, affine=affine)
         self.reduce = _conv1x1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
@@ -55,20 +55,24 @@ class _UpBlock(_ResidualBlock):
 
 
 class ResidualUNet3d(nn.Module):
-    """Residual pre-activation U-Net for volumes (Kuzina et al. 2019, section 4).
+    """Residual pre-activation U-Net for volumes, after Kuzina et al. 2019, section 4.
 
-    A 3×3×3 input convolution; nine down blocks of strides 2,1,2,1,2,1,1,1,1 (six in the short form);
-    three up blocks; InstanceNorm, ReLU and a 1×1×1 output. (Pre-activation networks end so: without it
-    the residual stream, which grows from block to block, meets the output unnormalised, and a network
-    learned five scans by heart.) Instance norms have no affine parameters and no convolution has a bias.
-    With one input channel, two output channels and the default widths:
-    4,998,608 parameters, of which 184,336 kernels of 3×3×3.
+    A 3×3×3 input convolution; nine down blocks of strides 2,1,2,1,2,1,1,1,1 (six in the short form); three up blocks;
+    InstanceNorm, ReLU and a 1×1×1 output.
+
+    Instance norms have a learned scale and shift per channel, the output has a bias, and weights start as PyTorch's
+    do. `paper=True` is the published form: it has neither, and starts as He et al. 2015 do, with an output near 0. With
+    one input channel, two output channels and the default widths it has 4,998,608 parameters, of which 184,336 kernels
+    of 3×3×3. It hardly learns.
+
+    ABLATION
 
     Args:
-        in_channels: input channels, one a modality.
-        out_channels: classes, background included.
-        widths: channels at full, half, quarter and eighth resolution.
-        short: six down blocks instead of nine.
+        in_channels: Input channels, one per modality.
+        out_channels: Classes, background included.
+        widths: Channels at full, half, quarter and eighth resolution.
+        short: Whether to have six down blocks instead of nine.
+        paper: Whether to build the published form.
 
     Raises:
         ValueError: if `widths` does not hold four positive numbers.
@@ -80,10 +84,12 @@ class ResidualUNet3d(nn.Module):
         out_channels: int,
         widths: tuple[int, ...] = (16, 32, 64, 128),
         short: bool = False,
+        paper: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != 4 or min(widths) < 1:
             raise ValueError(f"widths must be four positive numbers, one a resolution; got {widths}")
+        affine = not paper
         self.input = _conv3x3x3(in_channels, widths[0])
         strides = _DOWN_STRIDES[:_SHORT_DOWN_BLOCKS] if short else _DOWN_STRIDES
         level = 0
@@ -92,22 +98,23 @@ class ResidualUNet3d(nn.Module):
         for i, stride in enumerate(strides, start=1):
             if stride == 2:
                 self._skips.append(self._downs[-1] if self._downs else "input")
-                block = _ResidualBlock(widths[level], widths[level + 1], stride)
+                block = _ResidualBlock(widths[level], widths[level + 1], stride, affine=affine)
                 level += 1
             else:
-                block = _ResidualBlock(widths[level], widths[level])
+                block = _ResidualBlock(widths[level], widths[level], affine=affine)
             self._downs.append(f"down{i}")
             self.add_module(self._downs[-1], block)
-        self.up1 = _UpBlock(widths[3], widths[2])
-        self.up2 = _UpBlock(widths[2], widths[1])
-        self.up3 = _UpBlock(widths[1], widths[0])
-        self.norm = InstanceNorm3d(widths[0])
-        self.output = _conv1x1x1(widths[0], out_channels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        # Small logits start at 1/2 everywhere: a saturated softmax gives the Dice loss no gradient.
-        nn.init.normal_(self.output.weight, std=0.01)
+        self.up1 = _UpBlock(widths[3], widths[2], affine=affine)
+        self.up2 = _UpBlock(widths[2], widths[1], affine=affine)
+        self.up3 = _UpBlock(widths[1], widths[0], affine=affine)
+        self.norm = InstanceNorm3d(widths[0], affine)
+        self.output = nn.Conv3d(widths[0], out_channels, 1, bias=not paper)
+        if paper:
+            for module in self.modules():
+                if isinstance(module, nn.Conv3d):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            # Small logits start at 1/2 everywhere: a saturated softmax gives a pure Dice loss no gradient.
+            nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, X, Y, Z], sides of at least 16 voxels → logits [B, out_channels, X, Y, Z]."""

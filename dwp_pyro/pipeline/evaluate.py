@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import Scan, read_volume
+from dwp_pyro.data.case import Scan
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import LAYOUTS, open_dataset
 from dwp_pyro.data.regions import parse_label_map
@@ -29,11 +29,11 @@ from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, 
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.pipeline.predict import (
     load_run,
-    map_path,
     not_predicted,
     predict_case,
     predict_cases,
     read_figures,
+    read_maps,
     read_scan,
 )
 from dwp_pyro.progress import progress
@@ -78,13 +78,12 @@ def evaluate(
         for case in data.cases:
             scan = read_scan(case, card, data)
             predicted = read_figures(out, case.id, card)
-            for region in card.regions:
-                probability, entropy = (
-                    read_volume(map_path(out, case.id, kind, region, card)).data for kind in ("prob", "entropy")
-                )
+            probabilities, entropy_maps = (read_maps(out, case.id, kind, card) for kind in ("prob", "entropy"))
+            maps = zip(card.regions, probabilities, card.masks(probabilities), entropy_maps, strict=True)
+            for region, probability, mask, entropy in maps:
                 agreement = predicted[region]["pairwise_dice"]
                 agreement = math.nan if agreement is None else agreement
-                measured[region][case.id] = _measure(probability, entropy, agreement, scan, data, region)
+                measured[region][case.id] = _measure(probability, mask, entropy, agreement, scan, data, region)
                 entropies[region].append(float(entropy[scan.counted].mean()))
             advance(", ".join(f"Dice {of_region[case.id].measures['dice']:.3f}" for of_region in measured.values()))
     rows = {region: {name: each.measures for name, each in of.items()} for region, of in measured.items()}
@@ -174,8 +173,11 @@ def measure(
     rows = {}
     for case in data.cases:
         scan, probability, entropy, _, agreement = predict_case(posterior, case, data, config, device)
+        masks = posterior.card.masks(probability)
         regions = [
-            _measure(probability[number], entropy[number], agreement[number], scan, data, region).measures
+            _measure(
+                probability[number], masks[number], entropy[number], agreement[number], scan, data, region
+            ).measures
             for number, region in enumerate(posterior.card.regions)
         ]
         rows[case.id] = {name: sum(figures[name] for figures in regions) / len(regions) for name in regions[0]}
@@ -184,6 +186,7 @@ def measure(
 
 def _measure(
     probability: NDArray[np.float32],
+    segmented: NDArray[np.bool_],
     entropy: NDArray[np.float32],
     agreement: float,
     scan: Scan,
@@ -195,8 +198,8 @@ def _measure(
     values = data.region_values([region])[region]
     truth = np.isin(scan.label, sorted(values))
     if scan.ignored is not None:
-        probability = probability * ~scan.ignored
-    measured = case_metrics(probability, entropy, truth, scan.counted, scan.spacing)
+        probability, segmented = probability * ~scan.ignored, segmented & ~scan.ignored
+    measured = case_metrics(probability, segmented, entropy, truth, scan.counted, scan.spacing)
     if not math.isnan(agreement):
         measured.measures["pairwise_dice"] = agreement
     return measured

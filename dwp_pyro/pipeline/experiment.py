@@ -160,7 +160,7 @@ class _Task:
 def _task(study: Study, cell: Cell, out: Path, device: str) -> _Task:
     """Raises ConfigError if the cell's scans, split, prior or source network are not there."""
     try:
-        config = with_defaults(cell.config)
+        config = with_defaults(cell.config, cell.config.n)
         data, split = find_split(config, config.n)
         measured = split.test if study.evaluate == "test" else split.validation
         if not measured:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.layouts import LAYOUTS
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import NetworkCard
-from dwp_pyro.pipeline.predict import label_volume, load_run, map_path, painting_order, save_like
+from dwp_pyro.pipeline.predict import label_volume, load_run, map_path, painting_order, read_maps, save_like
 from dwp_pyro.progress import progress
 from dwp_pyro.storage import new_folder, read_yaml, write_bytes, write_json
 
@@ -79,8 +78,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
-            probabilities = [map_path(predictions, case, "prob", region, card) for region in card.regions]
-            masks = np.stack([read_volume(path).data > 0.5 for path in probabilities])
+            masks = card.masks(read_maps(predictions, case, "prob", card))
             save_like(predictions / f"{case}_seg.nii.gz", label_volume(masks, card, values), folder / f"{case}.nii.gz")
             for region in card.regions:
                 for kind in ("prob", "entropy", "mi"):
@@ -213,7 +211,8 @@ dwp-pyro {version("dwp-pyro")} on scans of the layout {card.layout} ({learned}).
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir MAPS
 
 SCANS is a folder in a layout that dwp-pyro knows ({", ".join(layouts)}); each case needs {needs},
-skull-stripped; voxels are {spacing}. MAPS gets for each case, on its own grid, `_seg`, `_prob`, `_entropy` and `_mi`
+skull-stripped if those of the training were; voxels are {spacing}.
+MAPS gets for each case, on its own grid, `_seg`, `_prob`, `_entropy` and `_mi`
 (mutual information; both in nats) as NIfTI, and a picture; of several regions one each, as `_prob_core`. More settings:
 `--samples`, `--overlap`, `--seed`, `--precision`.
 

@@ -73,7 +73,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     device = torch_device(options.device)
     check_tracker(options)
     if config.kernels is None:
-        config = with_defaults(config)
+        config = with_defaults(config, None)
     folder = (options.out, "fit-prior", config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     if config.kernels is not None:

@@ -16,8 +16,9 @@ from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.pipeline.blocks import write_blocks
 from dwp_pyro.pipeline.tracking import check_tracker, tracked
-from dwp_pyro.pipeline.train_network import Program, network_card, train_network
-from dwp_pyro.pipeline.training_data import load_training_data, with_defaults
+from dwp_pyro.pipeline.train_network import Program, have_learned, network_card, train_network, validation_dice
+from dwp_pyro.pipeline.training_data import TrainingData, load_training_data, with_defaults
+from dwp_pyro.progress import message
 from dwp_pyro.storage import RunFolder, file_digest
 
 __all__ = ["fit_target", "load_source_network", "source_networks"]
@@ -57,7 +58,7 @@ def fit_target(
     """
     device = torch_device(options.device)
     check_tracker(options)
-    config = with_defaults(config)
+    config = with_defaults(config, config.n)
     folder = (options.out, command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
@@ -109,11 +110,23 @@ def fit_target(
                     track=track,
                 )
                 trained += one.members
-            posterior = Posterior(card, trained)
+            posterior = Posterior(card, _learned(trained, card, data, device))
             posterior.save(path)
         for checkpoint in checkpoints:
             checkpoint.unlink(missing_ok=True)
     return posterior
+
+
+def _learned(members: list[Member], card: NetworkCard, data: TrainingData, device: torch.device) -> list[Member]:
+    """The members that have learned; what becomes of each is said."""
+    if len(members) == 1 or not data.validation:
+        return members
+    dices = [validation_dice(Posterior(card, [member]), data, device) for member in members]
+    learned = have_learned(dices)
+    for number, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
+        fate = "" if lives else ", less than half of the median: left out of the posterior"
+        message(f"member {number}: Dice {dice:.3f} on validation cases{fate}")
+    return [member for member, lives in zip(members, learned, strict=True) if lives]
 
 
 def source_networks(folder: Path) -> int:

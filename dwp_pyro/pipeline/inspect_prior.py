@@ -21,8 +21,8 @@ from dwp_pyro.distributions.kernel_prior import ANY_SITE, KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
 from dwp_pyro.errors import PriorError
 from dwp_pyro.models.blocks import kernel_sites, prior_blocks
+from dwp_pyro.models.likelihoods import region_probability
 from dwp_pyro.models.networks import NETWORKS, build_network
-from dwp_pyro.models.segmentation import region_logits
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.pipeline.collect_kernels import read_kernels
 from dwp_pyro.progress import message, progress
@@ -47,7 +47,7 @@ def inspect_prior(prior: Path, out: Path) -> Inspection:
     Writes `kernels.png`: draws beside the kernels that the prior was fitted to, if `kernels.safetensors` lies with it;
     `traversals.png`, of VAEs alone: mean kernels along the most used latent dimensions; and `predictive.png`, where the
     prior fits a network of the source's form: what networks with kernels drawn from it make of a generated scan,
-    beside such at their He initialisation; all other weights are at their initialisation in both.
+    beside such at their random start; all other weights are at their initialisation in both.
 
     Args:
         prior: folder of a kernel prior.
@@ -115,7 +115,7 @@ def _usage(prior: KernelPrior, kernels: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _networks(prior: KernelPrior) -> dict[str, list[nn.Module]]:
     """Where their kernels are drawn from → untrained networks, alike but for those; none if the prior does not fit."""
-    networks: dict[str, list[nn.Module]] = {f"{prior.family} prior": [], "He initialisation": []}
+    networks: dict[str, list[nn.Module]] = {f"{prior.family} prior": [], "random start": []}
     for seed in range(_NETWORKS):
         for filled, members in zip((True, False), networks.values(), strict=True):
             with torch.random.fork_rng():
@@ -148,7 +148,7 @@ def _probability(network: nn.Module, image: Tensor) -> Tensor:
     sides = [(0, -side % stride) for side in reversed(image.shape[1:])]
     logits = network(F.pad(image[None], list(itertools.chain(*sides))))
     x, y, z = image.shape[1:]
-    return region_logits(logits).sigmoid()[0, 0, :x, :y, :z]
+    return region_probability(logits, "sigmoid")[0, 0, :x, :y, :z]
 
 
 def _phantom() -> tuple[NDArray[np.float32], Tensor]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import Case, Scan, read_case
+from dwp_pyro.data.case import Case, Scan, read_case, read_volume
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import fitting, open_dataset
 from dwp_pyro.data.transforms import Preprocessing
@@ -45,6 +45,7 @@ __all__ = [
     "predict_case",
     "predict_cases",
     "read_figures",
+    "read_maps",
     "read_scan",
     "save_like",
     "shown_image",
@@ -221,6 +222,15 @@ def map_path(folder: Path, case: str, kind: str, region: str, card: NetworkCard)
     return folder / (f"{case}_{kind}.nii.gz" if len(card.regions) == 1 else f"{case}_{kind}_{region}.nii.gz")
 
 
+def read_maps(folder: Path, case: str, kind: str, card: NetworkCard) -> NDArray[np.float32]:
+    """The maps of a case, one per region [R, X, Y, Z]; arguments as for `map_path`.
+
+    Raises:
+        DataError: naming the file, if one is missing or damaged.
+    """
+    return np.stack([read_volume(map_path(folder, case, kind, region, card)).data for region in card.regions])
+
+
 def known_regions(card: NetworkCard, data: DataSet) -> tuple[frozenset[int], ...]:
     """Of each region of a network the label values in this data set; () if it has not all of them."""
     if not data.regions.keys() >= set(card.regions):
@@ -340,7 +350,8 @@ def predict_cases(
             scan, probability, entropy, mutual_information, agreement = predict_case(
                 posterior, case, data, config, device, partial(advance, case.id)
             )
-            segmentation = label_volume(probability > 0.5, card, label_values(card))
+            masks = card.masks(probability)
+            segmentation = label_volume(masks, card, label_values(card))
             if not pictures:  # not before: where the first scan is unfit, no folder is made
                 held.enter_context(locked(out))
             marker = out / f"{case.id}.json"
@@ -356,11 +367,13 @@ def predict_cases(
                 truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
                 suffix = "" if len(card.regions) == 1 else f"_{region}"
                 picture = out / f"{case.id}{suffix}.png"
-                save_case_figure(picture, f"{case.id}: {region}", scan.affine, shown, truth, *maps.values())
+                save_case_figure(
+                    picture, f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values()
+                )
                 pictures.setdefault(case.id, []).append(picture)
                 figures[region] = {
                     "pairwise_dice": agreement[number],
-                    "volume_ml": float((maps["prob"] > 0.5).sum()) * voxel_ml,
+                    "volume_ml": float(masks[number].sum()) * voxel_ml,
                     "mean_entropy_of_brain": float(maps["entropy"][scan.brain].mean()),
                     "mean_mutual_information_of_brain": float(maps["mi"][scan.brain].mean()),
                 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dwp_pyro.config import PredictConfig
-from dwp_pyro.data.case import Case, read_volume
+from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.errors import ConfigError, RunError
@@ -18,9 +18,9 @@ from dwp_pyro.pipeline.metrics_log import read_metrics
 from dwp_pyro.pipeline.predict import (
     TrainedRun,
     load_run,
-    map_path,
     not_predicted,
     read_figures,
+    read_maps,
     read_scan,
     shown_image,
 )
@@ -175,16 +175,17 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
     assert scan.label is not None
     modality, image = shown_image(scan, case, card)
     probability, entropy, mutual_information = (
-        read_volume(map_path(run / "predictions", case.id, kind, region, card)).data
-        for kind in ("prob", "entropy", "mi")
+        read_maps(run / "predictions", case.id, kind, card) for kind in ("prob", "entropy", "mi")
     )
+    number = card.regions.index(region)
     return case_view(
         modality,
         scan.affine,
         image,
         scan.brain,
         np.isin(scan.label, sorted(data.region_values([region])[region])),
-        probability,
-        entropy,
-        mutual_information,
+        card.masks(probability)[number],
+        probability[number],
+        entropy[number],
+        mutual_information[number],
     )

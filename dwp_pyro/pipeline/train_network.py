@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,11 +19,14 @@ from dwp_pyro.inference.device import warn_of_emulation
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
 from dwp_pyro.inference.svi import Plan, optimise, steps_reported
+from dwp_pyro.models.likelihoods import choose_activation, region_masks
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.metrics_log import MetricsLog, Track
 from dwp_pyro.pipeline.training_data import TrainingData
 
-__all__ = ["Program", "network_card", "train_network", "validation_dice"]
+__all__ = ["Program", "have_learned", "network_card", "train_network", "validation_dice"]
+
+_LEARNED = 0.5  # of the median Dice
 
 
 def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
@@ -30,9 +34,10 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
     return NetworkCard(
         modalities=settings.modality,
         regions=tuple(data.regions),
+        activation=choose_activation(data.regions.values()),
         values=tuple(tuple(sorted(values)) for values in data.regions.values()),
         layout=data.layout,
-        spacing=settings.spacing,
+        spacing=settings.spacing or None,
         patch=data.patch,
         network=settings.network,
         widths=settings.widths,
@@ -93,11 +98,23 @@ def train_network(
     """
     network, guide, blocks, kernel_prior, pull = program
     warn_of_emulation(settings.precision, device)
-    model = SegmentationModel(network, settings.likelihood, len(data.train), kernel_prior, pull, settings.precision)
+    model = SegmentationModel(
+        network,
+        settings.likelihood,
+        len(data.train),
+        kernel_prior,
+        pull,
+        settings.precision,
+        card.activation,
+        settings.dice_weight,
+    )
     model.to(device)
     if guide is not None:
         guide.to(device)
-    patches = Patches(data.train, data.patch, plan.seed, plan.steps * settings.batch_size, settings.modality_dropout)
+    mirror = [axis for axis in settings.mirror if axis != "none"]
+    patches = Patches(
+        data.train, data.patch, plan.seed, plan.steps * settings.batch_size, settings.modality_dropout, mirror
+    )
 
     def posterior() -> Posterior:
         # A plain copy of the deterministic weights; the sites' weights come from the guide.
@@ -136,12 +153,23 @@ def validation_dice(posterior: Posterior, data: TrainingData, device: torch.devi
     scores = []
     for example in data.validation:
         assert example.label is not None
-        predicted = posterior_mean_probability(posterior, example.image.as_tensor().to(device)) > 0.5
+        probability = posterior_mean_probability(posterior, example.image.as_tensor().to(device))
+        predicted = region_masks(probability, posterior.card.activation)
         predicted &= example.brain.as_tensor().to(device) == 1  # 2 is ignored
         for here, there in zip(predicted, example.label.as_tensor().to(device) > 0, strict=True):
             total = int(here.sum() + there.sum())
             scores.append(2 * int((here & there).sum()) / total if total else 1.0)
     return sum(scores) / len(scores)
+
+
+def have_learned(dice: Sequence[float | None]) -> list[bool]:
+    """Which networks, trained alike, have learned: those with at least half of the median Dice.
+
+    A network without a Dice, where there are no validation cases, counts as one that has.
+    """
+    known = [value for value in dice if value is not None]
+    least = _LEARNED * statistics.median(known) if known else 0.0
+    return [value is None or value >= least for value in dice]
 
 
 @torch.no_grad()

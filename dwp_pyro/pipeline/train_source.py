@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dwp_pyro.config import FitPriorConfig
+from dwp_pyro.data.transforms import Example
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import Member, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
 from dwp_pyro.pipeline.metrics_log import Track
-from dwp_pyro.pipeline.train_network import Program, network_card, train_network, validation_dice
+from dwp_pyro.pipeline.train_network import Program, have_learned, network_card, train_network, validation_dice
 from dwp_pyro.pipeline.training_data import TrainingData
+from dwp_pyro.progress import message
 from dwp_pyro.storage import read_json, write_json
 
 __all__ = ["Snapshot", "train_source"]
@@ -45,25 +48,39 @@ def train_source(
     Returns:
         Each snapshot's source and kernels (site → weight), in order; and of each bootstrap the snapshot with the
         best Dice on the validation cases, the best bootstrap first (where there are none: its last snapshot).
+        Bootstraps whose best snapshot has not learned are in neither; see `have_learned`.
     """
-    snapshots: list[Snapshot] = []
-    best: list[tuple[float, Member]] = []
+    trained: list[tuple[list[Snapshot], list[Member]]] = []
     for bootstrap in range(config.bootstraps):
         folder = run / "source" / f"bootstrap{bootstrap}"
         if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
             _train_bootstrap(config, data, run, folder, bootstrap, device, track)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        candidates: list[tuple[float, Member]] = []
+        snapshots: list[Snapshot] = []
+        members: list[Member] = []
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
             dice, correlation = _read_figures(folder / f"snapshot{number}.json")
             source = KernelSource(bootstrap, number, data.layout, asdict(posterior.card), dice, correlation)
             (member,) = posterior.members
             snapshots.append((source, {name: w.detach() for name, w in kernel_sites(member.network).items()}))
-            candidates.append((number if dice is None else dice, member))
-        best.append(max(candidates, key=lambda candidate: candidate[0]))
-    best.sort(key=lambda candidate: -candidate[0])
-    return snapshots, Posterior(posterior.card, [member for _, member in best])
+            members.append(member)
+        trained.append((snapshots, members))
+    best = [_best(snapshots) for snapshots, _ in trained]
+    dices = [snapshots[number][0].dice for (snapshots, _), number in zip(trained, best, strict=True)]
+    learned = have_learned(dices)
+    for bootstrap, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
+        if dice is not None:
+            fate = "" if lives else ", less than half of the median: left out of kernel bank and source networks"
+            message(f"bootstrap {bootstrap}: Dice {dice:.3f} on held-out cases{fate}")
+    order = sorted((n for n, lives in enumerate(learned) if lives), key=lambda n: -(dices[n] or 0.0))
+    kept = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]
+    return kept, Posterior(posterior.card, [trained[n][1][best[n]] for n in order])
+
+
+def _best(snapshots: list[Snapshot]) -> int:
+    """Number of the snapshot with the highest Dice; of the last one without any."""
+    return max(range(len(snapshots)), key=lambda number: (snapshots[number][0].dice or 0.0, number))
 
 
 def _read_figures(path: Path) -> tuple[float | None, float | None]:
@@ -84,10 +101,7 @@ def _train_bootstrap(
     device: torch.device,
     track: Track,
 ) -> None:
-    drawn = np.random.default_rng([config.seed, bootstrap]).integers(len(data.train), size=len(data.train))
-    bag = TrainingData(
-        data.layout, data.regions, data.split, tuple(data.train[i] for i in drawn), data.validation, data.patch
-    )
+    bag = dataclasses.replace(data, train=_bag(data, np.random.default_rng([config.seed, bootstrap])))
     ends = [round(number * config.steps / config.snapshots) for number in range(config.snapshots + 1)]
     seed = config.seed * 1009 + bootstrap  # as far apart as bootstraps are
 
@@ -132,6 +146,15 @@ def _train_bootstrap(
         track=track,
         at_step=snapshot,
     )
+
+
+def _bag(data: TrainingData, random: np.random.Generator) -> tuple[Example, ...]:
+    """The cases of as many patients as there are, drawn with replacement."""
+    visits: dict[str, list[Example]] = {}
+    for example in data.train:
+        visits.setdefault(data.patients[example.id], []).append(example)
+    patients = list(visits)
+    return tuple(example for i in random.integers(len(patients), size=len(patients)) for example in visits[patients[i]])
 
 
 def _flat(network: nn.Module) -> Tensor:

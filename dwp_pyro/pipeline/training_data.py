@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from scipy import ndimage
+
 from dwp_pyro.config import DataSettings, TrainingSettings
-from dwp_pyro.data.case import read_case
+from dwp_pyro.data.case import read_case, read_volume
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.regions import parse_label_map
@@ -19,7 +22,10 @@ from dwp_pyro.errors import DataError
 from dwp_pyro.models.networks import NETWORKS
 from dwp_pyro.progress import message, progress
 
-__all__ = ["TrainingData", "find_split", "load_training_data", "open_scans", "with_defaults"]
+__all__ = ["TrainingData", "choose_spacing", "find_split", "load_training_data", "open_scans", "with_defaults"]
+
+
+_FILLED = 0.75  # of a patch's side by the median structure
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class TrainingData:
         train: examples to train on, in the split's order.
         validation: examples to validate on.
         patch: shape of a training patch, [x, y, z].
+        patients: Case id → patient.
     """
 
     layout: str
@@ -41,6 +48,7 @@ class TrainingData:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     patch: tuple[int, int, int]
+    patients: Mapping[str, str]
 
 
 _SettingsT = TypeVar("_SettingsT", bound=DataSettings)
@@ -56,16 +64,54 @@ def open_scans(settings: DataSettings) -> DataSet:
     return open_dataset(root, layout, parse_label_map(settings.label_map or ()))
 
 
-def with_defaults(settings: _SettingsT) -> _SettingsT:
-    """The settings with what is found where nothing is given, root, layout and regions: what a run's config should say.
+def with_defaults(settings: _SettingsT, n: int | None) -> _SettingsT:
+    """The settings with what is found where nothing is given: root, layout, regions and spacing.
+
+    Args:
+        settings: of the command.
+        n: Training patients; None takes all.
 
     Raises:
-        DataError: if there are no scans, or they have no such region.
+        DataError: if there are no scans, they have no such region, or the spacing follows from a label that is unfit.
     """
     _, layout = settings.scans
-    data = open_scans(settings)
+    data, split = find_split(settings, n)
     regions = data.region_values(settings.region)
-    return dataclasses.replace(settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions))
+    spacing = settings.spacing
+    if spacing is None:
+        labels = [data.by_id[name].label for name in split.train]
+        spacing = choose_spacing([label for label in labels if label is not None], regions.values(), settings.patch)
+    return dataclasses.replace(
+        settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions), spacing=spacing
+    )
+
+
+def choose_spacing(labels: Sequence[Path], regions: Iterable[frozenset[int]], patch: int) -> float:
+    """Side of cubic voxels that show a structure and its surroundings in one patch, in mm.
+
+    The median over the scans of a voxel's finest side; or three quarters of the patch's side to the median over the
+    scans and regions of the longest side of the region's largest component, if that is more.
+
+    Args:
+        labels: Label files of the training cases.
+        regions: Label values of each region.
+        patch: Side of a patch, in voxels.
+
+    Raises:
+        DataError: naming the file, if a label cannot be read.
+    """
+    finest, sides = [], []
+    for path in labels:
+        volume = read_volume(path)
+        finest.append(min(volume.spacing))
+        for values in regions:
+            components, count = ndimage.label(np.isin(volume.data, sorted(values)))
+            if count:
+                largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
+                box = ndimage.find_objects(components == largest)[0]
+                sides.append(max((part.stop - part.start) * mm for part, mm in zip(box, volume.spacing, strict=True)))
+    needed = float(np.median(sides)) / (_FILLED * patch) if sides else 0.0
+    return round(max(float(np.median(finest)), needed), 2)
 
 
 def find_split(settings: DataSettings, n: int | None) -> tuple[DataSet, Split]:
@@ -75,7 +121,7 @@ def find_split(settings: DataSettings, n: int | None) -> tuple[DataSet, Split]:
 
     Args:
         settings: of the command.
-        n: training cases; None takes all.
+        n: Training patients; None takes all.
 
     Raises:
         DataError: if there are too few cases, or the split file does not fit, or gives a role to a case without label.
@@ -83,8 +129,9 @@ def find_split(settings: DataSettings, n: int | None) -> tuple[DataSet, Split]:
     data = open_scans(settings)
     rest = (n, settings.validation, settings.seed)
     if settings.split is None:
-        return data, seeded_split([case.id for case in data.cases if case.label is not None], *rest)
-    split = read_split(Path(settings.split), list(data.by_id), *rest)
+        labelled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
+        return data, seeded_split(labelled, *rest)
+    split = read_split(Path(settings.split), data.patients, *rest)
     for name in (*split.train, *split.validation, *split.test):
         if data.by_id[name].label is None:
             raise DataError(f"{settings.split}: case '{name}' has no label file; add one, or take it out of the split")
@@ -107,7 +154,7 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
     if unlabelled:
         message(f"{len(unlabelled)} of {len(data.cases)} cases have no label and are skipped, first: {unlabelled[0]}")
     cases = data.by_id
-    preprocess = Preprocessing(settings.spacing)
+    preprocess = Preprocessing(settings.spacing or None)
     examples = {}
     ids = (*split.train, *split.validation)
     with progress(f"reading {data.layout} scans", len(ids)) as advance:
@@ -117,10 +164,10 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
             examples[name] = preprocess(scan, tuple(regions.values()))
             advance("")
     train = tuple(examples[name] for name in split.train)
-    if not any(len(example.fg_indices) for example in train):
+    if not any(len(region) for example in train for region in example.indices[1:]):
         raise DataError(
             f"{data.root}: no training case holds any voxel of {', '.join(regions)}; there is nothing to learn"
         )
     validation = tuple(examples[name] for name in split.validation)
     patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
-    return TrainingData(data.layout, regions, split, train, validation, patch)
+    return TrainingData(data.layout, regions, split, train, validation, patch, data.patients)

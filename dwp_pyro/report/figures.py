@@ -61,6 +61,7 @@ def save_case_figure(
     affine: NDArray[np.float64],
     image: NDArray[np.float32],
     truth: NDArray[np.bool_] | None,
+    predicted: NDArray[np.bool_],
     probability: NDArray[np.float32],
     entropy: NDArray[np.float32],
     mutual_information: NDArray[np.float32],
@@ -70,7 +71,6 @@ def save_case_figure(
     All volumes are [X, Y, Z] on the scan's grid; planes are shown in radiological convention (the
     person's right on the left), each through the largest cross-section of the region, true or predicted.
     """
-    predicted = probability > 0.5
     volumes: dict[str, tuple[Any, str | None, float | None]] = {
         "image": (image, "gray", None),
         "prediction (red)" if truth is None else "truth (green), prediction (red)": (image, "gray", None),
@@ -78,7 +78,7 @@ def save_case_figure(
         "entropy (nats)": (entropy, "magma", float(np.log(2))),
         "mutual information (nats)": (mutual_information, "magma", max(float(mutual_information.max()), 1e-3)),
     }
-    region_ras = _to_ras(shown_region(truth, probability), affine)
+    region_ras = _to_ras(shown_region(truth, predicted, probability), affine)
     figure = Figure(figsize=(3.2 * len(volumes), 9.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(volumes))
@@ -113,9 +113,11 @@ def save_case_figure(
         figure.savefig(temporary, dpi=90, format="png")
 
 
-def shown_region(truth: NDArray[np.bool_] | None, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+def shown_region(
+    truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_], probability: NDArray[np.float32]
+) -> NDArray[np.bool_]:
     """What a picture of a case is centred on: the true region; if empty the predicted one, or its best guess."""
-    for region in (truth, probability > 0.5):
+    for region in (truth, predicted):
         if region is not None and region.any():
             return region
     return probability >= probability.max()

@@ -65,6 +65,7 @@ def case_view(
     image: NDArray[np.float32],
     brain: NDArray[np.bool_],
     truth: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
     probability: NDArray[np.float32],
     entropy: NDArray[np.float32],
     mutual_information: NDArray[np.float32],
@@ -80,11 +81,11 @@ def case_view(
         image: the scan.
         brain: its brain.
         truth: the true region.
+        predicted: The predicted region.
         probability: of the region.
         entropy: of the prediction, in nats.
         mutual_information: of prediction and weights, in nats.
     """
-    predicted = probability > 0.5
     box = _bounding_box(brain | truth | predicted)
     affine_of_box = affine @ from_matvec(np.eye(3), [side.start for side in box])
     most = max(float(mutual_information.max()), 1e-3)
@@ -124,7 +125,7 @@ def case_view(
         layer("entropy", entropy, "magma", float(np.log(2)), unit="nats"),
         layer("mutual information", mutual_information, "magma", most, unit="nats"),
     )
-    region = shown_region(truth, probability)
+    region = shown_region(truth, predicted, probability)
     x, y, z = apply_affine(affine, [largest_section(region, axis) for axis in range(3)]).tolist()
     return CaseView(layers, (x, y, z))
 

@@ -8,11 +8,13 @@ from dwp_pyro.data.split import read_split, seeded_split
 from dwp_pyro.errors import DataError
 
 IDS = [f"case{i:02d}" for i in range(24)]
+ALONE = {name: name for name in IDS}
+VISITS = {f"{patient}_{visit}": patient for patient in "abcdefghij" for visit in range(1 + "ab".count(patient))}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_roles_are_disjoint_and_training_sets_nested(seed):
-    small, large = (seeded_split(IDS, n, 4, seed) for n in (5, 10))
+    small, large = (seeded_split(ALONE, n, 4, seed) for n in (5, 10))
     assert small.train == large.train[:5]
     assert (small.validation, small.test) == (large.validation, large.test)
     assert len(large.test) == 5 and len(large.validation) == 4
@@ -21,25 +23,40 @@ def test_roles_are_disjoint_and_training_sets_nested(seed):
 
 
 def test_the_seed_alone_decides_not_the_order_on_disk():
-    assert seeded_split(IDS, 5, 4, 0) == seeded_split(IDS[::-1], 5, 4, 0)
-    assert seeded_split(IDS, 5, 4, 0) != seeded_split(IDS, 5, 4, 1)
+    assert seeded_split(ALONE, 5, 4, 0) == seeded_split({name: name for name in IDS[::-1]}, 5, 4, 0)
+    assert seeded_split(ALONE, 5, 4, 0) != seeded_split(ALONE, 5, 4, 1)
 
 
 def test_all_cases_are_used_without_n():
-    split = seeded_split(IDS, None, 4, 0)
+    split = seeded_split(ALONE, None, 4, 0)
     assert sorted(split.train + split.validation + split.test) == IDS
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_visits_of_a_patient_have_one_role(seed):
+    split = seeded_split(VISITS, None, 3, seed)
+    roles = [{VISITS[case] for case in role} for role in (split.train, split.validation, split.test)]
+    assert [len(role) for role in roles] == [5, 3, 2] and len(set.union(*roles)) == 10
+    assert sorted(split.train + split.validation + split.test) == sorted(VISITS)
+
+
+def test_a_file_that_divides_a_patient_is_refused(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["a_0", "c_0"], "test": ["a_1"]}))
+    with pytest.raises(DataError, match="patient 'a' has cases in 'train' and in 'test'"):
+        read_split(path, VISITS, None, 0, 0)
 
 
 def test_a_file_names_the_roles(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": IDS[:14], "test": IDS[14:]}))
-    small, large = (read_split(path, IDS, n, 8, 3) for n in (3, 6))
+    small, large = (read_split(path, ALONE, n, 8, 3) for n in (3, 6))
     assert small.train == large.train[:3]
     assert set(large.train) | set(large.validation) <= set(IDS[:14])
     assert not set(large.train) & set(large.validation)
     assert large.test == tuple(IDS[14:])
     path.write_text(json.dumps({"train": IDS[:5], "validation": [], "test": IDS[14:]}))
-    assert set(read_split(path, IDS, None, 8, 3).train) == set(IDS[:5])
+    assert set(read_split(path, ALONE, None, 8, 3).train) == set(IDS[:5])
 
 
 @pytest.mark.parametrize(
@@ -56,10 +73,10 @@ def test_a_bad_file_is_named(tmp_path, content, says):
     path = tmp_path / "split.json"
     path.write_text(content)
     with pytest.raises(DataError, match=says) as caught:
-        read_split(path, IDS, 1, 0, 0)
+        read_split(path, ALONE, 1, 0, 0)
     assert str(path) in str(caught.value)
 
 
 def test_too_few_cases_are_said():
     with pytest.raises(DataError, match="30 training cases asked for, 15 left"):
-        seeded_split(IDS, 30, 4, 0)
+        seeded_split(ALONE, 30, 4, 0)

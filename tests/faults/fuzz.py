@@ -244,7 +244,7 @@ TARGETS = (
     Target("scans.csv", _labelled("scans.csv"), 3),
     Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.tsv", _labelled("bids", "bids"), 2, named=("bids",)),
     Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.json", _labelled("bids", "bids"), 1, named=("bids",)),
-    Target("split.json", lambda root: read_split(root / "split.json", [*"abcde"], 1, 1, 0), 3),
+    Target("split.json", lambda root: read_split(root / "split.json", {name: name for name in "abcde"}, 1, 1, 0), 3),
     Target("SviConfig.yaml", _read_config(SviConfig), 1),
     Target("FinetuneConfig.yaml", _read_config(FinetuneConfig), 1),
     Target("FitPriorConfig.yaml", _read_config(FitPriorConfig), 1),

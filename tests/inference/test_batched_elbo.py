@@ -24,7 +24,8 @@ from dwp_pyro.distributions.summed_divergence import _window
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel
+from dwp_pyro.models.likelihoods import LIKELIHOODS
+from dwp_pyro.models.segmentation import SegmentationModel
 from tests.conftest import random_density
 
 MEAN_FIELD = [BatchedMeanFieldELBO, TraceMeanField_ELBO]

@@ -15,7 +15,7 @@ from dwp_pyro.inference import posterior_predictive as module
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
 from dwp_pyro.models.blocks import kernel_sites
-from dwp_pyro.models.segmentation import region_logits
+from dwp_pyro.models.likelihoods import region_probability
 
 CARD = NetworkCard(
     modalities=("flair", "t1"),
@@ -213,7 +213,8 @@ def test_each_region_has_maps_and_an_agreement_of_its_own(image):
     torch.nn.init.normal_(network.output.weight)
     posterior = Posterior(card, [Member(network, MeanFieldNormal(kernel_sites(network), 0.2))])
     with torch.no_grad():
-        p = torch.stack([region_logits(posterior.logits(image[None], posterior.draw(s)))[0].sigmoid() for s in (0, 1)])
+        logits = [posterior.logits(image[None], posterior.draw(s)) for s in (0, 1)]
+        p = torch.stack([region_probability(each, "sigmoid")[0] for each in logits])
     moments = posterior_predictive(posterior, image, [0, 1])
     torch.testing.assert_close(moments.probability, p.mean(0), atol=1e-5, rtol=0)
     a, b = p > 0.5

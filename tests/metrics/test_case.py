@@ -22,7 +22,7 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def measure(probability, truth, brain=BRAIN, spacing=(1.0, 1.0, 1.0)):
-    return case_metrics(probability, entropy(probability), truth > 0, brain, spacing).measures
+    return case_metrics(probability, probability > 0.5, entropy(probability), truth > 0, brain, spacing).measures
 
 
 def test_every_measure_has_a_title():
@@ -64,7 +64,9 @@ def test_a_whole_case_by_one_probability():
 def test_curves_are_over_the_brain():
     brain = box(slice(0, 4)) > 0
     probability = box(slice(0, 12), 0.9)
-    case = case_metrics(probability, entropy(probability), box(slice(0, 2)) > 0, brain, (1.0, 1.0, 1.0))
+    case = case_metrics(
+        probability, probability > 0.5, entropy(probability), box(slice(0, 2)) > 0, brain, (1.0, 1.0, 1.0)
+    )
     assert case.reliability.count.sum() == 64
     assert case.risk_coverage.risk == pytest.approx([0.5] * 100)
     assert case.risk_coverage.coverage[[0, -1]] == pytest.approx([0.01, 1])

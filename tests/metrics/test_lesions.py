@@ -52,7 +52,8 @@ def test_random_lesions_are_scored_as_if_one_by_one(seed):
     assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=5.0) == pytest.approx(expected)
     assert 0.05 < expected[0] < expected[1] < 1
     brain = np.ones(truth.shape, bool)
-    measures = case_metrics(predicted.astype(np.float32), np.zeros(truth.shape, np.float32), truth, brain, SPACING)
+    zeros = np.zeros(truth.shape, np.float32)
+    measures = case_metrics(predicted.astype(np.float32), predicted, zeros, truth, brain, SPACING)
     of_case = measures.measures["lesion_dice"], measures.measures["lesion_f1"]
     assert of_case == pytest.approx(one_by_one(predicted, truth, 3, 50.0))
 

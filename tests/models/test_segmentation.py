@@ -13,7 +13,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
 from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-from dwp_pyro.models.segmentation import LIKELIHOODS, SegmentationModel, categorical, dice_ce, region_logits
+from dwp_pyro.models.likelihoods import (
+    ACTIVATIONS,
+    LIKELIHOODS,
+    categorical,
+    choose_activation,
+    dice_ce,
+    region_masks,
+    region_probability,
+)
+from dwp_pyro.models.segmentation import SegmentationModel
 
 
 @pytest.fixture
@@ -26,15 +35,18 @@ def by_hand() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return logits, label, brain, torch.tensor([3.0], dtype=torch.double)
 
 
-def test_categorical_by_hand(by_hand):
-    """log(½ · ¾ · ¼): the voxel outside the brain counts for nothing."""
-    assert_close(categorical(*by_hand), torch.tensor([math.log(3 / 32)], dtype=torch.double))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_categorical_by_hand(by_hand, activation):
+    """log(½ · ¾ · ¼): the voxel outside the brain counts for nothing; softmax and sigmoid of a region are the same."""
+    assert_close(categorical(*by_hand, activation), torch.tensor([math.log(3 / 32)], dtype=torch.double))
 
 
-def test_dice_ce_by_hand(by_hand):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("weight", [0.5, 0.99])
+def test_dice_ce_by_hand(by_hand, activation, weight):
     """Overlap 1, sizes 1.5 and 2: Dice (2·1 + 1) / (3.5 + 1); mean cross-entropy −log(3/32) / 3; three voxels."""
-    expected = -3 * (0.99 * (1 - 3 / 4.5) + 0.01 * -math.log(3 / 32) / 3)
-    assert_close(dice_ce(*by_hand), torch.tensor([expected], dtype=torch.double))
+    expected = -3 * (weight * (1 - 3 / 4.5) + (1 - weight) * -math.log(3 / 32) / 3)
+    assert_close(dice_ce(*by_hand, activation, weight), torch.tensor([expected], dtype=torch.double))
 
 
 def test_regions_overlap_and_dice_averages_them():
@@ -43,7 +55,7 @@ def test_regions_overlap_and_dice_averages_them():
     label = torch.tensor([[1, 1], [1, 0]]).reshape(1, 2, 2, 1, 1)
     brain = torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
     # whole: overlap 2, sizes 2 + 2 → 5/5; core: overlap 0, sizes 1 + 1 → 1/3. Cross-entropy of core: (60 + 60) / 2.
-    expected = -2 * (0.99 * (1 - (1 + 1 / 3) / 2) + 0.01 * 60 / 2)
+    expected = -2 * (0.5 * (1 - (1 + 1 / 3) / 2) + 0.5 * 60 / 2)
     voxels = torch.tensor([2.0], dtype=torch.double)
     assert_close(dice_ce(sure, label, brain, voxels), torch.tensor([expected], dtype=torch.double))
     assert_close(categorical(sure, label, brain, voxels), torch.tensor([-120.0], dtype=torch.double))
@@ -51,7 +63,38 @@ def test_regions_overlap_and_dice_averages_them():
 
 def test_one_region_is_the_softmax_of_two_classes():
     logits = torch.randn(1, 2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    assert_close(region_logits(logits).sigmoid(), logits.softmax(1)[:, 1:])
+    assert_close(region_probability(logits, "sigmoid"), region_probability(logits, "softmax"))
+    assert_close(region_probability(logits, "softmax"), logits.softmax(1)[:, 1:])
+
+
+def test_disjoint_regions_are_classes_by_hand():
+    """Two voxels, probabilities ½, ¼, ¼ and ⅛, ⅝, ¼ of background and two classes; the labels are 0 and 2."""
+    p = torch.tensor([[1 / 2, 1 / 8], [1 / 4, 5 / 8], [1 / 4, 1 / 4]], dtype=torch.double).reshape(1, 3, 2, 1, 1)
+    label = torch.tensor([[0, 0], [0, 1]]).reshape(1, 2, 2, 1, 1)
+    batch = p.log() + 2, label, torch.ones(1, 1, 2, 1, 1, dtype=torch.double), torch.tensor([6.0], dtype=torch.double)
+    cross_entropy = -(math.log(1 / 2) + math.log(1 / 4)) / 2
+    assert_close(categorical(*batch, "softmax"), torch.tensor([-6 * cross_entropy], dtype=torch.double))
+    # Class 1: overlap 0, sizes 7/8 + 0; class 2: overlap 1/4, sizes 1/2 + 1.
+    dice = (1 / (7 / 8 + 1) + (2 / 4 + 1) / (3 / 2 + 1)) / 2
+    expected = -6 * (0.3 * (1 - dice) + 0.7 * cross_entropy)
+    assert_close(dice_ce(*batch, "softmax", 0.3), torch.tensor([expected], dtype=torch.double))
+
+
+def test_the_labels_say_whether_regions_exclude_each_other():
+    assert choose_activation([{1}]) == choose_activation([{1, 2}, {3}, {4}]) == "softmax"
+    assert choose_activation([{1, 2, 4}, {1, 4}, {4}]) == "sigmoid"
+
+
+def test_masks_of_classes_exclude_each_other():
+    """The most probable class: background of .4, .3, .3; class 2 of .35, .25, .4, below 1/2; class 1 of .3, .6, .1."""
+    p = torch.tensor([[0.3, 0.25, 0.6], [0.3, 0.4, 0.1]]).reshape(2, 3, 1, 1)
+    assert region_masks(p, "softmax").flatten(1).tolist() == [[False, False, True], [False, True, False]]
+    assert region_masks(p, "sigmoid").flatten(1).tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no likelihood 'dice' with activation 'softmax'"):
+        SegmentationModel(nn.Identity(), "dice", 1, activation="softmax")
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

@@ -8,14 +8,16 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.instance_norm import InstanceNorm3d
+from dwp_pyro.models.networks import build_network
 from dwp_pyro.models.unet import ResidualUNet3d
 
 WIDTHS = (2, 3, 4, 5)
 
 
-def test_the_default_network_has_the_numbers_of_the_paper():
+def test_the_published_form_has_the_numbers_of_the_paper():
     """4,998,608 parameters; 184,336 kernels of 3×3×3; without biases or affine norms."""
-    network = ResidualUNet3d(1, 2)
+    network = build_network("paper-unet", 1, 2, (16, 32, 64, 128))
     assert sum(p.numel() for p in network.parameters()) == 4_998_608
     sites = kernel_sites(network)
     assert all(weight.shape[2:] == (3, 3, 3) for weight in sites.values())
@@ -28,6 +30,15 @@ def test_the_default_network_has_the_numbers_of_the_paper():
         *(f"up{i}.reduce.weight" for i in (1, 2, 3)),
         "output.weight",
     }
+
+
+def test_the_default_adds_affine_norms_and_an_output_bias():
+    """Nothing else: the kernels, and so the sites of a prior, are the published form's."""
+    ours, papers = (ResidualUNet3d(1, 2, WIDTHS, paper=paper) for paper in (False, True))
+    added = dict(ours.named_parameters()).keys() - dict(papers.named_parameters()).keys()
+    norms = [name for name, module in ours.named_modules() if isinstance(module, InstanceNorm3d)]
+    assert added == {f"{name}.{leaf}" for name in norms for leaf in ("weight", "bias")} | {"output.bias"}
+    assert kernel_sites(ours).keys() == kernel_sites(papers).keys()
 
 
 def test_strides_of_the_down_blocks():

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
+from dwp_pyro.models.likelihoods import region_probability
 from dwp_pyro.models.networks import NETWORKS
-from dwp_pyro.models.segmentation import region_logits
 from dwp_pyro.pipeline.fit_target import load_source_network
 
 CARD = NetworkCard(("flair",), ("lesion",), ((1,),), "openms", None, (32, 32, 32), widths=(8, 16, 32, 64))
@@ -27,8 +27,9 @@ def test_each_region_starts_from_the_one_of_the_source(tmp_path, name):
     started = load_source_network(tmp_path, replace(card, **THREE), 0)
     image = torch.randn(1, 1, 32, 32, 32)
     with torch.no_grad():
-        one = region_logits(network(image))
-        assert_close(region_logits(started(image)), one.expand(-1, 3, -1, -1, -1), atol=1e-4, rtol=1e-4)
+        one = region_probability(network(image), "sigmoid")
+        several = region_probability(started(image), "sigmoid")
+        assert_close(several, one.expand(-1, 3, -1, -1, -1), atol=1e-4, rtol=1e-4)
     assert one.std() > 1e-3
     assert all(parameter.requires_grad for parameter in started.parameters())
 

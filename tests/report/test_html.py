@@ -51,7 +51,17 @@ def small_view(side: int = 12):
     probability = np.clip(1 - distance / (side / 2), 0, 1).astype(np.float32)
     image = np.where(brain, 100 + 10.0 * x, 0).astype(np.float32)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    return case_view("flair", affine, image, brain, distance < 3, probability, probability * 0.6, probability * 0.1)
+    return case_view(
+        "flair",
+        affine,
+        image,
+        brain,
+        distance < 3,
+        probability > 0.5,
+        probability,
+        probability * 0.6,
+        probability * 0.1,
+    )
 
 
 @pytest.fixture(scope="module")

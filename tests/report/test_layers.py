@@ -21,7 +21,7 @@ def view(truth_at=(slice(3, 6), slice(4, 7), slice(5, 7))):
     probability = np.where(brain, rng.random(SHAPE), 0).astype(np.float32) * 0.4
     maps = (probability * 0.5, probability * 0.01)
     image = np.where(brain, 100 + 900 * rng.random(SHAPE), 0).astype(np.float32)
-    case = case_view("flair", AFFINE, image, brain, truth, probability, *maps)
+    case = case_view("flair", AFFINE, image, brain, truth, probability > 0.5, probability, *maps)
     return case, (image, truth, probability > 0.5, probability, *maps)
 
 

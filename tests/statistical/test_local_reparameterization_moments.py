@@ -14,7 +14,7 @@ from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.segmentation import LIKELIHOODS
+from dwp_pyro.models.likelihoods import LIKELIHOODS
 
 DRAWS = 10_000
 SIDE = 4

@@ -47,8 +47,15 @@ def hyphenated_cases(root: Path, pattern: str) -> list[Case]:
     for folder in _case_folders(root, pattern):
         name = folder.name.casefold()
         images = {modality: (f"{name}-{end}",) for modality, end in _HYPHENATED.items()}
-        cases.append(case_of_stems(folder.name, nifti_files(folder), images, (f"{name}-seg",)))
+        cases.append(
+            case_of_stems(folder.name, nifti_files(folder), images, (f"{name}-seg",), patient=_patient(folder.name))
+        )
     return [case for case in cases if case is not None]
+
+
+def _patient(case: str) -> str:
+    """BraTS-GLI-00005-001 is the second visit of BraTS-GLI-00005."""
+    return re.sub(r"(-\d+)-\d+$", r"\1", case)
 
 
 def find_gli(root: Path, year: int) -> list[Case]:

@@ -73,6 +73,7 @@ def case_of_stems(
     images: Mapping[str, tuple[str, ...]],
     label: tuple[str, ...],
     brain: tuple[str, ...] = (),
+    patient: str = "",
 ) -> Case | None:
     """A case of the files whose stems are known; None if no image is there.
 
@@ -82,13 +83,14 @@ def case_of_stems(
         images: modality → stems that its file may have, in small letters; the first that is there counts.
         label: stems that the label may have.
         brain: stems that the brain mask may have.
+        patient: See `Case`.
     """
 
     def first(stems: tuple[str, ...]) -> Path | None:
         return next((files[stem] for stem in stems if stem in files), None)
 
     found = {modality: path for modality, stems in images.items() if (path := first(stems)) is not None}
-    return Case(name, found, first(label), first(brain)) if found else None
+    return Case(name, found, first(label), first(brain), patient=patient) if found else None
 
 
 def found(cases: Iterable[Case | None], labels: Mapping[int, str] | None) -> Found | None:

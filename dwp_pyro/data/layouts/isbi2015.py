@@ -25,7 +25,7 @@ def _find(root: Path) -> Found | None:
             files |= nifti_files(patient / "masks")
             for visit in sorted(visits):
                 images = {modality: (f"{visit}_{stem}_pp",) for modality, stem in _STEMS.items()}
-                cases.append(case_of_stems(visit, files, images, (f"{visit}_mask1",)))
+                cases.append(case_of_stems(visit, files, images, (f"{visit}_mask1",), patient=patient.name))
     return found(cases, {1: "lesion"})
 
 

@@ -1,7 +1,8 @@
 """A manifest: a CSV file that lists the scans, for whatever lies in no known layout.
 
-Columns: `id`; `label` and `brain` (a mask) if there are any; every other one is a modality. Paths start at the CSV's
-folder, and an empty cell is a file that is not there. What label values mean it does not say.
+Columns: `id`; `label` and `brain` (a mask) if there are any; `patient`, where a patient has several scans; every other
+one is a modality. Paths start at the CSV's folder, and an empty cell is a file that is not there. It does not say what
+label values mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dwp_pyro.errors import DataError
 
 __all__ = ["LAYOUT"]
 
-_NO_MODALITY = ("id", "label", "brain")
+_NO_MODALITY = ("id", "label", "brain", "patient")
 
 
 def _find(root: Path) -> Found | None:
@@ -53,7 +54,7 @@ def _case(root: Path, number: int, columns: list[str], line: list[str]) -> Case:
     if len(line) != len(columns):
         raise DataError(f"{root}: line {number}: has {len(line)} cells for {len(columns)} columns; mend it")
     cells = dict(zip(columns, line, strict=True))
-    name = cells.pop("id")
+    name, patient = cells.pop("id"), cells.pop("patient", "")
     files = {column: root.parent / cell for column, cell in cells.items() if cell}
     for column, path in files.items():
         if not os.path.isfile(path):
@@ -61,7 +62,7 @@ def _case(root: Path, number: int, columns: list[str], line: list[str]) -> Case:
     label, brain = files.pop("label", None), files.pop("brain", None)
     if not files:
         raise DataError(f"{root}: line {number}: case '{name}' has no scan; add one, or remove the line")
-    return Case(name, files, label, brain)
+    return Case(name, files, label, brain, patient=patient)
 
 
 LAYOUT = Layout(

@@ -21,7 +21,8 @@ def _find(root: Path) -> Found | None:
             for name, folder in {patient.name: patient, **visits}.items():
                 prefix = name.casefold()
                 images = {modality: (f"{prefix}_{modality}",) for modality in ("flair", "t1", "t2")}
-                cases.append(case_of_stems(name, nifti_files(folder), images, (f"{prefix}_mask",)))
+                mask = (f"{prefix}_mask",)
+                cases.append(case_of_stems(name, nifti_files(folder), images, mask, patient=patient.name))
     return found(cases, {1: "lesion"})
 
 
