@@ -220,7 +220,7 @@ class DataSettings(Settings):
     spacing: float | None = setting(
         None,
         "Resample to cubic voxels of this side, in mm; 0 keeps those of the scans.  [default: the finest side of the "
-        "median scan, or coarser, until the median structure fills no more than three quarters of a patch's side]",
+        "median scan, or coarser, until a patch holds the median structure]",
         minimum=0,
     )
     patch: int = setting(

@@ -25,9 +25,6 @@ from dwp_pyro.progress import message, progress
 __all__ = ["TrainingData", "choose_spacing", "find_split", "load_training_data", "open_scans", "with_defaults"]
 
 
-_FILLED = 0.75  # of a patch's side by the median structure
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """What a network is trained on, preprocessed and in memory.
@@ -87,10 +84,10 @@ def with_defaults(settings: _SettingsT, n: int | None) -> _SettingsT:
 
 
 def choose_spacing(labels: Sequence[Path], regions: Iterable[frozenset[int]], patch: int) -> float:
-    """Side of cubic voxels that show a structure and its surroundings in one patch, in mm.
+    """Side of cubic voxels with which a patch holds a structure, in mm.
 
-    The median over the scans of a voxel's finest side; or three quarters of the patch's side to the median over the
-    scans and regions of the longest side of the region's largest component, if that is more.
+    The median over the scans of a voxel's finest side; or more, until the median structure is no longer than a patch:
+    the median, over scans and regions, of the longest side of the box around a region's largest component.
 
     Args:
         labels: Label files of the training cases.
@@ -107,10 +104,10 @@ def choose_spacing(labels: Sequence[Path], regions: Iterable[frozenset[int]], pa
         for values in regions:
             components, count = ndimage.label(np.isin(volume.data, sorted(values)))
             if count:
-                largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
-                box = ndimage.find_objects(components == largest)[0]
+                largest = int(np.argmax(np.bincount(components.ravel())[1:]))
+                box = ndimage.find_objects(components)[largest]
                 sides.append(max((part.stop - part.start) * mm for part, mm in zip(box, volume.spacing, strict=True)))
-    needed = float(np.median(sides)) / (_FILLED * patch) if sides else 0.0
+    needed = float(np.median(sides)) / patch if sides else 0.0
     return round(max(float(np.median(finest)), needed), 2)
 
 

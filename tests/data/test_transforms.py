@@ -206,7 +206,7 @@ def test_patches_differ_as_scanners_do():
     medians = torch.tensor([sorted(float(part.median()) for part in triple) for triple in parts])
     contrast = medians[:, 2] - medians[:, 0]
     bent = ((medians[:, 1] - medians[:, 0]) / contrast - 0.5).abs() > 0.03
-    noisy = torch.tensor([max(float(part.std()) for part in triple) > 1e-3 for triple in parts])
+    noisy = torch.tensor([min(float(part.std()) for part in triple) > 1e-3 for triple in parts])
     for count, probability in ((int(bent.sum()), 0.5), (int(noisy.sum()), 0.3)):
         # A gamma near 1 bends nothing that can be seen, so a little fewer are counted.
         assert 0.8 * probability * draws - 30 < count < probability * draws + 30
