@@ -220,7 +220,7 @@ class DataSettings(Settings):
     spacing: float | None = setting(
         None,
         "Resample to cubic voxels of this side, in mm; 0 keeps those of the scans.  [default: the finest side of the "
-        "median scan, or coarser, until a patch holds the median structure]",
+        "scans, or coarser, until a patch is as long as the structures and half as long as the brain]",
         minimum=0,
     )
     patch: int = setting(

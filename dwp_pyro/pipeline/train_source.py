@@ -70,7 +70,7 @@ def train_source(
     dices = [snapshots[number][0].dice for (snapshots, _), number in zip(trained, best, strict=True)]
     learned = have_learned(dices)
     for bootstrap, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
-        if dice is not None:
+        if dice is not None and len(dices) > 1:
             fate = "" if lives else ", less than half of the median: left out of kernel bank and source networks"
             message(f"bootstrap {bootstrap}: Dice {dice:.3f} on held-out cases{fate}")
     order = sorted((n for n, lives in enumerate(learned) if lives), key=lambda n: -(dices[n] or 0.0))
@@ -79,8 +79,9 @@ def train_source(
 
 
 def _best(snapshots: list[Snapshot]) -> int:
-    """Number of the snapshot with the highest Dice; of the last one without any."""
-    return max(range(len(snapshots)), key=lambda number: (snapshots[number][0].dice or 0.0, number))
+    """Number of the snapshot with the highest Dice; of the last one where there is no Dice."""
+    ranks = [number if snapshot.dice is None else snapshot.dice for number, (snapshot, _) in enumerate(snapshots)]
+    return ranks.index(max(ranks))
 
 
 def _read_figures(path: Path) -> tuple[float | None, float | None]:

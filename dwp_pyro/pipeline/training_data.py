@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from dwp_pyro.config import DataSettings, TrainingSettings
-from dwp_pyro.data.case import read_case, read_volume
+from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.regions import parse_label_map
@@ -48,6 +49,8 @@ class TrainingData:
     patients: Mapping[str, str]
 
 
+_LOOKED_AT = 20  # scans that the spacing follows from
+
 _SettingsT = TypeVar("_SettingsT", bound=DataSettings)
 
 
@@ -69,46 +72,49 @@ def with_defaults(settings: _SettingsT, n: int | None) -> _SettingsT:
         n: Training patients; None takes all.
 
     Raises:
-        DataError: if there are no scans, they have no such region, or the spacing follows from a label that is unfit.
+        DataError: if there are no scans, they have no such region, or one that the spacing follows from is unfit.
     """
     _, layout = settings.scans
     data, split = find_split(settings, n)
     regions = data.region_values(settings.region)
     spacing = settings.spacing
     if spacing is None:
-        labels = [data.by_id[name].label for name in split.train]
-        spacing = choose_spacing([label for label in labels if label is not None], regions.values(), settings.patch)
+        scans = (_read(data.by_id[name], settings, data) for name in split.train[:_LOOKED_AT])
+        spacing = choose_spacing(scans, tuple(regions.values()), settings.patch)
     return dataclasses.replace(
         settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions), spacing=spacing
     )
 
 
-def choose_spacing(labels: Sequence[Path], regions: Iterable[frozenset[int]], patch: int) -> float:
-    """Side of cubic voxels with which a patch holds a structure, in mm.
+def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], patch: int) -> float:
+    """Side of cubic voxels with which a patch holds a structure and shows where it lies, in mm.
 
-    The median over the scans of a voxel's finest side; or more, until the median structure is no longer than a patch:
-    the median, over scans and regions, of the longest side of the box around a region's largest component.
+    The finest side of the scans' voxels; or more, until a patch is as long as the structures (the longest side of the
+    box around a region's largest component), and half as long as the brain (the geometric mean of its box's sides).
+    Each is the median over the scans.
 
     Args:
-        labels: Label files of the training cases.
+        scans: Labelled scans.
         regions: Label values of each region.
         patch: Side of a patch, in voxels.
-
-    Raises:
-        DataError: naming the file, if a label cannot be read.
     """
-    finest, sides = [], []
-    for path in labels:
-        volume = read_volume(path)
-        finest.append(min(volume.spacing))
+    finest, brains, structures = [], [], []
+    for scan in scans:
+        finest.append(min(scan.spacing))
+        brains.append(float(np.prod(_box_sides(scan.brain.astype(np.uint8), 0, scan.spacing)) ** (1 / 3)))
         for values in regions:
-            components, count = ndimage.label(np.isin(volume.data, sorted(values)))
+            components, count = ndimage.label(np.isin(np.asarray(scan.label), sorted(values)))
             if count:
                 largest = int(np.argmax(np.bincount(components.ravel())[1:]))
-                box = ndimage.find_objects(components)[largest]
-                sides.append(max((part.stop - part.start) * mm for part, mm in zip(box, volume.spacing, strict=True)))
-    needed = float(np.median(sides)) / patch if sides else 0.0
-    return round(max(float(np.median(finest)), needed), 2)
+                structures.append(max(_box_sides(components, largest, scan.spacing)))
+    needed = [np.median(brains) / 2 / patch, np.median(structures) / patch if structures else 0.0]
+    return round(float(max(np.median(finest), *needed)), 2)
+
+
+def _box_sides(components: NDArray[Any], number: int, spacing: Sequence[float]) -> list[float]:
+    """Sides in mm of the box around a component, numbered from 0."""
+    box = ndimage.find_objects(components)[number]
+    return [(part.stop - part.start) * mm for part, mm in zip(box, spacing, strict=True)]
 
 
 def find_split(settings: DataSettings, n: int | None) -> tuple[DataSet, Split]:
@@ -156,9 +162,7 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
     ids = (*split.train, *split.validation)
     with progress(f"reading {data.layout} scans", len(ids)) as advance:
         for name in ids:
-            lacking = settings.modality_dropout > 0
-            scan = read_case(cases[name], settings.modality, data.labels, may_lack_modalities=lacking)
-            examples[name] = preprocess(scan, tuple(regions.values()))
+            examples[name] = preprocess(_read(cases[name], settings, data), tuple(regions.values()))
             advance("")
     train = tuple(examples[name] for name in split.train)
     if not any(len(region) for example in train for region in example.indices[1:]):
@@ -168,3 +172,8 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
     validation = tuple(examples[name] for name in split.validation)
     patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients)
+
+
+def _read(case: Case, settings: _SettingsT, data: DataSet) -> Scan:
+    lacking = isinstance(settings, TrainingSettings) and settings.modality_dropout > 0
+    return read_case(case, settings.modality, data.labels, may_lack_modalities=lacking)

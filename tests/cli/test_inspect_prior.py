@@ -25,7 +25,7 @@ def test_the_prior_has_a_card(in_world):
     assert "| widths of the network | 2, 3, 4, 5 |" in card
     assert "| source networks | 2, 4 snapshots of them |" in card
     provenance = json.loads((in_world / PRIOR / "prior.json").read_text())["provenance"]
-    assert provenance["dataset"] == "openms" and provenance["network"]["spacing"] is None
+    assert provenance["dataset"] == "openms" and provenance["network"]["spacing"] == 3.0
     assert "brain" in provenance["normalisation"]
 
 

@@ -248,7 +248,7 @@ def test_members_of_random_starts_differ(command, in_world, tmp_path):
     assert result.exit_code == 0, result.output
     one, two = (network(tmp_path / "run" / "posterior.safetensors", number) for number in (0, 1))
     assert one.keys() == two.keys()
-    assert not any(torch.equal(w, two[name]) for name, w in one.items())
+    assert not any(torch.equal(w, two[name]) for name, w in one.items() if w.dim() == 5)  # norms start alike
 
 
 def test_members_are_as_many_as_the_source_networks(command, copy_of_world):

@@ -166,6 +166,7 @@ def test_every_step_draws_weights_of_its_own(patches, tmp_path, monkeypatch):
     assert torch.cat(draws).unique().numel() > 0.99 * STEPS * len(draws[0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of more workers than cores
 def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, tmp_path, monkeypatch):
     alone, _ = run(patches, tmp_path / "a.safetensors")
     monkeypatch.setattr("dwp_pyro.inference.svi._workers", lambda device: 2)

@@ -153,10 +153,12 @@ def test_scores_leave_ignored_voxels_out():
     scan = Scan("c", np.ones((1, *brain.shape), np.float32), brain, label, np.eye(4), Path("c"), label == 2)
     data = DataSet(Path("c"), "wmh2017", (), {1: "lesion", 2: "ignore"}, {"lesion": frozenset({1})})
     entropy = np.zeros(brain.shape, np.float32)
-    figures = _measure(probability, entropy, np.nan, scan, data, "lesion").measures
+    figures = _measure(probability, probability > 0.5, entropy, np.nan, scan, data, "lesion").measures
     assert figures["dice"] == 1 and figures["hd95"] == 0
     assert figures["nll"] == pytest.approx(0, abs=1e-5) and figures["ece"] == pytest.approx(0)
-    counted = _measure(probability, entropy, np.nan, dataclasses.replace(scan, ignored=None), data, "lesion").measures
+    counted = _measure(
+        probability, probability > 0.5, entropy, np.nan, dataclasses.replace(scan, ignored=None), data, "lesion"
+    ).measures
     assert counted["dice"] == 0.5 and counted["nll"] > 1
 
 

@@ -30,7 +30,8 @@ class Draws:
 
     def log_likelihoods(self, logits: Tensor, name: str) -> Tensor:
         brain = torch.ones_like(self.label)
-        return LIKELIHOODS[name](logits, self.label, brain, brain.flatten(1).sum(1))
+        weight = {"dice_weight": 1.0} if name == "dice-ce" else {}  # cross-entropy is voxelwise
+        return LIKELIHOODS[name](logits, self.label, brain, brain.flatten(1).sum(1), **weight)
 
 
 @pytest.fixture(scope="module")
