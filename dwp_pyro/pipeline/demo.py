@@ -72,16 +72,16 @@ def demo(out: Path, device: str = "auto", seed: int = 0, say: Callable[[str], No
                 write_phantoms(dataset, unfinished, cases, seed, progress=partial(advance, ""))  # type: ignore[arg-type]
             unfinished.rename(data / dataset)
 
-    common = {"widths": _WIDTHS, "patch": 32, "learning_rate": 6e-3, "validation": 2, "seed": seed}
+    common = {"widths": _WIDTHS, "validation": 2, "seed": seed}
     prior = out / "runs" / "prior-ms"
     source = FitPriorConfig.from_mapping(
-        common | {"root": str(data / "ms"), "bootstraps": 2, "snapshots": 2, "steps": 240, "vae_steps": 500}
+        common | {"root": str(data / "ms"), "bootstraps": 3, "snapshots": 2, "steps": 200, "vae_steps": 500}
     )
     say("2. Source networks on the MS scans; a prior over their kernels, block by block")
     train_once(partial(fit_prior, source), prior, device)
-    target = common | {"root": str(data / "brats"), "n": 5, "steps": 300, "prior_from": str(prior)}
+    target = common | {"root": str(data / "brats"), "n": 5, "steps": 200, "prior_from": str(prior)}
     arms: dict[str, tuple[str, Callable[[RunOptions], object]]] = {
-        "DWP": ("svi-dwp", partial(svi, SviConfig.from_mapping(target | {"prior": "dwp", "members": 2}))),
+        "DWP": ("svi-dwp", partial(svi, SviConfig.from_mapping(target | {"prior": "dwp", "steps": 600}))),
         "UNet-RI": ("finetune-random", partial(finetune, FinetuneConfig.from_mapping(target | {"init": "random"}))),
         "UNet-PR": ("finetune-source", partial(finetune, FinetuneConfig.from_mapping(target | {"init": "source"}))),
     }

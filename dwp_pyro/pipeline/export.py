@@ -100,12 +100,13 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
 def nnunet_labels(card: NetworkCard) -> dict[str, Any]:
     """What `dataset.json` says of labels: region → value, from 1, a region that contains others before them.
 
-    Of several regions each has the values of all that lie within it, as nnU-Net's region-based training takes them.
+    Of regions that may overlap each has the values of all that lie within it, as nnU-Net's region-based training takes
+    them.
     """
     order = painting_order(card)
     values = {number: value for value, number in enumerate(order, start=1)}
-    if len(order) == 1:
-        return {"labels": {"background": 0, card.regions[0]: 1}}
+    if card.activation == "softmax" or len(order) == 1:
+        return {"labels": {"background": 0, **{card.regions[number]: value for number, value in values.items()}}}
     labels: dict[str, int | list[int]] = {"background": 0}
     for number in order:
         inside = [other for other in order if set(card.values[other]) <= set(card.values[number])]

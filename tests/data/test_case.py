@@ -46,6 +46,14 @@ def test_without_a_mask_the_brain_is_where_an_image_is_not_0(case):
     assert not scan.brain[0].any()
 
 
+def test_air_within_a_head_belongs_to_it(case):
+    image = np.ones((8, 9, 10), np.int16)
+    image[0], image[3:5, 4:6, 5] = 0, 0
+    write(case.images["flair"], image)
+    scan = read_case(case, ("flair",), LABELS)
+    assert scan.brain[1:].all() and not scan.brain[0].any()
+
+
 def test_a_brain_mask_is_used(case, tmp_path):
     mask = np.zeros((8, 9, 10), np.uint8)
     mask[2] = 1

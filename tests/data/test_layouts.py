@@ -77,6 +77,29 @@ def manifest(root: Path) -> None:
     (root / "scans.csv").write_text("id,FLAIR,label,brain\nA-1,a/f.nii.gz,a/l.nii.gz,a/b.nii.gz\n\nB,f2.nii.gz,,\n")
 
 
+PATIENTS = {
+    "isbi2015": {"training01_01": "training01", "training01_02": "training01"},
+    "mslesseg": {"P1_T1": "P1", "P1_T2": "P1", "P54": "P54"},
+    "bids": {"sub-01_ses-1": "sub-01", "sub-02": "sub-02"},
+    "brats2023-gli": {"BraTS-GLI-00000-000": "BraTS-GLI-00000"},
+    "brats2018": {"Brats18_A_1": "Brats18_A_1", "Brats18_B_1": "Brats18_B_1"},
+}
+
+
+@pytest.mark.parametrize("name", PATIENTS)
+def test_visits_are_of_one_patient(name, tmp_path):
+    KNOWN[name][0](tmp_path)
+    assert open_dataset(tmp_path).patients == PATIENTS[name]
+
+
+def test_a_manifest_may_name_patients(tmp_path):
+    touch(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
+    (tmp_path / "scans.csv").write_text("id,patient,flair\nA1,A,a.nii.gz\nA2,A,b.nii.gz\nC,,c.nii.gz\n")
+    data = open_dataset(tmp_path / "scans.csv")
+    assert data.patients == {"A1": "A", "A2": "A", "C": "C"}
+    assert [list(case.images) for case in data.cases] == [["flair"]] * 3
+
+
 GLI = "ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData/BraTS-GLI-00000-000"
 BRATS = ["flair", "t1", "t1ce", "t2"]
 LESION = {1: "lesion"}

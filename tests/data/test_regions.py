@@ -2,7 +2,7 @@
 
 import pytest
 
-from dwp_pyro.data.regions import parse_label_map, regions_of, structure
+from dwp_pyro.data.regions import default_regions, parse_label_map, regions_of, structure
 from dwp_pyro.errors import ConfigError
 
 
@@ -52,7 +52,21 @@ def test_a_structure_has_one_name(structure_, names):
 def test_regions_follow_from_names(labels, regions):
     found = regions_of(labels)
     assert (found if isinstance(regions, dict) else set(found)) == regions
-    assert list(found) == list(regions) or isinstance(regions, set)  # the first is the default
+    assert list(found) == list(regions) or isinstance(regions, set)
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen"),
+    [
+        ({1: "necrosis", 2: "oedema", 4: "enhancing"}, ["whole"]),
+        ({1: "anterior", 2: "posterior"}, ["anterior", "posterior"]),
+        ({1: "lesion", 2: "ignore"}, ["lesion"]),
+        ({}, []),
+    ],
+)
+def test_labels_that_exclude_each_other_are_all_segmented(labels, chosen):
+    """Of regions that overlap the first."""
+    assert default_regions(regions_of(labels)) == chosen
 
 
 def test_a_label_map():

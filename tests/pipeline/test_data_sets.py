@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from dwp_pyro.cli import main
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.pipeline.evaluate import _measure
 
 TINY = ("--widths", "2,3,4,5", "--short", "--patch", "16", "--validation", "1", "--steps", "2", "--n", "1")
@@ -185,3 +186,41 @@ def test_training_leaves_ignored_voxels_out(tmp_path, monkeypatch):
 def test_a_label_map_that_is_none(tmp_path):
     result = command("svi", "--label-map", "1:oedema", "--out", tmp_path / "run")
     assert result.exit_code == 2 and "label-map: '1:oedema' is not of the form 1=oedema" in result.stderr
+
+
+def test_labels_that_exclude_each_other_are_classes_all_the_way(decathlon, tmp_path, monkeypatch):
+    """Without --region every label of a set that is no tumour's: one softmax in training, maps, metrics and export."""
+    monkeypatch.chdir(tmp_path)
+    about = json.loads((decathlon / "dataset.json").read_text())
+    about["labels"] = {"0": "background", "1": "anterior", "2": "posterior", "3": "middle"}
+    (decathlon / "dataset.json").write_text(json.dumps(about))
+    result = command("finetune", "--root", "msd", "--modality", "t2", *TINY, "--out", "run")
+    assert result.exit_code == 0, result.output
+    card = Posterior.load(tmp_path / "run/posterior.safetensors").card
+    assert card.regions == ("anterior", "posterior", "middle") and card.activation == "softmax"
+    assert command("evaluate", "run", "--samples", 1).exit_code == 0
+    assert command("export", "run", "nnunet", "--format", "nnunet").exit_code == 0
+    labels = json.loads(Path("nnunet/dataset.json").read_text())["labels"]
+    assert labels == {"background": 0, "anterior": 1, "posterior": 2, "middle": 3}
+    (case,) = json.loads(Path("run/split.json").read_text())["test"]
+    maps = [nibabel.load(f"run/predictions/{case}_prob_{region}.nii.gz").get_fdata() for region in card.regions]
+    total = np.sum(maps, 0)
+    assert total.max() <= 1 + 1e-5
+    classes = np.argmax([1 - total, *maps], 0)
+    for path in (f"run/predictions/{case}_seg.nii.gz", f"nnunet/{case}.nii.gz"):
+        np.testing.assert_array_equal(nibabel.load(path).get_fdata(), classes)
+    figures = json.loads(Path(f"run/predictions/{case}.json").read_text())["regions"]
+    truth = nibabel.load(decathlon / f"labelsTr/{case}.nii.gz").get_fdata()
+    scores = json.loads(Path("run/evaluation.json").read_text())["regions"]
+    for value, region in enumerate(card.regions, start=1):
+        predicted = classes == value
+        assert figures[region]["volume_ml"] == pytest.approx(predicted.sum() * 12 / 1000)
+        dice = 2 * (predicted & (truth == value)).sum() / (predicted.sum() + (truth == value).sum())
+        assert scores[region]["cases"][case]["dice"] == pytest.approx(dice)
+    assert command("report", "run").exit_code == 0
+
+
+def test_regions_that_overlap_keep_a_sigmoid_each(decathlon, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command("finetune", "--root", "msd", "--modality", "t2", "--region", "whole,core", *TINY, "--out", "run")
+    assert Posterior.load(tmp_path / "run/posterior.safetensors").card.activation == "sigmoid"
