@@ -18,7 +18,7 @@ from dwp_pyro.config import FitPriorConfig
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.inference.fit_density import BlockKernels, FitSettings, fit_density
 
-_PRIOR = Path(__file__).parents[1] / "studies/whole-tumour/priors/mixture"
+_PRIOR = Path(__file__).parents[1] / "studies/archive/whole-tumour/priors/mixture"
 _KERNELS, _BOOTSTRAPS = 200_000, 5
 _LONGER = 4  # times the steps: what is called convergence
 

@@ -46,7 +46,7 @@ def test_what_an_old_prior_does_not_say_is_not_made_up():
 
 
 def test_priors_made_before_there_was_a_card_have_one():
-    folders = sorted((Path(__file__).parents[2] / "studies/whole-tumour/priors").iterdir())
+    folders = sorted((Path(__file__).parents[2] / "studies/archive/whole-tumour/priors").iterdir())
     assert [folder.name for folder in folders] == ["dwp", "gaussian", "mixture"]
     for folder in folders:
         facts, blocks = prior_card(KernelPrior.load(folder))
