@@ -36,7 +36,8 @@ from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
 from dwp_pyro.models.convolution import Conv3d
 from dwp_pyro.models.instance_norm import InstanceNorm3d
-from dwp_pyro.models.segmentation import SegmentationModel, dice_ce, in_precision
+from dwp_pyro.models.likelihoods import dice_ce
+from dwp_pyro.models.segmentation import SegmentationModel, in_precision
 from dwp_pyro.models.unet import ResidualUNet3d
 
 Step = Callable[[], object]

@@ -151,12 +151,12 @@ def _train_bootstrap(
 
 
 def _bag(data: TrainingData, random: np.random.Generator) -> tuple[Example, ...]:
-    """The cases of as many patients as there are, drawn with replacement."""
-    visits: dict[str, list[Example]] = {}
+    """As many patients as there are, drawn with replacement; each draw of a patient gives its next scan in turn."""
+    scans: dict[str, list[Example]] = {}
     for example in data.train:
-        visits.setdefault(data.patients[example.id], []).append(example)
-    patients = list(visits)
-    return tuple(example for i in random.integers(len(patients), size=len(patients)) for example in visits[patients[i]])
+        scans.setdefault(data.patients[example.id], []).append(example)
+    endless = [itertools.cycle(of_patient) for of_patient in scans.values()]
+    return tuple(next(endless[i]) for i in random.integers(len(endless), size=len(endless)))
 
 
 def _flat(network: nn.Module) -> Tensor:
