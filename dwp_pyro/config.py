@@ -127,7 +127,12 @@ class Settings:
                 value = tuple(value)
             if isinstance(value, str) and hints[name] == tuple[str, ...] | None:
                 value = (value,)
-            if isinstance(value, int) and not isinstance(value, bool) and hints[name] is float:
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and hints[name] is float
+                and abs(value) <= _LARGEST
+            ):
                 value = float(value)
             arguments[name] = value
         return cls(**arguments)

@@ -59,13 +59,14 @@ def prior_blocks(network: nn.Module) -> dict[str, str]:
 
     for name, module in convolutions.items():
         follow(name, module)
-    dimensions = len(next(iter(convolutions.values())).kernel_size)
+    first = next(iter(convolutions.values()))
+    dimensions = len(first.kernel_size)
     # Of how many channels its images are the network does not say; it refuses any other number.
     for channels in dict.fromkeys(module.in_channels for module in convolutions.values()):
         seen.clear()
         try:
             with torch.no_grad():
-                followed(torch.zeros((1, channels, *[_SIDE] * dimensions), device="meta"))
+                followed(torch.zeros((1, channels, *[_SIDE] * dimensions), dtype=first.weight.dtype, device="meta"))
             break
         except RuntimeError:
             continue

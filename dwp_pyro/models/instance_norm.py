@@ -33,13 +33,18 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         if input.dim() != 5:
             return super().forward(input)
         if input.device.type == "cuda":
-            normalised: Tensor = _Normalise.apply(input, self.eps)
-            if self.weight is None:
-                return normalised
-            weight, bias = (p.to(normalised.dtype)[:, None, None, None] for p in (self.weight, self.bias))
-            return torch.addcmul(bias, normalised, weight)
+            return _instance_norm(input, self.weight, self.bias, self.eps)
         # Not its own forward, which asks for running means that are not there.
         return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """`torch.nn.functional.instance_norm` of [B, C, X, Y, Z] by reductions that all of a GPU shares."""
+    normalised: Tensor = _Normalise.apply(x, eps)
+    if weight is None or bias is None:
+        return normalised
+    scale, shift = (p.to(normalised.dtype)[:, None, None, None] for p in (weight, bias))
+    return torch.addcmul(shift, normalised, scale)
 
 
 class _Normalise(torch.autograd.Function):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dwp_pyro.models.instance_norm import InstanceNorm3d, _Normalise
+from dwp_pyro.models.instance_norm import InstanceNorm3d, _instance_norm, _Normalise
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -28,9 +28,23 @@ def test_its_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: _Normalise.apply(x, 1e-5), x)
 
 
+def test_scale_and_shift_are_pytorch_s():
+    """With their gradients."""
+    norm = nn.InstanceNorm3d(3, affine=True, dtype=torch.float64)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    inputs = (x, norm.weight, norm.bias)
+    ours, theirs = _instance_norm(x, norm.weight, norm.bias, norm.eps), norm(x)
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_on_a_cpu_it_is_pytorch_s_own():
     """Of one volume without a batch, too."""
     x = torch.randn(1, 4, 6, 6, 6)
     for volume in (x, x[0]):
-        assert torch.equal(InstanceNorm3d(4)(volume), nn.InstanceNorm3d(4)(volume))
+        for affine in (False, True):
+            assert torch.equal(InstanceNorm3d(4, affine)(volume), nn.InstanceNorm3d(4, affine=affine)(volume))
     assert not list(InstanceNorm3d(4).parameters())
