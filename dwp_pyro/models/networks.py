@@ -56,7 +56,7 @@ def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
 
 #: Name on the command line → kind; the names alone are in `config.NETWORKS`.
 NETWORKS = {
-    "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "output.")),
+    "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "norm.", "output.")),
     "paper-unet": NetworkKind(partial(ResidualUNet3d, paper=True), 8, ("input.", "down1.", "up3.", "output.")),
     "unet": NetworkKind(_unet, 8, ("0.model.0.", "0.model.2.", "1.")),
     "segresnet": NetworkKind(
