@@ -1,6 +1,6 @@
 """What each ingredient of the default network is worth, beside MONAI's networks, on validation cases of three sets.
 
-    python studies/network/ablation.py DATA OUT.jsonl [--sets lgg,hippocampus,ms] [--variants …] [--draws 0,1]
+    python studies/network/ablation.py DATA OUT.jsonl [--sets lgg,hippocampus,ms] [--variants …] [--draws 0]
 
 One plain training loop for all: AdamW, one cosine from the highest learning rate to a hundredth, softmax Dice +
 cross-entropy (½ and ½), two augmented patches of 32³ per step. Each line of OUT.jsonl is one run; runs that are there
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dwp_pyro.data.case import Case, read_case
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.transforms import Example, Patches, Preprocessing
+from dwp_pyro.models.instance_norm import InstanceNorm3d
 from dwp_pyro.models.unet import ResidualUNet3d
 
 STEPS, RATE, SIDE, BATCH, N, VALIDATION = 400, 4e-3, 32, 2, 5, 8
@@ -34,37 +35,29 @@ SPACING = {"lgg": 3.0, "hippocampus": 1.0, "ms": 2.0}
 WIDTHS = (8, 16, 32, 64)
 
 
-def _affine(network: nn.Module) -> None:
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.InstanceNorm3d) and not module.affine:
-            network.set_submodule(name, nn.InstanceNorm3d(module.num_features, affine=True))
-
-
-def _output_bias(network: nn.Module) -> None:
-    network.output.bias = nn.Parameter(torch.zeros(network.output.out_channels))
-
-
-def _ours(
+def _default(
     affine: bool = True,
     output_bias: bool = True,
     final_norm: bool = True,
-    init: str = "He",
+    he: bool = False,
     small_output: bool = False,
     widths: tuple[int, ...] = WIDTHS,
 ) -> Callable[[int], nn.Module]:
+    """The default network without one of its ingredients; `he` and `small_output` are starts of the published form."""
+
     def build(classes: int) -> nn.Module:
         network = ResidualUNet3d(1, classes, widths)
-        for module in network.modules():
-            if isinstance(module, nn.Conv3d) and (init == "torch" or module is network.output):
-                module.reset_parameters()
-        if small_output:
-            nn.init.normal_(network.output.weight, std=0.01)
-        if affine:
-            _affine(network)
-        if output_bias:
-            _output_bias(network)
+        for name, module in list(network.named_modules()):
+            if isinstance(module, InstanceNorm3d) and not affine:
+                network.set_submodule(name, InstanceNorm3d(module.num_features))
+            if isinstance(module, nn.Conv3d) and he and name != "output":
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if not output_bias:
+            network.output.bias = None
         if not final_norm:
             network.norm = nn.Identity()
+        if small_output:
+            nn.init.normal_(network.output.weight, std=0.01)
         return network
 
     return build
@@ -77,20 +70,19 @@ def _mednext(classes: int) -> nn.Module:
 
 
 VARIANTS: dict[str, Callable[[int], nn.Module]] = {
-    "ours": _ours(),
-    "ours, no final norm": _ours(final_norm=False),
+    "default": _default(),
     "basicunet": lambda c: BasicUNet(3, 1, c, (8, 8, 16, 32, 64, 8)),
     "dynunet": lambda c: DynUNet(3, 1, c, (3,) * 4, (1, 2, 2, 2), (2, 2, 2), WIDTHS),
     "segresnet": lambda c: SegResNet(3, 8, 1, c),
-    "ours, torch init, no final norm": _ours(init="torch", final_norm=False),
-    "ours, torch init": _ours(init="torch"),
-    "ours, small output": _ours(small_output=True),
-    "ours, no affine": _ours(affine=False),
-    "ours, no output bias": _ours(output_bias=False),
-    "paper": _ours(affine=False, output_bias=False, small_output=True),
+    "no affine norms": _default(affine=False),
+    "no output bias": _default(output_bias=False),
+    "no final norm": _default(final_norm=False),
+    "He": _default(he=True),
+    "He and small output": _default(he=True, small_output=True),
+    "published form": lambda c: ResidualUNet3d(1, c, WIDTHS, paper=True),
+    "six down blocks": lambda c: ResidualUNet3d(1, c, WIDTHS, short=True),
+    "width 16": _default(widths=(16, 32, 64, 128)),
     "mednext": _mednext,
-    "dynunet residual": lambda c: DynUNet(3, 1, c, (3,) * 4, (1, 2, 2, 2), (2, 2, 2), WIDTHS, res_block=True),
-    "ours, no final norm, width 16": _ours(final_norm=False, widths=(16, 32, 64, 128)),
 }
 
 
@@ -173,13 +165,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sets", default="hippocampus,lgg,ms")
-    parser.add_argument("--variants", default=",".join(VARIANTS).replace(", ", "; "))
-    parser.add_argument("--draws", default="0,1")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--draws", default="0")
     chosen = parser.parse_args()
     done = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for draw in map(int, chosen.draws.split(",")):
-        for name in chosen.variants.split(","):
-            variant = name.strip().replace("; ", ", ")
+        for variant in chosen.variants.split(","):
             for where in chosen.sets.split(","):
                 key = {"set": where, "variant": variant, "draw": draw}
                 if any(key.items() <= row.items() for row in done):
