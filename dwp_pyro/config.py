@@ -329,7 +329,7 @@ class FitPriorConfig(TrainingSettings):
     kernels: str | None = setting(
         None, "Fit to these kernels instead of training source networks: a .safetensors bank or an .npy array."
     )
-    steps: int = setting(200, "Optimisation steps of each source network.", minimum=1)
+    steps: int = setting(2000, "Optimisation steps of each source network.", minimum=1)
     bootstraps: int = setting(
         3, "Source networks, each trained on a bootstrap of the cases.", minimum=1, maximum=10_000
     )
