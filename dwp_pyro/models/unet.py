@@ -65,7 +65,10 @@ class ResidualUNet3d(nn.Module):
     one input channel, two output channels and the default widths it has 4,998,608 parameters, of which 184,336 kernels
     of 3×3×3. It hardly learns.
 
-    ABLATION
+    What each ingredient is worth, Dice after 400 steps on 5 cases, hippocampus / gliomas / MS lesions, one draw
+    (docs/results.md): the default .77 / .49 / .35; started as He et al. .77 / .45 / .22, then without affine norms
+    .76 / .46 / .22, without the output bias .76 / .49 / .23, without the final norm .75 / .45 / .00, with output
+    weights of .01 .00 / .31 / .00; the published form .00 / .00 / .00.
 
     Args:
         in_channels: Input channels, one per modality.
