@@ -220,7 +220,7 @@ def test_the_arms(command, in_world, tmp_path):
         tensors, _ = load_tensors(out / "posterior.safetensors")
         same = {name for name in source if (tensors[name] == source[name]).all()}
         if frozen is None:
-            ends = tuple(f"0.network.{end}" for end in ("input.", "down1.", "up3.", "output."))
+            ends = tuple(f"0.network.{end}" for end in ("input.", "down1.", "up3.", "norm.", "output."))
             moved = {name for name in source if name.startswith(ends)}
             assert same == set(source) - moved
         else:

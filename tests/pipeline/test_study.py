@@ -83,6 +83,7 @@ def test_what_makes_no_sense_is_refused_by_name(read, tmp_path, content, says):
     assert message.startswith(f"{tmp_path / 'study.yaml'}: ") and says in message and "\n" not in message
 
 
-def test_the_example_of_the_documents():
-    study = Study.read(Path(__file__).parents[2] / "studies" / "whole-tumour" / "study.yaml")
-    assert len(study.cells) == 166
+@pytest.mark.parametrize(("name", "cells"), [("gliomas", 21), ("hippocampus", 9), ("ms", 9), ("likelihoods", 6)])
+def test_the_examples_of_the_documents(name, cells):
+    study = Study.read(Path(__file__).parents[2] / "studies" / "network" / f"{name}.yaml")
+    assert len(study.cells) == cells
