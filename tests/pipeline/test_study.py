@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_refused_by_name(read, tmp_path, content, says):
     assert message.startswith(f"{tmp_path / 'study.yaml'}: ") and says in message and "\n" not in message
 
 
-@pytest.mark.parametrize(("name", "cells"), [("gliomas", 21), ("hippocampus", 9), ("ms", 9), ("likelihoods", 6)])
+@pytest.mark.parametrize(("name", "cells"), [("gliomas", 21), ("hippocampus", 9), ("ms", 9), ("likelihoods", 12)])
 def test_the_examples_of_the_documents(name, cells):
     study = Study.read(Path(__file__).parents[2] / "studies" / "network" / f"{name}.yaml")
     assert len(study.cells) == cells
