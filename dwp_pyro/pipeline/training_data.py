@@ -108,7 +108,7 @@ def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], pat
                 largest = int(np.argmax(np.bincount(components.ravel())[1:]))
                 structures.append(max(_box_sides(components, largest, scan.spacing)))
     needed = [np.median(brains) / 2 / patch, np.median(structures) / patch if structures else 0.0]
-    return round(float(max(np.median(finest), *needed)), 2)
+    return float(f"{max(np.median(finest), *needed):.3g}")
 
 
 def _box_sides(components: NDArray[Any], number: int, spacing: Sequence[float]) -> list[float]:

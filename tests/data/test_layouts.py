@@ -92,6 +92,12 @@ def test_visits_are_of_one_patient(name, tmp_path):
     assert open_dataset(tmp_path).patients == PATIENTS[name]
 
 
+def test_subjects_of_bids_may_hold_underscores(tmp_path):
+    for name in ("MS_001", "MS_002"):
+        touch(tmp_path, f"sub-{name}/ses-1/anat/sub-{name}_ses-1_FLAIR.nii.gz")
+    assert set(open_dataset(tmp_path).patients.values()) == {"sub-MS_001", "sub-MS_002"}
+
+
 def test_a_manifest_may_name_patients(tmp_path):
     touch(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
     (tmp_path / "scans.csv").write_text("id,patient,flair\nA1,A,a.nii.gz\nA2,A,b.nii.gz\nC,,c.nii.gz\n")

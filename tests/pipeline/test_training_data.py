@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,12 @@ def test_a_patch_holds_the_structure_and_half_of_the_brain(scans, expected):
     regions = [frozenset({1})]
     assert choose_spacing(scans, regions, 32) == pytest.approx(expected, abs=0.02)
     assert choose_spacing(scans, regions, 10**6) == pytest.approx(np.median([min(s.spacing) for s in scans]))
+
+
+def test_the_finest_voxels_are_not_rounded_to_none():
+    tiny = scan((1.0, 1.0, 1.0), 40)
+    tiny = dataclasses.replace(tiny, affine=np.diag([0.004, 0.004, 0.004, 1.0]))
+    assert choose_spacing([tiny], [frozenset({1})], 32) == pytest.approx(0.004)
 
 
 def test_the_largest_component_of_each_region_counts():

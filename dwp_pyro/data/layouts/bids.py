@@ -123,7 +123,7 @@ def _case(name: str, files: list[_File], mask: _File | None) -> Case | None:
             contrast = file.suffix == "t1w" and "_ce-" in file.stem
             images.setdefault("t1ce" if contrast else modality_name(file.suffix), file.path)
     return (
-        Case(name, images, None if mask is None else mask.path, brain, patient=name.partition("_")[0])
+        Case(name, images, None if mask is None else mask.path, brain, patient=name.partition("_ses-")[0])
         if images
         else None
     )
