@@ -221,20 +221,23 @@ class Patches(Dataset[Batch]):
         self.length = length
         self.modality_dropout = modality_dropout
         keys = ("image", "label", "brain")
-        regions = len(self.examples[0].indices) - 1
+        # A case that lacks a region has its patches at the others as often as at the background.
+        self._crops = {
+            present: RandCropByLabelClassesd(
+                keys,
+                "label",
+                shape,
+                ratios=[sum(present) or 1, *present],
+                num_classes=1 + len(present),
+                indices_key="indices",
+                allow_smaller=True,
+                warn=False,  # of cases without some region
+            )
+            for present in {_present(example) for example in self.examples}
+        }
         flips = [RandFlipd(keys, prob=0.5, spatial_axis=AXES.index(axis)) for axis in mirror]
         self._transform = Compose(
             [
-                RandCropByLabelClassesd(
-                    keys,
-                    "label",
-                    shape,
-                    ratios=[regions, *[1] * regions],
-                    num_classes=1 + regions,
-                    indices_key="indices",
-                    allow_smaller=True,
-                    warn=False,  # of cases without some region
-                ),
                 SpatialPadd(keys, shape),
                 *flips,
                 RandAffined(
@@ -265,9 +268,10 @@ class Patches(Dataset[Batch]):
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.examples))
         example = self.examples[order[place]]
         assert example.label is not None
-        self._transform.set_random_state(seed=int(np.random.default_rng([self.seed, index, 1]).integers(2**31)))
+        transform = Compose([self._crops[_present(example)], self._transform])
+        transform.set_random_state(seed=int(np.random.default_rng([self.seed, index, 1]).integers(2**31)))
         with _without_meta():
-            (patch,) = self._transform(
+            (patch,) = transform(
                 {
                     "image": example.image.as_tensor(),
                     "label": example.label.as_tensor(),
@@ -288,6 +292,11 @@ class Patches(Dataset[Batch]):
         if not kept.any():
             kept[random.choice(np.flatnonzero(there))] = True
         return torch.from_numpy(kept).float()
+
+
+def _present(example: Example) -> tuple[int, ...]:
+    """1 for each region that the example has, 0 for the others."""
+    return tuple(int(len(region) > 0) for region in example.indices[1:])
 
 
 def _thick_slices(axis: int) -> RandGaussianSmoothd:
