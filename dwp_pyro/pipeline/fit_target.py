@@ -124,7 +124,7 @@ def _learned(members: list[Member], card: NetworkCard, data: TrainingData, devic
     dices = [validation_dice(Posterior(card, [member]), data, device) for member in members]
     learned = have_learned(dices)
     for number, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
-        fate = "" if lives else ", less than half of the median: left out of the posterior"
+        fate = "" if lives else ", less than half of the best: left out of the posterior"
         message(f"member {number}: Dice {dice:.3f} on validation cases{fate}")
     return [member for member, lives in zip(members, learned, strict=True) if lives]
 

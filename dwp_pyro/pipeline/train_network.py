@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,8 +25,8 @@ from dwp_pyro.pipeline.training_data import TrainingData
 
 __all__ = ["Program", "have_learned", "network_card", "train_network", "validation_dice"]
 
-_LEARNED = 0.5  # of the median Dice
-_LEAST_MEDIAN = 0.1  # below it the training has failed as a whole, and none is worse than the others
+_LEARNED = 0.5  # of the best Dice
+_LEAST_BEST = 0.1  # below it the training has failed as a whole, and none is worse than the others
 
 
 def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
@@ -164,13 +163,13 @@ def validation_dice(posterior: Posterior, data: TrainingData, device: torch.devi
 
 
 def have_learned(dice: Sequence[float | None]) -> list[bool]:
-    """Which networks, trained alike, have learned: those with at least half of the median Dice.
+    """Which networks, trained alike, have learned: those with at least half of the best Dice.
 
-    All of them, where that median is below 0.1; and a network without a Dice, where there are no validation cases.
+    All of them, where the best is below 0.1; and a network without a Dice, where there are no validation cases.
     """
     known = [value for value in dice if value is not None]
-    median = statistics.median(known) if known else 0.0
-    least = _LEARNED * median if median >= _LEAST_MEDIAN else 0.0
+    best = max(known, default=0.0)
+    least = _LEARNED * best if best >= _LEAST_BEST else 0.0
     return [value is None or value >= least for value in dice]
 
 

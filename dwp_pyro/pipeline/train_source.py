@@ -72,7 +72,7 @@ def train_source(
     learned = have_learned(dices)
     for bootstrap, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
         if dice is not None and len(dices) > 1:
-            fate = "" if lives else ", less than half of the median: left out of kernel bank and source networks"
+            fate = "" if lives else ", less than half of the best: left out of kernel bank and source networks"
             message(f"bootstrap {bootstrap}: Dice {dice:.3f} on held-out cases{fate}")
     order = sorted((n for n, lives in enumerate(learned) if lives), key=lambda n: -(dices[n] or 0.0))
     kept = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]

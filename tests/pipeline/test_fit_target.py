@@ -45,7 +45,7 @@ def test_a_member_that_has_not_learned_is_left_out(monkeypatch, capsys):
     assert kept == [members[0], members[2]]
     said = "".join(capsys.readouterr())
     assert "member 0: Dice 0.500 on validation cases\n" in said
-    assert "member 1: Dice 0.100 on validation cases, less than half of the median: left out" in said
+    assert "member 1: Dice 0.100 on validation cases, less than half of the best: left out" in said
     assert module._learned(members, CARD, SimpleNamespace(validation=()), torch.device("cpu")) == members
 
 
