@@ -51,7 +51,7 @@ DATASETS = (
 #: Names of the networks; the networks themselves are in `models.networks`.
 NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet")
 
-#: Networks that have a short form.
+#: Those of them that have a short form.
 SHORT_FORMS = ("residual-unet", "paper-unet")
 
 #: What a run can be exported as; see `pipeline.export`.
@@ -307,6 +307,8 @@ class TrainingSettings(DataSettings):
             raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
         if self.short and self.network not in SHORT_FORMS:
             raise ConfigError(f"short: is a form of {' and '.join(SHORT_FORMS)}; leave it out for {self.network}")
+        if self.likelihood == "categorical" and self.dice_weight != 0.5:
+            raise ConfigError("dice-weight: is a setting of dice-ce; leave it out for categorical")
         first = self.widths[0]
         if self.network == "segresnet" and (first % 8 or self.widths != tuple(first * 2**level for level in range(4))):
             raise ConfigError(

@@ -44,6 +44,7 @@ def test_changes_win_over_the_file(tmp_path):
         ({"mirror": ["none", "x"]}, "mirror: 'none' stands alone"),
         ({"mirror": ["w"]}, "mirror: 'w' is not one of x, y, z, none"),
         ({"learning_rate": 10**400}, "learning-rate: must be a number of at most 1e\\+15"),
+        ({"likelihood": "categorical", "dice_weight": 0.9}, "dice-weight: is a setting of dice-ce"),
         ({"dice_weight": 1.5}, "dice-weight: must be at most 1"),
         ({"anneal": 1.5}, "from 0 to 1"),
         ({"prior": "flow", "particles": 2}, "'flow' is no VAE"),

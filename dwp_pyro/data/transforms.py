@@ -126,7 +126,7 @@ class Preprocessing:
                 f"{scan.reference}: the brain of case {scan.id} has {voxels} voxels on the network's grid, too few to "
                 "look at; mend the mask, or give a smaller --spacing"
             )
-        _normalise(done["image"], done["brain"][0] > 0)
+        _normalize(done["image"], done["brain"][0] > 0)
         if "label" not in done:
             return Example(scan.id, done["image"], done["brain"], None, ())
         label = done["label"].as_tensor()
@@ -149,8 +149,13 @@ class Preprocessing:
         return _turned(np.asarray(inverted, dtype=np.float32), turn_back) * scan.brain
 
 
-def _normalise(image: Tensor, brain: Tensor) -> None:
-    """In place, see `NORMALISATION`; a channel that is the same everywhere becomes 0."""
+def _normalize(image: Tensor, brain: Tensor) -> None:
+    """Normalize in place, see `NORMALISATION`; a channel that is constant over the brain becomes 0 there.
+
+    Args:
+        image: Channels [C, X, Y, Z], 0 outside the brain.
+        brain: Mask [X, Y, Z].
+    """
     for channel in image:
         inside = channel[brain].double()
         low, high = np.percentile(inside.numpy(), _CLIPPED)
@@ -289,18 +294,18 @@ class Patches(Dataset[Batch]):
         random = np.random.default_rng([self.seed, index, 2])
         there = example.image.as_tensor().flatten(1).any(1).numpy()
         kept = there & (random.random(len(there)) >= self.modality_dropout)
-        if not kept.any():
+        if there.any() and not kept.any():
             kept[random.choice(np.flatnonzero(there))] = True
         return torch.from_numpy(kept).float()
 
 
 def _present(example: Example) -> tuple[int, ...]:
-    """1 for each region that the example has, 0 for the others."""
+    """1 for each region that the example has and 0 for the others, of R regions."""
     return tuple(int(len(region) > 0) for region in example.indices[1:])
 
 
 def _thick_slices(axis: int) -> RandGaussianSmoothd:
-    """Blurred along one axis, as thick slices are, in a fifth of the calls."""
+    """Blur along one axis, as of thick slices, in a fifth of the calls."""
     sigmas: dict[str, Any] = {
         f"sigma_{name}": _THICKNESS if number == axis else (0.0, 1e-6) for number, name in enumerate(AXES)
     }

@@ -16,9 +16,8 @@ from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import Plan
 from dwp_pyro.pipeline.blocks import write_blocks
 from dwp_pyro.pipeline.tracking import check_tracker, tracked
-from dwp_pyro.pipeline.train_network import Program, have_learned, network_card, train_network, validation_dice
+from dwp_pyro.pipeline.train_network import Program, network_card, report_learned, train_network, validation_dice
 from dwp_pyro.pipeline.training_data import TrainingData, load_training_data, with_defaults
-from dwp_pyro.progress import message
 from dwp_pyro.storage import RunFolder, file_digest
 
 __all__ = ["fit_target", "load_source_network", "source_networks"]
@@ -40,7 +39,8 @@ def fit_target(
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
     The members of a mixture are trained one after the other, with an equal part of the steps each: the mean of their
-    ELBOs is that of the mixture, with the member as a latent variable. The learning rate follows half a cosine from
+    ELBOs is that of the mixture, with the member as a latent variable. Members that have not learned are left out
+    (`have_learned`). The learning rate follows half a cosine from
     its highest to a hundredth.
 
     Args:
@@ -118,15 +118,11 @@ def fit_target(
 
 
 def _learned(members: list[Member], card: NetworkCard, data: TrainingData, device: torch.device) -> list[Member]:
-    """The members that have learned; what becomes of each is said."""
+    """The members that have learned; see `have_learned`."""
     if len(members) == 1 or not data.validation:
         return members
-    dices = [validation_dice(Posterior(card, [member]), data, device) for member in members]
-    learned = have_learned(dices)
-    for number, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
-        fate = "" if lives else ", less than half of the best: left out of the posterior"
-        message(f"member {number}: Dice {dice:.3f} on validation cases{fate}")
-    return [member for member, lives in zip(members, learned, strict=True) if lives]
+    learned = report_learned("member", [validation_dice(Posterior(card, [one]), data, device) for one in members])
+    return [member for member, kept in zip(members, learned, strict=True) if kept]
 
 
 def source_networks(folder: Path) -> int:

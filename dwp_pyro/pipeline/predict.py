@@ -226,9 +226,14 @@ def read_maps(folder: Path, case: str, kind: str, card: NetworkCard) -> NDArray[
     """The maps of a case, one per region [R, X, Y, Z]; arguments as for `map_path`.
 
     Raises:
-        DataError: naming the file, if one is missing or damaged.
+        DataError: naming the file, if one is missing or damaged, or the maps have several shapes.
     """
-    return np.stack([read_volume(map_path(folder, case, kind, region, card)).data for region in card.regions])
+    paths = [map_path(folder, case, kind, region, card) for region in card.regions]
+    maps = [read_volume(path).data for path in paths]
+    for path, volume in zip(paths, maps, strict=True):
+        if volume.shape != maps[0].shape:
+            raise DataError(f"{path}: has another shape than {paths[0].name}; predict the case again with --overwrite")
+    return np.stack(maps)
 
 
 def known_regions(card: NetworkCard, data: DataSet) -> tuple[frozenset[int], ...]:

@@ -22,8 +22,9 @@ from dwp_pyro.models.likelihoods import choose_activation, region_masks
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.metrics_log import MetricsLog, Track
 from dwp_pyro.pipeline.training_data import TrainingData
+from dwp_pyro.progress import message
 
-__all__ = ["Program", "have_learned", "network_card", "train_network", "validation_dice"]
+__all__ = ["Program", "have_learned", "network_card", "report_learned", "train_network", "validation_dice"]
 
 _LEARNED = 0.5  # of the best Dice
 _LEAST_BEST = 0.1  # below it the training has failed as a whole, and none is worse than the others
@@ -171,6 +172,21 @@ def have_learned(dice: Sequence[float | None]) -> list[bool]:
     best = max(known, default=0.0)
     least = _LEARNED * best if best >= _LEAST_BEST else 0.0
     return [value is None or value >= least for value in dice]
+
+
+def report_learned(kind: str, dices: Sequence[float | None]) -> list[bool]:
+    """`have_learned`, with a line that gives the Dice of each of several networks and names those to leave out.
+
+    Args:
+        kind: "bootstrap" or "member".
+        dices: Dice of each on the validation cases.
+    """
+    learned = have_learned(dices)
+    for number, (dice, kept) in enumerate(zip(dices, learned, strict=True)):
+        if dice is not None and len(dices) > 1:
+            fate = "" if kept else ", less than half of the best: left out"
+            message(f"{kind} {number}: Dice {dice:.3f} on validation cases{fate}")
+    return learned
 
 
 @torch.no_grad()

@@ -21,9 +21,8 @@ from dwp_pyro.inference.svi import Plan
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
 from dwp_pyro.pipeline.metrics_log import Track
-from dwp_pyro.pipeline.train_network import Program, have_learned, network_card, train_network, validation_dice
+from dwp_pyro.pipeline.train_network import Program, network_card, report_learned, train_network, validation_dice
 from dwp_pyro.pipeline.training_data import TrainingData
-from dwp_pyro.progress import message
 from dwp_pyro.storage import read_json, write_json
 
 __all__ = ["Snapshot", "train_source"]
@@ -69,14 +68,10 @@ def train_source(
         trained.append((snapshots, members))
     best = [_best(snapshots) for snapshots, _ in trained]
     dices = [snapshots[number][0].dice for (snapshots, _), number in zip(trained, best, strict=True)]
-    learned = have_learned(dices)
-    for bootstrap, (dice, lives) in enumerate(zip(dices, learned, strict=True)):
-        if dice is not None and len(dices) > 1:
-            fate = "" if lives else ", less than half of the best: left out of kernel bank and source networks"
-            message(f"bootstrap {bootstrap}: Dice {dice:.3f} on held-out cases{fate}")
-    order = sorted((n for n, lives in enumerate(learned) if lives), key=lambda n: -(dices[n] or 0.0))
-    kept = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]
-    return kept, Posterior(posterior.card, [trained[n][1][best[n]] for n in order])
+    learned = report_learned("bootstrap", dices)
+    order = sorted((n for n, kept in enumerate(learned) if kept), key=lambda n: -(dices[n] or 0.0))
+    bank = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]
+    return bank, Posterior(posterior.card, [trained[n][1][best[n]] for n in order])
 
 
 def _best(snapshots: list[Snapshot]) -> int:

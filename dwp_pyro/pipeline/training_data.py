@@ -49,7 +49,7 @@ class TrainingData:
     patients: Mapping[str, str]
 
 
-_LOOKED_AT = 20  # scans that the spacing follows from
+_MAX_SCANS = 20  # that the spacing follows from
 
 _SettingsT = TypeVar("_SettingsT", bound=DataSettings)
 
@@ -79,7 +79,7 @@ def with_defaults(settings: _SettingsT, n: int | None) -> _SettingsT:
     regions = data.region_values(settings.region)
     spacing = settings.spacing
     if spacing is None:
-        scans = (_read(data.by_id[name], settings, data) for name in split.train[:_LOOKED_AT])
+        scans = (_read(data.by_id[name], settings, data) for name in split.train[:_MAX_SCANS])
         spacing = choose_spacing(scans, tuple(regions.values()), settings.patch)
     return dataclasses.replace(
         settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions), spacing=spacing
@@ -174,6 +174,6 @@ def load_training_data(settings: TrainingSettings, n: int | None) -> TrainingDat
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients)
 
 
-def _read(case: Case, settings: _SettingsT, data: DataSet) -> Scan:
+def _read(case: Case, settings: DataSettings, data: DataSet) -> Scan:
     lacking = isinstance(settings, TrainingSettings) and settings.modality_dropout > 0
     return read_case(case, settings.modality, data.labels, may_lack_modalities=lacking)

@@ -78,5 +78,7 @@ def test_a_bad_file_is_named(tmp_path, content, says):
 
 
 def test_too_few_cases_are_said():
-    with pytest.raises(DataError, match="30 training cases asked for, 15 left"):
+    with pytest.raises(
+        DataError, match="30 training patients asked for, 15 left: of 24 patients 5 test and 4 validate"
+    ):
         seeded_split(ALONE, 30, 4, 0)

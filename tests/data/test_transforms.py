@@ -245,6 +245,13 @@ def test_modality_dropout_leaves_one_that_is_there(scan):
     assert torch.equal(again[7][0], patches[7][0])
 
 
+def test_a_scan_without_contrast_survives_modality_dropout(scan):
+    """Its only channel is 0 after normalization; there is none to keep."""
+    flat = dataclasses.replace(scan, images=7 * scan.brain[None].astype(np.float32))
+    patches = Patches([Preprocessing(None)(flat, [frozenset({2})])], (16, 16, 16), 0, 5, modality_dropout=0.5)
+    assert all(part.isfinite().all() for i in range(5) for part in patches[i])
+
+
 def test_ignored_voxels_keep_their_image_and_do_not_count(scan):
     """In preprocessing and in patches; the same image as without them."""
     ignored = np.zeros(scan.brain.shape, bool)

@@ -37,7 +37,7 @@ def test_each_region_starts_from_the_one_of_the_source(tmp_path, name):
 
 
 def test_a_member_that_has_not_learned_is_left_out(monkeypatch, capsys):
-    """Of three members the second; each one's Dice is said. Without validation cases nobody knows."""
+    """Of three members the second; a line gives the Dice of each. Without validation cases nobody knows."""
     members = [Member(CARD.build(), None) for _ in range(3)]
     scores = iter((0.5, 0.1, 0.6))
     monkeypatch.setattr(module, "validation_dice", lambda *args: next(scores))

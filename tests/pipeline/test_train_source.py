@@ -53,7 +53,7 @@ def test_half_of_the_best_is_asked_for(dice, expected):
 
 
 def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path, monkeypatch, capsys):
-    """Three bootstraps, the second dead; its snapshots stay on disk, and a line says what became of it."""
+    """Three bootstraps, the second dead; its snapshots stay on disk, and a line names it."""
     dices = {0: (0.3, 0.5), 1: (0.0, 0.02), 2: (0.6, 0.4)}
 
     def trained(config, data, run, folder: Path, bootstrap: int, device, track) -> None:
@@ -75,5 +75,5 @@ def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path,
         weight = found.network.get_parameter("input.weight")
         assert torch.equal(weight, expected.members[0].network.get_parameter("input.weight"))
     said = "".join(capsys.readouterr())
-    assert "bootstrap 1: Dice 0.020 on held-out cases, less than half of the best: left out" in said
-    assert "bootstrap 2: Dice 0.600 on held-out cases\n" in said
+    assert "bootstrap 1: Dice 0.020 on validation cases, less than half of the best: left out" in said
+    assert "bootstrap 2: Dice 0.600 on validation cases\n" in said

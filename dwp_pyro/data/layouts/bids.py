@@ -122,11 +122,9 @@ def _case(name: str, files: list[_File], mask: _File | None) -> Case | None:
         elif _IMAGE.fullmatch(file.suffix):
             contrast = file.suffix == "t1w" and "_ce-" in file.stem
             images.setdefault("t1ce" if contrast else modality_name(file.suffix), file.path)
-    return (
-        Case(name, images, None if mask is None else mask.path, brain, patient=name.partition("_ses-")[0])
-        if images
-        else None
-    )
+    if not images:
+        return None
+    return Case(name, images, None if mask is None else mask.path, brain, patient=name.partition("_ses-")[0])
 
 
 def _names(root: Path, masks: Iterable[_File]) -> dict[int, str] | None:

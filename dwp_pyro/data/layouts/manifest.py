@@ -68,5 +68,5 @@ def _case(root: Path, number: int, columns: list[str], line: list[str]) -> Case:
 LAYOUT = Layout(
     name="manifest",
     find=_find,
-    expected="a CSV file with the columns id, a modality each (as flair), and label and brain if there are any",
+    expected="a CSV file with the columns id, a modality each (as flair), and patient, label, brain if there are any",
 )
