@@ -183,7 +183,7 @@ def test_other_settings_are_refused(command, in_world, copied, tmp_path, changes
         ({"settings": STUDY["settings"] | {"split": "no.json"}}, "no.json"),
         ({"settings": STUDY["settings"] | {"modality": ["pet"]}}, "has no pet scan"),
         ({"settings": STUDY["settings"] | {"validation": 0}, "evaluate": "validation"}, "has no validation cases"),
-        ({"cells": [{"arms": ["UNet-RI"], "n": [2, 50], "seeds": [0]}]}, "UNet-RI, n 50, seed 0: 50 training cases"),
+        ({"cells": [{"arms": ["UNet-RI"], "n": [2, 50], "seeds": [0]}]}, "UNet-RI, n 50, seed 0: 50 training patients"),
     ],
 )
 def test_an_unfit_study_is_refused_before_anything_runs(command, in_world, tmp_path, changes, culprit):
