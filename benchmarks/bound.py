@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import untrained_prior
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.distributions.summed_divergence import chunked_sum
 from dwp_pyro.inference.allocator import keep_freed_memory
 
 #: Kind of device → kernels of the 184,336, both sides taking time in proportion; and of them at once on their side.
@@ -61,7 +60,7 @@ def rows(device: torch.device) -> Iterator[Row]:
     kernels = 0.01 * torch.randn(count, 3, 3, 3, device=device)
 
     def ours_step() -> None:
-        chunked_sum(ours.value_and_gradients, kernels.detach().requires_grad_()).backward()
+        ours.log_prob(kernels.detach().requires_grad_()).sum().backward()
 
     def their_step() -> None:
         for chunk in kernels.split(at_once):

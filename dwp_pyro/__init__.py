@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dwp_pyro.distributions.kernel_vae import KernelVAE as KernelVAE
     from dwp_pyro.distributions.log_uniform import LogUniform as LogUniform
     from dwp_pyro.guides.mean_field import MeanFieldNormal as MeanFieldNormal
-    from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO as BatchedMeanFieldELBO
     from dwp_pyro.inference.local_reparameterization import LocalReparameterization as LocalReparameterization
     from dwp_pyro.models.bayesian import bayesianize as bayesianize
     from dwp_pyro.models.segmentation import SegmentationModel as SegmentationModel
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from dwp_pyro.pipeline.svi import svi as svi
 
 _MODULES = {
-    "BatchedMeanFieldELBO": "inference.batched_elbo",
     "DeepWeightPrior": "distributions.deep_weight_prior",
     "FinetuneConfig": "config",
     "FitPriorConfig": "config",

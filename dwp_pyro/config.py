@@ -65,8 +65,10 @@ _LARGEST = 10**15  # of any number: all below count exactly, and none overflows
 
 _PRECISION = "Arithmetic of the network: bf16 is faster on a GPU, and on a CPU that has bfloat16."
 
-_CENTRED_SCALE = 0.55  # a variance of 0.3
 _CENTRED_MEMBERS = 3
+
+#: Independent observations that the segmentation of a case counts as.
+DEFAULT_EVIDENCE = 50_000.0
 
 
 def setting(
@@ -399,19 +401,16 @@ class SviConfig(TargetSettings):
         choices=("source", "none"),
     )
     prior_scale: float | None = setting(
-        None, "Factor of the prior's spread around its centre.  [default: 0.55 around the source, else 1]", minimum=1e-6
+        None,
+        "Factor of the prior's spread around its centre, the same in every block.  [default: learned in each block; of "
+        "normal and log-uniform 1]",
+        minimum=1e-6,
     )
     particles: int = setting(
         1,
         "Samples K of the bound on the density of a VAE (dwp): more are tighter, and cost more.",
         minimum=1,
         maximum=10_000,
-    )
-    kernel_part: float = setting(
-        0.25,
-        "Part of the kernels, drawn anew each step and scaled up, at which a prior without closed form is taken.",
-        minimum=1e-3,
-        maximum=1,
     )
     train_reverse_model: bool = setting(
         False, "Train the reverse model r(z|w) of the VAE (dwp) along with the posterior, which tightens the bound."
@@ -424,19 +423,25 @@ class SviConfig(TargetSettings):
     )
     init_scale: float = setting(
         0.03,
-        "First posterior standard deviation of a weight, as a part of the root mean square of its site's first means.",
+        "First posterior standard deviation of a weight, as a fraction of the size of the prior's kernels.",
         minimum=1e-6,
     )
     estimator: str = setting(
         "shared", "One weight sample a step, or local reparameterisation.", choices=("shared", "local")
     )
-    beta: float = setting(1.0, "Final weight of the KL term; 1 is Bayes, other values temper the prior.", minimum=1e-6)
-    anneal: float = setting(0.5, "Part of the steps over which the KL term's weight rises from 0.", minimum=0)
+    evidence: float = setting(
+        DEFAULT_EVIDENCE,
+        "Independent observations that the segmentation of one case counts as. More of them make the prior weigh less.",
+        minimum=1e-6,
+    )
+    anneal: float = setting(
+        0.5, "Fraction of the steps over which the weight of the KL term rises from 0 to 1.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.anneal > 1:
-            raise ConfigError(f"anneal: is a part of the steps, from 0 to 1, got {self.anneal:g}")
+            raise ConfigError(f"anneal: is a fraction of the steps, from 0 to 1, got {self.anneal:g}")
         if self.prior != "dwp" and (self.particles > 1 or self.train_reverse_model):
             raise ConfigError(f"prior: '{self.prior}' is no VAE; leave --particles and --train-reverse-model out")
         if self.prior == "log-uniform" and (self.centre == "source" or self.prior_scale not in (None, 1)):
@@ -449,7 +454,6 @@ class SviConfig(TargetSettings):
         return dataclasses.replace(
             self,
             centre=centre,
-            prior_scale=self.prior_scale or (_CENTRED_SCALE if centre == "source" else 1.0),
             init=self.init or ("source" if centre == "source" else "prior" if learned else "random"),
             members=self.members or (_CENTRED_MEMBERS if centre == "source" else 1),
         )

@@ -229,8 +229,10 @@ class RunFolder:
     Made by `RunFolder.start`, which refuses to mix runs; one process holds it at a time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, command: str) -> None:
         self.path = path
+        self.command = command
+        self._recorded: dict[str, Any] = {}
 
     @classmethod
     @contextmanager
@@ -252,14 +254,17 @@ class RunFolder:
         """
         cls.check(path, command, config, resume=resume, overwrite=overwrite)
         with locked(path):
-            run = cls(path)
+            run = cls(path, command)
             if overwrite or _is_being_cleared(path):
-                run._clear(command)
-            run._write_state(command, finished=False)
+                run._clear()
+            elif (path / "run.json").exists():
+                recorded = read_json(path / "run.json").items()
+                run._recorded = {key: value for key, value in recorded if key not in ("format", "command", "finished")}
+            run._write_state(finished=False)
             write_yaml(path / "config.yaml", config)
             with resumable():
                 yield run
-            run._write_state(command, finished=True)
+            run._write_state(finished=True)
 
     @staticmethod
     def check(path: Path, command: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -307,9 +312,14 @@ class RunFolder:
             )
         write_json(path, value)
 
-    def _clear(self, command: str) -> None:
-        # What is left when a kill comes in between is neither a finished run nor one to go on with.
-        self._write_state(command, finished=False, being_cleared=True)
+    def record(self, key: str, value: Any) -> None:
+        """Add a value to `run.json`; a resumed run keeps it."""
+        self._recorded[key] = value
+        self._write_state(finished=False)
+
+    def _clear(self) -> None:
+        # What is left when a kill comes in between is neither a finished run nor one to resume.
+        self._write_state(finished=False, being_cleared=True)
         state = self.path / "run.json"
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
@@ -318,8 +328,9 @@ class RunFolder:
                 path.unlink()
         state.unlink()
 
-    def _write_state(self, command: str, finished: bool, **more: bool) -> None:
-        write_json(self.path / "run.json", {"format": FORMAT_VERSION, "command": command, "finished": finished, **more})
+    def _write_state(self, finished: bool, **more: bool) -> None:
+        state = {"format": FORMAT_VERSION, "command": self.command, "finished": finished, **more}
+        write_json(self.path / "run.json", {**state, **self._recorded})
 
 
 def _is_being_cleared(run: Path) -> bool:

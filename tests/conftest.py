@@ -106,7 +106,7 @@ class Scene:
 
     model: SegmentationModel
     guide: MeanFieldNormal
-    data: tuple[Tensor, Tensor, Tensor, Tensor]
+    data: tuple[Tensor, Tensor, Tensor]
 
 
 @pytest.fixture
@@ -127,7 +127,9 @@ def scene(linear_gaussian: LinearGaussian) -> Callable[..., Scene]:
         locs = bayesianize(network, priors)
         image = torch.randn(3, 1, 4, 4, 4, dtype=torch.double)
         brain = (torch.rand_like(image) < 0.8).double()
-        data = (image, (image > 0.5).long(), brain, brain.flatten(1).sum(1))
-        return Scene(SegmentationModel(network, likelihood, num_cases=3), MeanFieldNormal(locs, scale), data)
+        data = (image, (image > 0.5).long(), brain)
+        return Scene(
+            SegmentationModel(network, likelihood, num_cases=3, evidence=50.0), MeanFieldNormal(locs, scale), data
+        )
 
     return make

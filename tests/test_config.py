@@ -94,8 +94,8 @@ def test_where_data_lies(monkeypatch):
 def test_defaults_of_svi_that_depend_on_the_prior():
     """A learned prior is put around the source network, and starts there; what is given stays."""
     dwp, normal = SviConfig().resolved(), SviConfig(prior="normal").resolved()
-    assert (dwp.centre, dwp.init, dwp.prior_scale) == ("source", "source", 0.55)
-    assert (normal.centre, normal.init, normal.prior_scale) == ("none", "random", 1.0)
+    assert (dwp.centre, dwp.init, dwp.members) == ("source", "source", 3)
+    assert (normal.centre, normal.init, normal.members) == ("none", "random", 1)
     alone = SviConfig(centre="none").resolved()
-    assert (alone.centre, alone.init, alone.prior_scale) == ("none", "prior", 1.0)
+    assert (alone.centre, alone.init, alone.prior_scale) == ("none", "prior", None)
     assert SviConfig(init="prior", prior_scale=2.0).resolved().init == "prior"

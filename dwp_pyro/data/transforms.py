@@ -53,7 +53,7 @@ AXES = ("x", "y", "z")
 _ROTATED, _SHEARED, _SCALED = 0.3, 0.1, 0.2  # radians, and fractions, at most
 _THICKNESS = (0.5, 1.5)  # standard deviation in voxels
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Patches(Dataset[Batch]):
         return self.length
 
     def __getitem__(self, index: int) -> Batch:
-        """Image [C, x, y, z], label [R, x, y, z], 1 where a voxel counts [1, x, y, z], and how many the case has []."""
+        """Image [C, x, y, z], label [R, x, y, z], and 1 where a voxel counts [1, x, y, z]."""
         round_, place = divmod(index, len(self.examples))
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.examples))
         example = self.examples[order[place]]
@@ -287,7 +287,7 @@ class Patches(Dataset[Batch]):
         image, label, brain = (patch[key] for key in ("image", "label", "brain"))
         if self.modality_dropout:
             image = image * self._kept(index, example)[:, None, None, None]
-        return image, label.long(), (brain == 1).float(), (example.brain.as_tensor() == 1).sum().float()
+        return image, label.long(), (brain == 1).float()
 
     def _kept(self, index: int, example: Example) -> Tensor:
         """1 for the modalities that stay in a patch, 0 for the others, [C]; noise has been added to all of them."""

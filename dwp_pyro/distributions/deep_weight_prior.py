@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 from pyro.distributions import Normal, TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Independent, constraints, register_kl
 from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity, KernelGaussian
+from dwp_pyro.distributions.kernel_normal import KernelNormal
 
 __all__ = ["DeepWeightPrior"]
+
+_CHUNK = 16384  # kernels × particles whose graph is in memory at once
 
 
 class DeepWeightPrior(TorchDistribution):
@@ -36,7 +40,7 @@ class DeepWeightPrior(TorchDistribution):
             where its parameters must be found.
         particles: K ≥ 1.
         centre: a, [*batch_shape, *kernel_shape]; None for b.
-        scale: c > 0.
+        scale: c > 0; a tensor, [], where it is learned.
 
     Raises:
         ValueError: if `particles` is below 1, `scale` is not positive, or a value's last axes are not a kernel's.
@@ -58,12 +62,13 @@ class DeepWeightPrior(TorchDistribution):
         particles: int = 1,
         *,
         centre: Tensor | None = None,
-        scale: float = 1.0,
+        scale: float | Tensor = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be at least 1, got {particles}")
-        if not scale > 0:
+        # The value of a tensor is not read: a GPU would be waited for.
+        if not isinstance(scale, Tensor) and not scale > 0:
             raise ValueError(f"the scale must be positive, got {scale}")
         self.density = density
         self.particles = particles
@@ -90,42 +95,22 @@ class DeepWeightPrior(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         kernels = self.density.rsample([*sample_shape, *self.batch_shape])
-        if self.centre is None and self.scale == 1:
-            return kernels
         return self.mean + self.scale * (kernels - self._density_mean())
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
-        return self.log_prob_of_change(value.expand(shape) - self.mean)
+        u = self.standardise(value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)))
+        return _log_prob(self.density, self.particles, u) - self.log_volume()
 
-    def log_prob_of_change(self, change: Tensor) -> Tensor:
-        """The log-density, or one draw of its bound, of kernels a + `change`; [..., *kernel_shape] → [...]."""
-        u = F.linear(change.flatten(-len(self.event_shape)), self._whitening())
-        return self.density.log_prob_standard(u, self.particles) - self.density.log_volume() - self.log_scale()
+    def standardise(self, value: Tensor) -> Tensor:
+        """Kernels w → u = A⁻¹ (w − a) / c, [..., *kernel_shape] → [..., D]; A is the density's `scale_tril`."""
+        return F.linear((value - self.mean).flatten(-len(self.event_shape)), self.density.whitening()) / self.scale
 
-    def value_and_gradients(self, change: Tensor, parameters: Sequence[nn.Parameter] = ()) -> tuple[Tensor, ...]:
-        """Σ `log_prob_of_change` over kernels [n, *kernel_shape], [], and its gradients: by `change`, of its shape, and
-        by parameters of the density."""
-        total, by_change, *rest = self.density.value_and_gradients(
-            change.flatten(1), self._whitening(), self.particles, parameters
-        )
-        total = total - len(change) * (self.density.log_volume() + self.log_scale())
-        return total, by_change.view_as(change), *rest
-
-    def _whitening(self) -> Tensor:
-        return self.density.whitening() / self.scale
-
-    def to_density(self, value: Tensor) -> Tensor:
-        """The kernels v of the density that stand for kernels w: b + (w − a)/c."""
-        if self.centre is None and self.scale == 1:
-            return value
-        return self._density_mean() + (value - self.mean) / self.scale
-
-    def log_scale(self) -> float:
-        """D log c: log p(w) = log p(v) − D log c."""
-        return self.event_shape.numel() * math.log(self.scale)
+    def log_volume(self) -> Tensor:
+        """log |det c A|: log p(w) = log p(u) − log |det c A|."""
+        log_scale = self.scale.log() if isinstance(self.scale, Tensor) else math.log(self.scale)
+        return self.density.log_volume() + self.event_shape.numel() * log_scale
 
     @property
     def mean(self) -> Tensor:
@@ -136,12 +121,58 @@ class DeepWeightPrior(TorchDistribution):
         return self.density.loc.reshape(self.event_shape)
 
 
+def _log_prob(density: KernelDensity, particles: int, u: Tensor) -> Tensor:
+    """log p(u) of standardised kernels, [..., D] → [...]; chunk by chunk where there are many."""
+    trained = any(parameter.requires_grad for parameter in density.parameters())
+    if trained or not u.requires_grad or u[..., 0].numel() * particles <= _CHUNK:
+        return density.log_prob_standard(u, particles)
+    log_prob: Tensor = _ChunkedLogProb.apply(density, particles, u)
+    return log_prob
+
+
+class _ChunkedLogProb(torch.autograd.Function):
+    """Takes the gradient with the value, so that memory does not hold the graph of more than one chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, density: KernelDensity, particles: int, u: Tensor) -> Tensor:
+        values, gradients = [], []
+        for chunk in u.flatten(0, -2).split(max(1, _CHUNK // particles)):
+            with torch.enable_grad():
+                chunk = chunk.detach().requires_grad_()
+                value = density.log_prob_standard(chunk, particles)
+                gradients += torch.autograd.grad(value.sum(), chunk)
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(gradients).view_as(u))
+        return torch.cat(values).view(u.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return None, None, grad.unsqueeze(-1) * gradient
+
+
+@register_kl(KernelNormal, DeepWeightPrior)
+def _kl_kernel_normal(q: KernelNormal, p: DeepWeightPrior) -> Tensor:
+    """KL(q‖p) of each kernel: in closed form under a Gaussian density, else −H[q] − log p(w) at a draw w of q.
+
+    For a bound on the density the draw's mean is at least KL(q‖p).
+    """
+    if q.event_shape != p.event_shape:
+        raise NotImplementedError
+    if not isinstance(p.density, KernelGaussian):
+        return -q.entropy() - p.log_prob(q.rsample())
+    # E |A⁻¹(w − a)/c|², w = m + A_q (s ∘ ε): the columns of A⁻¹ A_q have the lengths 1 where both have one root.
+    lengths = (p.density.whitening() @ q.scale_tril).square().sum(0)
+    spread = (q.scale.flatten(-len(q.event_shape)).square() @ lengths) / p.scale**2
+    square = p.standardise(q.loc).square().sum(-1) + spread
+    return 0.5 * (square + q.event_shape.numel() * math.log(2 * math.pi)) + p.log_volume() - q.entropy()
+
+
 @register_kl(Independent, DeepWeightPrior)
-def _kl_independent_deep_weight_prior(q: Independent, p: DeepWeightPrior) -> Tensor:
-    """−H[q] − E_q log p(w), a kernel; for a bound, one draw of it, whose mean is at least KL(q‖p)."""
+def _kl_independent(q: Independent, p: DeepWeightPrior) -> Tensor:
+    """The same for independent weights."""
     if not isinstance(q.base_dist, Normal) or q.event_shape != p.event_shape:
         raise NotImplementedError
-    if isinstance(p.density, KernelGaussian):
-        loc, scale = p.to_density(q.base_dist.loc), q.base_dist.scale / p.scale
-        return p.log_scale() - q.entropy() - p.density.expected_log_prob(loc, scale)
-    return -q.entropy() - p.log_prob(q.rsample())
+    identity = torch.eye(q.event_shape.numel(), dtype=q.base_dist.loc.dtype, device=q.base_dist.loc.device)
+    return _kl_kernel_normal(KernelNormal(q.base_dist.loc, q.base_dist.scale, identity, len(q.event_shape)), p)

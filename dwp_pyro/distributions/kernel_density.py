@@ -54,22 +54,6 @@ class KernelDensity(nn.Module, ABC):
             samples: K of the bound, where it is one.
         """
 
-    def value_and_gradients(
-        self, x: Tensor, matrix: Tensor, samples: int = 1, parameters: Sequence[nn.Parameter] = ()
-    ) -> tuple[Tensor, ...]:
-        """Σ `log_prob_standard` of u = M x over the rows of x, [], and its gradients: by x, [n, D], and by parameters.
-
-        Args:
-            x: [n, D].
-            matrix: M, [D, D].
-            samples: K of the bound, where it is one.
-            parameters: of this density; each has a gradient of its shape.
-        """
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            total = self.log_prob_standard(F.linear(x, matrix), samples).sum()
-        return total.detach(), *torch.autograd.grad(total, (x, *parameters))
-
     def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
         """The same of log p(w), in nats of the raw kernel: [..., *kernel_shape] → [...]."""
         return self.log_prob_standard(self.standardise(w), samples) - self.log_volume()
@@ -116,16 +100,6 @@ class KernelGaussian(KernelDensity):
 
     def log_prob_standard(self, u: Tensor, samples: int = 1) -> Tensor:
         return -0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi))
-
-    def expected_log_prob(self, m: Tensor, s: Tensor) -> Tensor:
-        """E log p(w) over w ~ N(m, diag s²), in closed form; both [..., *kernel_shape] → [...]."""
-        spread = F.linear(s.flatten(-len(self.kernel_shape)).square(), self.whitening().square()).sum(-1)
-        return self.log_prob_estimate(m) - 0.5 * spread
-
-    def precision(self) -> Tensor:
-        """The inverse covariance (A Aᵀ)⁻¹, [D, D]."""
-        whitening = self.whitening()
-        return whitening.T @ whitening
 
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(*shape, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)

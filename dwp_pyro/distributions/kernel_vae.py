@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwp_pyro.distributions.kernel_density import KernelDensity
-from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["KernelVAE"]
 
@@ -105,51 +104,6 @@ class KernelVAE(KernelDensity):
         """One draw of the K-sample bound, K = `samples`; [..., D] → [...]."""
         return self._bound(u, torch.randn(samples, *u.shape[:-1], self.latent_size, dtype=u.dtype, device=u.device))
 
-    @torch.no_grad()
-    def value_and_gradients(
-        self, x: Tensor, matrix: Tensor, samples: int = 1, parameters: Sequence[nn.Parameter] = ()
-    ) -> tuple[Tensor, ...]:
-        if samples > 1 or parameters:
-            return super().value_and_gradients(x, matrix, samples, parameters)
-        # By hand, cheaper than autograd's: it is what a step of inference spends most on beside the network. With
-        # r = (u − μ)/σ and t = −log σ,
-        #
-        #     ℓ = −½ Σ r² + Σ t + ½ Σ (ε² − z²) + Σ log s + const,   z = m(u) + s(u) ε,
-        #     ∂ℓ/∂μ = r/σ,   ∂ℓ/∂t = 1 − r²,   ∂ℓ/∂z = (decoder's) − z,   ∂ℓ/∂m = ∂ℓ/∂z,   ∂ℓ/∂log s = ∂ℓ/∂z · s ε + 1.
-        #
-        # On a CPU every layer is padded to a multiple of 16 numbers: what is added stays 0 (r, z, ε) or meets a weight
-        # of 0.
-        (noise,) = standard_normals_like([x.new_empty(len(x), self.latent_size)])
-        multiple = _MULTIPLE if x.device.type == "cpu" else 1
-        encoder, (to_m, to_log_s) = _padded(self.encoder, multiple)
-        decoder, (to_loc, to_log_scale) = _padded(self.decoder, multiple)
-        to_t = tuple(-part for part in to_log_scale)
-        matrix = _pad(matrix, -len(matrix) % multiple, 0)
-        noise = _pad(noise, 0, -noise.shape[-1] % multiple)
-
-        u = x @ matrix.T
-        hidden, encoder_inputs = _forward(encoder, u)
-        m, raw_log_s = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_m, to_log_s))
-        log_s = _limited(raw_log_s)
-        deviation = log_s.exp().mul_(noise)
-        z = m.add_(deviation)
-        hidden, decoder_inputs = _forward(decoder, z)
-        loc, raw_t = (torch.addmm(bias, hidden, weight.T) for weight, bias in (to_loc, to_t))
-        t = _limited(raw_t)
-        precision = t.exp()
-        r = torch.sub(u, loc, out=loc).mul_(precision)
-        square = r.square()
-        squares = noise.view(-1).dot(noise.view(-1)) - z.view(-1).dot(z.view(-1)) - square.sum()
-        value = t.sum() + log_s.sum() + 0.5 * (squares - x.numel() * math.log(2 * math.pi))
-
-        by_loc = r.mul_(precision)
-        by_t = _limited_backward(torch.sub(1, square, out=square), raw_t)
-        by_hidden = (by_loc @ to_loc[0]).addmm_(by_t, to_t[0])
-        by_z = _backward(decoder, by_hidden, decoder_inputs).sub_(z)
-        by_log_s = _limited_backward(deviation.mul_(by_z).add_(1), raw_log_s)
-        by_hidden = (by_z @ to_m[0]).addmm_(by_log_s, to_log_s[0])
-        return value, _backward(encoder, by_hidden, encoder_inputs).sub_(by_loc) @ matrix
-
     def _bound(self, u: Tensor, noise: Tensor) -> Tensor:
         log_likelihood, log_ratio = self._log_weights(u, noise)
         log_weights = log_likelihood + log_ratio
@@ -174,59 +128,10 @@ class KernelVAE(KernelDensity):
         return loc + scale * torch.randn_like(loc)
 
 
-# A product with 27 columns takes half as long again as one with 32 (MKL, two cores), one with 8 twice one with 16.
-_MULTIPLE = 16
-
-_Affine = tuple[Tensor, Tensor]
-
-
-def _padded(perceptron: nn.Sequential, multiple: int) -> tuple[list[_Affine], list[_Affine]]:
-    """Weight and bias of its hidden layers, and of the two halves of its output; 0 where they are padded."""
-    *hidden, last = [(layer.weight, layer.bias) for layer in perceptron if isinstance(layer, nn.Linear)]
-    layers = [*hidden, *zip(*(part.chunk(2) for part in last), strict=True)]
-    padded = []
-    for weight, bias in layers:
-        rows, columns = (-size % multiple for size in weight.shape)
-        padded.append((_pad(weight, rows, columns), _pad(bias, 0, rows)))
-    return padded[:-2], padded[-2:]
-
-
-def _pad(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """With so many rows and columns of 0 at its end."""
-    return F.pad(tensor, (0, columns, 0, rows)) if rows else F.pad(tensor, (0, columns)) if columns else tensor
-
-
-def _forward(layers: Sequence[_Affine], x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Their output, and the inputs of their activations."""
-    inputs = []
-    for weight, bias in layers:
-        inputs.append(torch.addmm(bias, x, weight.T))
-        x = F.silu(inputs[-1])
-    return x, inputs
-
-
-def _backward(layers: Sequence[_Affine], grad: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """The gradient by the input of `_forward`, from that by its output, which is written over."""
-    for (weight, _), x in zip(reversed(layers), reversed(inputs), strict=True):
-        grad = torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad) @ weight
-    return grad
-
-
-def _limited(log_scale: Tensor) -> Tensor:
-    return F.hardtanh(log_scale, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
-
-
-def _limited_backward(grad: Tensor, log_scale: Tensor) -> Tensor:
-    """Written over the gradient: 0 where the logarithm is at its limit."""
-    limits = (-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
-    limited: Tensor = torch.ops.aten.hardtanh_backward.grad_input(grad, log_scale, *limits, grad_input=grad)
-    return limited
-
-
 def _halves(output: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and logarithm of the scale, from a perceptron's output."""
     loc, log_scale = output.chunk(2, dim=-1)
-    return loc, _limited(log_scale)
+    return loc, F.hardtanh(log_scale, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
 
 
 def _perceptron(in_size: int, hidden: Sequence[int], out_size: int) -> nn.Sequential:

@@ -30,7 +30,7 @@ def prior_at(
     kernel_prior: KernelPrior | None = None,
     *,
     centre: Tensor | None = None,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     particles: int = 1,
 ) -> TorchDistribution:
     """The prior `name` for the kernels of one convolution.
@@ -41,7 +41,7 @@ def prior_at(
         weight: that weight [out, in, k₁, …, k_d]; its shape, dtype and device count, not its values.
         kernel_prior: the trained blocks, of the family `name`, for the priors that are learned.
         centre: the kernels around which the prior is put, [out, in, k₁, …, k_d]; None for where it is by itself.
-        scale: factor of the prior's spread around its centre.
+        scale: Factor of the prior's spread around its centre; a tensor, [], where it is learned.
         particles: K of the bound, where the density is one.
 
     Returns:
@@ -63,7 +63,7 @@ def prior_at(
         return LogUniform().expand(weight.shape).to_event(weight.dim())
     if name == "normal":
         loc = weight.new_zeros(()) if centre is None else centre
-        return Normal(loc, weight.new_full((), scale)).expand(weight.shape).to_event(weight.dim())
+        return Normal(loc, weight.new_full((), float(scale))).expand(weight.shape).to_event(weight.dim())
     if kernel_prior is None:
         raise PriorError(f"the prior '{name}' needs a trained kernel prior: make one with 'dwp-pyro fit-prior'")
     density = kernel_prior.block_at(site, weight.shape)

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Normal
 from pyro.nn import PyroModule
-from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dwp_pyro.distributions.log_scale_normal import log_scale_normals
-from dwp_pyro.distributions.standard_normal import standard_normals_like
+from dwp_pyro.distributions.kernel_normal import KernelNormal
 
 __all__ = ["MeanFieldNormal"]
 
-#: No weight needs a scale below 1e-12 or above 1e12, and the squares of these are still numbers in float32.
-_MOST_LOG_SCALE = 12 * math.log(10)
-
-
-_noise = effectful(standard_normals_like, type="noise")
+#: No weight needs a scale below 1e-12 or above 1e12, whose squares float32 can still represent.
+_MAX_LOG_SCALE = 12 * math.log(10)
 
 
 class MeanFieldNormal(PyroModule):
-    """q(W) = Π N(w; m, s²), independent over every weight of every site.
+    """q(W) = Π N(m, s²), independent over every weight of every site, or over its coordinates in a unit of the site.
 
-    Each site is sampled directly from a Normal (not through an auxiliary site), so the
-    divergences registered for a pair of distributions reach `TraceMeanField_ELBO`.
+    With a unit A a site is w = m₀ + A (μ + s ∘ ε), ε ~ N(0, I), m₀ its initial means: A is a diagonal, or a root of a
+    kernel's covariance (`KernelNormal`). In the units of its prior the posterior is optimized at one rate whatever the
+    size of a site's kernels, and can equal a prior that correlates them.
 
-    Every s lies between 1e-12 and 1e12, whatever optimisation makes of its logarithm.
+    Each site is sampled directly (not through an auxiliary site), so the divergences registered for a pair of
+    distributions reach `TraceMeanField_ELBO`.
+
+    Every s lies between 1e-12 and 1e12, whatever optimization makes of its logarithm.
 
     Args:
-        locs: site → initial means m, of the site's shape: the kernels of a source network, draws of
-            the prior, a random start.
-        scale: initial standard deviation s of every weight.
+        locs: Site → initial means m₀, of the site's shape: the kernels of a source network, draws of the prior, a
+            random start.
+        scale: Initial s, of every coordinate.
+        units: Site → A, lower triangular [D, D] for kernels of D weights, or the diagonal of such a matrix, [D] or [];
+            1 for a site that is left out.
 
     Raises:
         ValueError: if `scale` is not positive.
@@ -48,62 +52,98 @@ class MeanFieldNormal(PyroModule):
         '0.10'
     """
 
-    def __init__(self, locs: Mapping[str, Tensor], scale: float = 0.01) -> None:
+    def __init__(
+        self, locs: Mapping[str, Tensor], scale: float = 0.01, units: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__("guide")
         if not scale > 0:
             raise ValueError(f"the initial scale must be positive, got {scale}")
         # A parameter's name may hold no dot; a site's does.
         self._keys = {site: site.replace(".", "/") for site in locs}
-        self.locs = nn.ParameterDict({self._keys[site]: loc.detach().clone() for site, loc in locs.items()})
+        for site, loc in locs.items():
+            self.register_buffer(f"start/{self._keys[site]}", loc.detach().clone())
+            unit = (units or {}).get(site, torch.ones((), dtype=loc.dtype, device=loc.device))
+            self.register_buffer(f"unit/{self._keys[site]}", unit.detach().clone())
+        self.shifts = nn.ParameterDict({self._keys[site]: torch.zeros_like(loc) for site, loc in locs.items()})
         self.log_scales = nn.ParameterDict(
             {self._keys[site]: torch.full_like(loc, scale).log() for site, loc in locs.items()}
         )
-
-    def posterior(self, site: str) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the weights at a site, each of the site's shape."""
-        key = self._keys[site]
-        return self.locs[key], self.log_scales[key].clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE).exp()
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The names of the sites."""
         return tuple(self._keys)
 
-    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """Sample every site; returns site → weights. Arguments are those of the model, unused.
+    def scale(self, site: str) -> Tensor:
+        """s of a site, of its shape."""
+        return _limited(self.log_scales[self._keys[site]]).exp()
 
-        The noise is an effect of the type "noise", so that a handler (`MovingNoise`) can answer it in its own way.
-        """
-        # Each access is an effect that registers every parameter: one access, not one a site.
-        locs, log_scales = dict(self.locs), dict(self.log_scales)
-        keys = list(self._keys.values())
-        for key in keys:
-            # The parameter itself: a limit inside the graph would cut the gradient that brings a scale back.
-            log_scales[key].detach().clamp_(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
-        means = [locs[key] for key in keys]
-        posteriors = log_scale_normals(means, [log_scales[key] for key in keys], _noise(means))
-        sites = zip(self._keys, posteriors, strict=True)
-        return {site: pyro.sample(site, posterior.to_event(posterior.loc.dim())) for site, posterior in sites}
+    def unit(self, site: str) -> Tensor:
+        """A of a site; [D, D], [D] or []."""
+        return self._buffer("unit", self._keys[site])
+
+    def posterior(self, site: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each weight at a site, of the site's shape."""
+        q = self.distribution(site).base_dist
+        return q.mean, q.variance.sqrt()
+
+    def distribution(self, site: str) -> Any:
+        """q of the weights at a site, its event the whole weight."""
+        key = self._keys[site]
+        return self._distribution(key, self.shifts[key], self.log_scales[key])
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """Sample every site; returns site → weights. Arguments are those of the model, unused."""
+        # Each access to an attribute registers every parameter with Pyro: one access, not one per site.
+        shifts, log_scales = dict(self.shifts), dict(self.log_scales)
+        return {
+            site: pyro.sample(site, self._distribution(key, shifts[key], log_scales[key]))
+            for site, key in self._keys.items()
+        }
+
+    def _distribution(self, key: str, shift: Tensor, log_scale: Tensor) -> Any:
+        start, unit, scale = self._buffer("start", key), self._buffer("unit", key), _limited(log_scale).exp()
+        loc = start + _times(unit, shift)
+        if unit.dim() < 2:
+            return Normal(loc, _times(unit, scale)).to_event(loc.dim())
+        return KernelNormal(loc, scale, unit, loc.dim() - 2).to_event(2)
+
+    def _buffer(self, kind: str, key: str) -> Tensor:
+        buffer = self._buffers[f"{kind}/{key}"]
+        assert buffer is not None
+        return buffer
 
     @torch.no_grad()
     def set_scale(self, site: str, scale: Tensor) -> None:
-        """Set the standard deviation of a site's weights, of its shape."""
+        """Set s of a site, of its shape."""
         self.log_scales[self._keys[site]].copy_(scale.log())
 
     @torch.no_grad()
     def means(self) -> dict[str, Tensor]:
         """Site → posterior mean."""
-        return {site: self.posterior(site)[0].clone() for site in self._keys}
+        return {site: self.distribution(site).mean.clone() for site in self._keys}
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Site → one sample of the posterior, outside any effect; noise from the CPU, so alike on every device."""
-        posteriors = [self.posterior(site) for site in self._keys]
-        sizes = [loc.numel() for loc, _ in posteriors]
-        device, dtype = posteriors[0][0].device, posteriors[0][0].dtype
-        (noise,) = standard_normals_like([torch.empty(sum(sizes), dtype=dtype)], generator)
-        parts = noise.to(device).split(sizes)  # to a GPU in one piece
-        return {
-            site: torch.addcmul(loc, scale, part.view_as(loc))
-            for site, (loc, scale), part in zip(self._keys, posteriors, parts, strict=True)
-        }
+        weights = {}
+        for site, key in self._keys.items():
+            shift = self.shifts[key]
+            noise = torch.randn(shift.shape, dtype=shift.dtype, generator=generator).to(shift.device)
+            coordinates = shift + self.scale(site) * noise
+            weights[site] = self._buffer("start", key) + _times(self._buffer("unit", key), coordinates)
+        return weights
+
+
+def _times(unit: Tensor, coordinates: Tensor) -> Tensor:
+    """A v for every kernel v, [out, in, k₁, …, k_d]."""
+    if unit.dim() == 0:
+        return unit * coordinates
+    kernels = coordinates.flatten(2)
+    product = kernels * unit if unit.dim() == 1 else F.linear(kernels, unit)
+    return product.view_as(coordinates)
+
+
+def _limited(log_scale: Tensor) -> Tensor:
+    """The nearest logarithm within bounds, with the gradient of the logarithm itself, which brings it back."""
+    return log_scale + (log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE) - log_scale).detach()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-
-from dwp_pyro.distributions.standard_normal import standard_normals_like
 
 __all__ = ["LocalReparameterization"]
 
@@ -36,6 +35,5 @@ class LocalReparameterization(Messenger):
         mean = convolve(input, loc, bias)
         # The floor keeps the gradient of the root finite where the input is all zero.
         variance = convolve(input.square(), scale.square(), None).clamp_min(1e-12)
-        (noise,) = standard_normals_like([mean])
-        msg["value"] = mean + variance.sqrt() * noise
+        msg["value"] = mean + variance.sqrt() * torch.randn_like(mean)
         msg["done"] = True

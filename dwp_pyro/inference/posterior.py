@@ -23,7 +23,7 @@ from dwp_pyro.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkCard", "Posterior"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class Posterior:
             tensors |= {f"{number}.network.{name}": value for name, value in deterministic.items()}
             for site in sites:
                 assert guide is not None
-                loc, scale = guide.posterior(site)
-                tensors |= {f"{number}.loc.{site}": loc, f"{number}.scale.{site}": scale}
+                tensors |= {f"{number}.loc.{site}": guide.means()[site], f"{number}.scale.{site}": guide.scale(site)}
+                tensors[f"{number}.unit.{site}"] = guide.unit(site)
         sites_of = [list(guide.sites) if guide is not None else [] for _, guide in self.members]
         save_tensors(path, tensors, {"format": FORMAT_VERSION, "network": asdict(self.card), "sites": sites_of})
 
@@ -199,7 +199,13 @@ def _member(card: NetworkCard, tensors: Mapping[str, Tensor], number: int, sites
     fill_module(network, plain | means)
     if not means:
         return Member(network, None)
-    guide = MeanFieldNormal(means)
+    units = {site: tensors[f"{number}.unit.{site}"] for site in means}
+    for site, unit in units.items():
+        size = means[site][0, 0].numel()
+        diagonal = unit.diagonal() if unit.dim() == 2 else unit
+        if unit.shape not in ((), (size,), (size, size)) or unit.dtype != means[site].dtype or not (diagonal > 0).all():
+            raise ValueError(f"the unit of '{site}' is not one of its kernels")
+    guide = MeanFieldNormal(means, units=units)
     for site, mean in means.items():
         scale = tensors[f"{number}.scale.{site}"]
         if (scale.shape, scale.dtype) != (mean.shape, mean.dtype) or not (scale > 0).all():

@@ -18,7 +18,7 @@ from dwp_pyro.metrics.overlap import PairwiseDice
 from dwp_pyro.models.likelihoods import region_masks, region_probability
 from dwp_pyro.models.segmentation import in_precision
 
-__all__ = ["Moments", "posterior_mean_probability", "posterior_predictive"]
+__all__ = ["Moments", "binary_entropy", "posterior_mean_probability", "posterior_predictive"]
 
 _WINDOWS = 4  # at once on a CPU: PyTorch's convolutions are several times slower there on a single small window
 _NUMBERS_OF_A_GPU = 2**26  # in one feature map of windows at once: with fewer a GPU waits for the processor
@@ -26,20 +26,30 @@ _NUMBERS_OF_A_GPU = 2**26  # in one feature map of windows at once: with fewer a
 
 @dataclass(frozen=True)
 class Moments:
-    """Per region and voxel, each [R, X, Y, Z], entropies in nats; and of the whole scan.
+    """Moments of the posterior predictive, per region and voxel [R, X, Y, Z], and of the whole scan.
+
+    `probability` and `expected_entropy` are means, and can be interpolated; entropies are formed after that.
 
     Args:
-        probability: p̄, the mean probability of a region.
-        entropy: H[p̄], the predictive entropy.
-        mutual_information: H[p̄] − E H[p], what the weights do not agree on (epistemic).
-        agreement: of each region the mean Dice over all pairs of the passes' own segmentations; NaN of a
-            single pass.
+        probability: p̄, mean probability of a region.
+        expected_entropy: E H[p] in nats, mean entropy of the samples.
+        agreement: Mean Dice of each region over all pairs of the passes' own segmentations; NaN of a single pass.
     """
 
     probability: Tensor
-    entropy: Tensor
-    mutual_information: Tensor
+    expected_entropy: Tensor
     agreement: tuple[float, ...]
+
+    @property
+    def entropy(self) -> Tensor:
+        """H[p̄], predictive entropy in nats."""
+        return binary_entropy(self.probability)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """H[p̄] − E H[p] in nats, what the weights disagree on (epistemic)."""
+        # Jensen's inequality makes it positive; rounding may not.
+        return (self.entropy - self.expected_entropy).clamp_min(0)
 
 
 @torch.no_grad()
@@ -94,7 +104,7 @@ def posterior_predictive(
             if not probability.sum().isfinite():
                 raise FloatingPointError("the network's output is NaN")
             total += probability
-            entropies += _entropy(probability)
+            entropies += binary_entropy(probability)
             segmented = region_masks(probability, posterior.card.activation)
             del probability  # or it would lie beside that of the next sample
             if brain is not None:
@@ -103,11 +113,8 @@ def posterior_predictive(
             compared.result()
             compared = beside.submit(compare, segmented)
         compared.result()
-    mean = total.div_(passes)
-    entropy = _entropy(mean) if passes > 1 else entropies  # of one pass it is known
-    # Jensen's inequality makes it positive; rounding may not.
-    mutual_information = (entropy - entropies / passes).clamp_min(0)
-    return Moments(mean, entropy, mutual_information, tuple(masks.mean() for masks in segmentations))
+    agreement = tuple(masks.mean() for masks in segmentations)
+    return Moments(total.div_(passes), entropies.div_(passes), agreement)
 
 
 @torch.no_grad()
@@ -150,7 +157,7 @@ def _probability(
     return result[0]
 
 
-def _entropy(probability: Tensor) -> Tensor:
+def binary_entropy(probability: Tensor) -> Tensor:
     """Of a Bernoulli variable, in nats; a fifth of the time of PyTorch's cross-entropy with itself."""
     tiny = torch.finfo(probability.dtype).tiny
     other = 1 - probability

@@ -1,12 +1,12 @@
-"""The SVI loop: annealing, progress, checkpoint, resume. Every arm is trained by it."""
+"""The SVI loop: annealing, progress, checkpoint, resume. Every method is trained by it."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,45 +23,41 @@ from dwp_pyro.data.transforms import Batch, Patches
 from dwp_pyro.errors import Interrupted, RunError
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.allocator import keep_freed_memory
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.checkpoint import load_checkpoint, save_checkpoint
 from dwp_pyro.inference.cuda_graph import Recorded
+from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.finite_steps import MOST_IN_A_ROW, FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
-from dwp_pyro.inference.moving_noise import MovingNoise
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.progress import progress
 from dwp_pyro.signals import raise_signals, stop_signals
-from dwp_pyro.tensors import load_tensors, save_tensors
 
-__all__ = [
-    "OneOptimizer",
-    "Plan",
-    "RecordedLoss",
-    "optimise",
-    "patch_loader",
-    "pyro_svi",
-    "step_seed",
-    "steps_reported",
-]
+__all__ = ["OneOptimizer", "RecordedLoss", "TrainingSchedule", "fit", "patch_loader", "pyro_svi", "step_seed"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
-_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter that has had a gradient
+_WARM_UP = 50  # steps
+#: Learning rates of a guide's means, in the units of the prior, and of log-scales, as multiples of that of network
+#: weights, which are of the order of a tenth. Adam moves a parameter by about its rate per step whatever the gradient:
+#: at one rate for all no standard deviation would leave its start within a run.
+_SHIFT_RATE, _SCALE_RATE = 12.5, 25.0
+#: A standard deviation has the Fisher information 2 in its logarithm, whatever it is: gradients by it have a unit. Far
+#: below 1 they are noise, which Adam would otherwise blow up to steps of the full rate.
+_SCALE_EPS = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to optimise. Rates are functions of the step alone, so that a resumed run goes on as if uninterrupted.
+class TrainingSchedule:
+    """How to optimize. Rates are functions of the step alone, so that a resumed run equals an uninterrupted one.
 
     Args:
-        steps: optimisation steps.
-        learning_rate: step → learning rate of AdamW.
-        beta: step → weight of the KL term, above 0.
-        weight_decay: of AdamW, on the network's deterministic parameters.
+        steps: Optimization steps.
+        learning_rate: Step → learning rate of AdamW; the logarithms of scales have 25 times as much.
+        seed: Seed of the weight samples; what step t draws follows from (seed, t).
+        beta: Step → weight of the KL term, above 0.
+        weight_decay: Weight decay of AdamW, on the network's deterministic parameters.
         estimator: "shared" or "local".
-        kernel_part: of `BatchedMeanFieldELBO`.
-        seed: of the weight samples; what step t draws follows from (seed, t).
-        validate_every: steps between two calls of `validate`.
+        validate_every: Steps between two calls of `validate`.
     """
 
     steps: int
@@ -70,8 +66,14 @@ class Plan:
     beta: Callable[[int], float] = lambda step: 1.0
     weight_decay: float = 0.0
     estimator: str = "shared"
-    kernel_part: float = 1.0
     validate_every: int = 100
+
+    def warmed_up(self, step: int) -> float:
+        """The learning rate of a step: in the first tenth of the steps, or 50 of them, it rises from 0.
+
+        At full rate from the start one network in ten learned nothing: its output saturates at the background.
+        """
+        return self.learning_rate(step) * min(1.0, (step + 1) / min(_WARM_UP, self.steps / 10))
 
 
 class OneOptimizer(PyroOptim):
@@ -84,13 +86,12 @@ class OneOptimizer(PyroOptim):
         elbo: that SVI maximises, whose last value tells whether the step is taken.
     """
 
-    def __init__(self, take_step: FiniteSteps, elbo: BatchedMeanFieldELBO) -> None:
+    def __init__(self, take_step: FiniteSteps, elbo: MeanFieldELBO) -> None:
         self.take_step = take_step
         self.elbo = elbo
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        terms = self.elbo.terms
-        self.take_step(terms["divergence"] - terms["log_likelihood"])
+        self.take_step(torch.as_tensor(sum(self.elbo.terms.values())))
 
 
 class RecordedLoss:
@@ -104,7 +105,7 @@ class RecordedLoss:
         ValueError: if a batch has other shapes than the first.
     """
 
-    def __init__(self, elbo: BatchedMeanFieldELBO, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, elbo: MeanFieldELBO, parameters: Sequence[nn.Parameter]) -> None:
         self.elbo = elbo
         self.parameters = parameters
         self._batch: list[Tensor] = []
@@ -128,16 +129,14 @@ class RecordedLoss:
 
 # Not a method: a cycle would keep the memory of a graph until the garbage is collected.
 def _loss_and_gradients(
-    elbo: BatchedMeanFieldELBO, parameters: Sequence[nn.Parameter], model: Any, guide: Any, batch: Sequence[Tensor]
+    elbo: MeanFieldELBO, parameters: Sequence[nn.Parameter], model: Any, guide: Any, batch: Sequence[Tensor]
 ) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
     loss = elbo.differentiable_loss(model, guide, *batch)
     loss.backward()
     return loss.detach(), elbo.terms, [parameter.grad for parameter in parameters]
 
 
-def pyro_svi(
-    model: SegmentationModel, guide: MeanFieldNormal | None, steps: FiniteSteps, elbo: BatchedMeanFieldELBO
-) -> SVI:
+def pyro_svi(model: SegmentationModel, guide: MeanFieldNormal | None, steps: FiniteSteps, elbo: MeanFieldELBO) -> SVI:
     """Pyro's SVI over all parameters of one optimiser; on a GPU the loss, its gradients and the step are recorded."""
     # Not the guide's own call, which announces each of its parameters to Pyro at each step: the optimiser knows them.
     draw = (lambda *batch: {}) if guide is None else guide.forward
@@ -148,12 +147,12 @@ def pyro_svi(
     return SVI(*program, elbo.loss, RecordedLoss(elbo, steps.parameters))
 
 
-def optimise(
+def fit(
     model: SegmentationModel,
     guide: MeanFieldNormal | None,
     patches: Patches,
     batch_size: int,
-    plan: Plan,
+    schedule: TrainingSchedule,
     checkpoint: Path,
     *,
     description: str,
@@ -161,109 +160,136 @@ def optimise(
     validate: Callable[[], Mapping[str, float]] = dict,
     at_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Maximise the ELBO of a model under a guide; of a model without sites (guide None), the likelihood.
+    """Maximize the ELBO of a model under a guide; of a model without sites (guide None), the likelihood.
 
-    The parameters are trained in place. A step whose loss or gradient is not finite is left out and counted
-    (`skipped_steps` among the figures). If `checkpoint` exists the loop goes on from there, to the same
-    result, bit by bit on the same CPU with as many threads.
+    The parameters are trained in place. A step whose loss or gradient is not finite is skipped and counted
+    (`skipped_steps` among the metrics). If `checkpoint` exists the loop resumes from there, to the same result, bit by
+    bit on the same CPU with as many threads.
 
     Args:
-        model: the generative program, on its device.
-        guide: on the same device.
-        patches: `plan.steps` × `batch_size` of them.
-        batch_size: patches a step.
-        plan: rates, estimator, seeds.
-        checkpoint: file that is written now and then, on SIGINT and SIGTERM, and at the end.
-        description: of the progress bar.
-        log: called with the step and its figures, every ten steps and after each validation.
-        validate: figures to log every `plan.validate_every` steps and at the last.
-        at_step: called after step t = 1, 2, … (before the checkpoint of that step is written).
+        model: Generative program, on its device.
+        guide: Guide, on the same device.
+        patches: `schedule.steps` × `batch_size` patches.
+        batch_size: Patches per step.
+        schedule: Rates, estimator, seeds.
+        checkpoint: File that is written every minute, on SIGINT and SIGTERM, and at the end.
+        description: Label of the progress bar.
+        log: Function of the step and its metrics, called every ten steps and after each validation.
+        validate: Function that returns metrics to log every `validate_every` steps and at the last.
+        at_step: Function called after step t = 1, 2, … (before the checkpoint of that step is written).
 
     Raises:
         Interrupted: after a signal, with the checkpoint saved.
-        RunError: if the checkpoint does not fit, or no step could be taken `MOST_IN_A_ROW` times in a row; the
-            checkpoint is then that of the last step that was taken. If a parameter is NaN or infinite by itself, with
-            the checkpoint before it.
+        RunError: if the checkpoint does not fit, or `MOST_IN_A_ROW` steps in a row had to be skipped; the checkpoint
+            is then that of the last step that was taken. If a parameter is NaN or infinite by itself, with the
+            checkpoint before it.
     """
     keep_freed_memory()
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if guide is not None:
-        parameters |= {f"guide.{name}": p for name, p in guide.named_parameters()}
-    decay = {True: plan.weight_decay, False: 0.0}
-    groups = [
-        {"params": [p for name, p in parameters.items() if name.startswith("network.") is ours], "weight_decay": rate}
-        for ours, rate in decay.items()
-    ]
+    parameters = _trainable(model, guide)
     device = next(iter(parameters.values())).device
-    # On the device, both: the graph of a step reads them there.
-    learning_rate, beta = torch.zeros((), device=device), torch.ones((), device=device)
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
-    steps = FiniteSteps(optimizer)
-    start, unreported = _restore(checkpoint, parameters, steps)
-    elbo = BatchedMeanFieldELBO(plan.kernel_part, beta)
-    local = plan.estimator == "local" and guide is not None
-    rest = Subset(patches, range(start * batch_size, plan.steps * batch_size))
-    model.train()
+    # On the device: the graph of a step reads them there.
+    beta, *rates = (torch.ones((), device=device) for _ in range(4))
+    steps = FiniteSteps(_optimizer(parameters, schedule.weight_decay, rates))
+    elbo = MeanFieldELBO(beta)
+    local = schedule.estimator == "local" and guide is not None
+    start, unreported = load_checkpoint(checkpoint, parameters, steps)
+    rest = Subset(patches, range(start * batch_size, schedule.steps * batch_size))
     saved = time.monotonic()
+    model.train()
     with (
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
         stop_signals() as stopped,
-        progress(description, plan.steps, start) as advance,
+        progress(description, schedule.steps, start) as advance,
     ):
 
-        def report(step: int, figures: Mapping[str, float]) -> None:
+        def report(step: int, metrics: Mapping[str, float]) -> None:
             # May take as long as many steps, so a signal ends it at once; the resumed run does it again. But not while
-            # figures are logged: TensorBoard's queue would keep its lock, and never be closed.
+            # metrics are logged: TensorBoard's queue would keep its lock, and never be closed.
             try:
-                with raise_signals():
-                    if stopped():
-                        raise Interrupted(stopped())
-                    validated = step % plan.validate_every == 0 or step == plan.steps
-                    told = {**figures, **(validate() if validated else {})}
+                with _interruptible(stopped):
+                    validated = step % schedule.validate_every == 0 or step == schedule.steps
+                    logged = {**metrics, **(validate() if validated else {})}
                 model.train()
-                if told:
-                    log(step, told)
-                with raise_signals():
-                    if stopped():
-                        raise Interrupted(stopped())
+                if logged:
+                    log(step, logged)
+                with _interruptible(stopped):
                     at_step(step)
             except Interrupted as stop:
-                _save(checkpoint, step, parameters, steps, figures)
+                save_checkpoint(checkpoint, step, parameters, steps, metrics)
                 raise Interrupted(stop.signum, saved=True) from None
 
         if unreported is not None:
             report(start, unreported)
         svi = pyro_svi(model, guide, steps, elbo)
-        noise = MovingNoise(plan.seed, start)
-        batches = iter(patch_loader(rest, batch_size, device))
-        for step in range(start, plan.steps):
-            image, label, brain, brain_voxels = (part.to(device, non_blocking=True) for part in next(batches))
-            beta.fill_(plan.beta(step))
-            learning_rate.fill_(plan.learning_rate(step))
-            torch.manual_seed(step_seed(plan.seed, step))
-            with noise, LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext():
-                loss = svi.step(image, label, brain, brain_voxels)
+        handler = LocalReparameterization(guide.posterior) if local and guide is not None else nullcontext()
+        for step, batch in enumerate(patch_loader(rest, batch_size, device), start):
+            for rate, factor in zip(rates, (1.0, _SHIFT_RATE, _SCALE_RATE), strict=True):
+                rate.fill_(factor * schedule.warmed_up(step))
+            beta.fill_(schedule.beta(step))
+            torch.manual_seed(step_seed(schedule.seed, step))
+            with handler:
+                loss = svi.step(*(part.to(device, non_blocking=True) for part in batch))
             done = step + 1
             if steps.stuck:
-                raise _stuck(checkpoint, done, parameters, steps, plan)
-            figures: dict[str, float] = {}
+                raise _stuck(checkpoint, done, parameters, steps, schedule)
             terms = {name: float(term) for name, term in elbo.terms.items()}
-            if done % _LOG_EVERY == 0 or done == plan.steps:
-                figures |= {"loss": loss, **terms, "beta": plan.beta(step), "learning_rate": plan.learning_rate(step)}
-                # JSON has no other numbers.
-                figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-                figures["skipped_steps"] = steps.skipped
-            report(done, figures)
-            if done == plan.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
-                _save(checkpoint, done, parameters, steps)
+            metrics: dict[str, float] = {}
+            if done % _LOG_EVERY == 0 or done == schedule.steps:
+                metrics = {
+                    "loss": loss,
+                    **terms,
+                    "beta": schedule.beta(step),
+                    "learning_rate": schedule.warmed_up(step),
+                }
+                # JSON cannot represent NaN or infinity.
+                metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+                metrics["skipped_steps"] = steps.skipped
+            report(done, metrics)
+            if done == schedule.steps or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
+                save_checkpoint(checkpoint, done, parameters, steps)
                 saved = time.monotonic()
-            # Apart: their sum rises while β does, and looks like a training that goes wrong.
             note = f"log-likelihood {terms['log_likelihood']:.4g}"
-            note += f", KL {terms['divergence'] / plan.beta(step):.4g}" if guide is not None else ""
+            note += f", KL {terms['kl']:.4g}" if guide is not None else ""
             advance(note + (f", {steps.skipped} steps skipped" if steps.skipped else ""))
         if stopped():  # after the last step: other trainings may follow
             raise Interrupted(stopped(), saved=True)
+
+
+@contextmanager
+def _interruptible(stopped: Callable[[], int]) -> Iterator[None]:
+    """Raise `Interrupted` for a signal that came before or comes meanwhile."""
+    with raise_signals():
+        if stopped():
+            raise Interrupted(stopped())
+        yield
+
+
+def _trainable(model: nn.Module, guide: MeanFieldNormal | None) -> dict[str, nn.Parameter]:
+    """Name → parameter, of all that a run trains."""
+    parameters = dict(model.named_parameters())
+    if guide is not None:
+        parameters |= {f"guide.{name}": parameter for name, parameter in guide.named_parameters()}
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+
+
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, rates: Sequence[Tensor]
+) -> torch.optim.Optimizer:
+    """AdamW, with groups for deterministic weights, which decay, for posterior means, for log-scales, and the rest."""
+    settings: dict[str, dict[str, Any]] = {
+        "network.": {"lr": rates[0], "weight_decay": weight_decay},
+        "guide.shifts.": {"lr": rates[1]},
+        "guide.log_scales.": {"lr": rates[2], "eps": _SCALE_EPS},
+        "prior_modules.scales.": {"lr": rates[2], "eps": _SCALE_EPS},
+        "": {"lr": rates[0]},
+    }
+    left = dict(parameters)
+    groups = []
+    for prefix, setting in settings.items():
+        ours = [left.pop(name) for name in list(left) if name.startswith(prefix)]
+        groups.append({"params": ours, "weight_decay": 0.0, **setting})
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rates[0], fused=True)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -271,38 +297,19 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step + 1) % 2**63
 
 
-def steps_reported(checkpoint: Path) -> int:
-    """The steps behind a checkpoint whose figures need not be logged again; 0 if there is none.
-
-    Raises:
-        RunError: if the file is no checkpoint.
-    """
-    if not checkpoint.exists():
-        return 0
-    _, metadata = load_tensors(checkpoint)
-    return _steps(checkpoint, metadata) - (metadata.get("unreported") is not None)
-
-
-def _steps(checkpoint: Path, metadata: Mapping[str, Any]) -> int:
-    step = metadata.get("step")
-    if not isinstance(step, int) or step < 0:
-        raise RunError(f"{checkpoint}: is not a checkpoint; give --overwrite to start again")
-    return step
-
-
 def _stuck(
-    checkpoint: Path, done: int, parameters: Mapping[str, nn.Parameter], steps: FiniteSteps, plan: Plan
+    checkpoint: Path, done: int, parameters: Mapping[str, nn.Parameter], steps: FiniteSteps, schedule: TrainingSchedule
 ) -> RunError:
     """The error after too many steps in a row that could not be taken, the last step that could be now saved."""
     taken = done - MOST_IN_A_ROW
     if taken > 0:
         steps.count_on_from({"skipped": steps.skipped - MOST_IN_A_ROW})
-        _save(checkpoint, taken, parameters, steps)
+        save_checkpoint(checkpoint, taken, parameters, steps)
     return RunError(
         f"{checkpoint.parent}: the loss or its gradient was not finite in {MOST_IN_A_ROW} steps in a row, to step "
         f"{done}; {f'the checkpoint of step {taken}' if taken > 0 else 'nothing'} is kept. Likely causes: a learning "
-        f"rate that is too high (it was {plan.learning_rate(done - 1):.2g}), a scan with absurd intensities, bf16, a "
-        "prior that is too narrow. Begin again with --overwrite and a lower --learning-rate, or without that scan, "
+        f"rate that is too high (it was {schedule.warmed_up(done - 1):.2g}), a scan with absurd intensities, bf16, "
+        "a prior that is too narrow. Begin again with --overwrite and a lower --learning-rate, or without that scan, "
         "with --precision float32, with a larger --prior-scale"
     )
 
@@ -327,48 +334,3 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     # A terminal or a scheduler signals the whole process group; a worker that died would take the checkpoint along.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _save(
-    path: Path,
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    steps: FiniteSteps,
-    unreported: Mapping[str, float] | None = None,
-) -> None:
-    """Write a checkpoint: values, state of the optimiser, steps done, and the figures of the last step if it has not
-    been reported. All that is random, and all rates, are functions of the step."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"value/{name}"] = parameter
-        state = steps.optimizer.state.get(parameter, {})
-        tensors |= {f"{key}/{name}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"step": step, "unreported": unreported, **steps.counts()})
-
-
-def _restore(
-    path: Path, parameters: Mapping[str, nn.Parameter], steps: FiniteSteps
-) -> tuple[int, Mapping[str, float] | None]:
-    """Load a checkpoint, if there is one; return the steps done, and the figures that are still to be reported."""
-    if not path.exists():
-        return 0, None
-    tensors, metadata = load_tensors(path)
-    if {name for name in tensors if name.startswith("value/")} != {f"value/{name}" for name in parameters}:
-        raise RunError(f"{path}: is a checkpoint of another network; give --overwrite to start again")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            of = {key.removesuffix(f"/{name}"): tensor for key, tensor in tensors.items() if key.endswith(f"/{name}")}
-            if of.keys() - {"value"} not in (set(), _STATE) or any(
-                tensor.shape != (() if key == "step" else parameter.shape)
-                or tensor.dtype != (torch.float32 if key == "step" else parameter.dtype)
-                for key, tensor in of.items()
-            ):
-                raise RunError(f"{path}: '{name}' has another shape or format; give --overwrite to start again")
-            parameter.copy_(of.pop("value"))
-            steps.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in of.items()}
-    unreported = metadata.get("unreported")
-    counts = [metadata.get(name, 0) for name in steps.counts()]
-    if not all(isinstance(count, int) for count in counts) or not isinstance(unreported, dict | None):
-        raise RunError(f"{path}: is not a checkpoint; give --overwrite to start again")
-    steps.count_on_from(metadata)
-    return _steps(path, metadata), unreported

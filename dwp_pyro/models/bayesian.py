@@ -10,12 +10,13 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.models.blocks import CONVOLUTIONS, kernel_sites, prior_blocks
 
-__all__ = ["BayesianConv", "bayesianize"]
+__all__ = ["BayesianConv", "SitePrior", "bayesianize"]
 
 
 def _convolve(convolution: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,6 +64,11 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
+def _of_module(prior: SitePrior) -> TorchDistribution | Callable[[nn.Module], TorchDistribution]:
+    """A prior as `PyroSample` takes it."""
+    return prior if isinstance(prior, Distribution) else lambda module: prior()
+
+
 def _at_every_site(network: nn.Module, prior: KernelPrior | str) -> dict[str, TorchDistribution]:
     sites = kernel_sites(network)
     if isinstance(prior, str):
@@ -71,7 +77,11 @@ def _at_every_site(network: nn.Module, prior: KernelPrior | str) -> dict[str, To
     return {site: prior_at(prior.family, site, weight, prior) for site, weight in sites.items()}
 
 
-def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | KernelPrior | str) -> dict[str, Tensor]:
+#: A prior, or a function that gives it anew at each pass, where it is learned.
+SitePrior = TorchDistribution | Callable[[], TorchDistribution]
+
+
+def bayesianize(network: nn.Module, prior: Mapping[str, SitePrior] | KernelPrior | str) -> dict[str, Tensor]:
     """Make sample sites of a network's kernels, in place.
 
     The network becomes a `PyroModule`; each named weight is no longer a parameter but is sampled
@@ -83,7 +93,8 @@ def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | Ker
         network: any module with convolutions; it is the root of the sites' names.
         prior: a learned prior, whose blocks are given to all spatial kernels by `prior_blocks` (where it was fitted
             to sites of other names); "normal" or "log-uniform" for all of them; or, of the kernels that are
-            named, site → distribution over the whole weight [out, in, k₁, …, k_d].
+            named, site → distribution over the whole weight [out, in, k₁, …, k_d], or a function that returns it,
+            called at each pass.
 
     Returns:
         The weights that were there, site → tensor: a guide's natural first means.
@@ -99,17 +110,18 @@ def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | Ker
         >>> len(kernels), tuple(kernels["convInit.conv.weight"].shape)
         (28, (8, 1, 3, 3, 3))
     """
-    priors = prior if isinstance(prior, Mapping) else _at_every_site(network, prior)
+    priors: Mapping[str, SitePrior] = prior if isinstance(prior, Mapping) else _at_every_site(network, prior)
     modules = dict(network.named_modules())
     convolutions: dict[str, Any] = {}
-    for site, prior in priors.items():
+    for site, given in priors.items():
+        at_site = given if isinstance(given, Distribution) else given()
         path, _, leaf = site.rpartition(".")
         module: Any = modules.get(path)
         if leaf != "weight" or not isinstance(module, CONVOLUTIONS) or isinstance(module, BayesianConv):
             raise ValueError(f"'{site}' is not the weight of a convolution of this network")
         weight = module.weight
-        if prior.event_shape != weight.shape or prior.batch_shape:
-            raise ValueError(f"'{site}' has the shape {tuple(weight.shape)}, its prior {prior.shape()}")
+        if at_site.event_shape != weight.shape or at_site.batch_shape:
+            raise ValueError(f"'{site}' has the shape {tuple(weight.shape)}, its prior {at_site.shape()}")
         convolutions[site] = module
     weights = {site: module.weight.detach().clone() for site, module in convolutions.items()}
     kinds = {site: type(module) for site, module in convolutions.items()}
@@ -120,5 +132,5 @@ def bayesianize(network: nn.Module, prior: Mapping[str, TorchDistribution] | Ker
     for site, module in convolutions.items():
         # As to_pyro_module_ does: the class of the module changes, the module stays.
         module.__class__ = _bayesian(kinds[site])
-        module.weight = PyroSample(priors[site])
+        module.weight = PyroSample(_of_module(priors[site]))
     return weights

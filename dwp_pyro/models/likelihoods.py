@@ -22,6 +22,8 @@ __all__ = [
 #: "softmax" over background and regions, which exclude each other; or a "sigmoid" per region, which may overlap.
 ACTIVATIONS = ("softmax", "sigmoid")
 
+_SMOOTHING = 3e-5  # of the brain in a patch: a voxel of 32³
+
 
 def choose_activation(regions: Iterable[Set[int]]) -> str:
     """ "softmax" if no label value belongs to two regions, else "sigmoid".
@@ -60,46 +62,37 @@ def _region_logits(logits: Tensor) -> Tensor:
     return logits[:, 1:] - logits[:, :1]
 
 
-def categorical(
-    logits: Tensor, label: Tensor, brain: Tensor, brain_voxels: Tensor, activation: str = "sigmoid"
-) -> Tensor:
-    """Σ over the brain voxels of a case of log p(y|x), in nats; [B]. With "sigmoid" it is summed over the regions too.
-
-    On a patch it is the mean over the patch's brain voxels times the case's `brain_voxels`, which on a whole volume is
-    the sum itself.
+def categorical(logits: Tensor, label: Tensor, brain: Tensor, activation: str = "sigmoid") -> Tensor:
+    """Mean over the brain voxels of a patch of log p(y|x), in nats; [B]. With "sigmoid" it is summed over the regions.
 
     Args:
         logits: [B, 1 + R, X, Y, Z], background first.
         label: [B, R, X, Y, Z], 1 in the region and 0 outside.
         brain: [B, 1, X, Y, Z], 1 where a voxel counts and 0 elsewhere.
-        brain_voxels: [B], brain voxels of the whole case.
         activation: One of `ACTIVATIONS`.
     """
-    return -_mean_cross_entropy(logits, label, brain, activation).sum(1) * brain_voxels
+    return -_mean_cross_entropy(logits, label, brain, activation).sum(1)
 
 
 def dice_ce(
-    logits: Tensor,
-    label: Tensor,
-    brain: Tensor,
-    brain_voxels: Tensor,
-    activation: str = "sigmoid",
-    dice_weight: float = 0.5,
+    logits: Tensor, label: Tensor, brain: Tensor, activation: str = "sigmoid", dice_weight: float = 0.5
 ) -> Tensor:
-    """−V·(a·Dice loss + (1 − a)·mean cross-entropy) of a case, V its brain voxels and a the `dice_weight`; [B].
+    """−(a·Dice loss + (1 − a)·mean cross-entropy) of a patch, a the `dice_weight`; [B].
 
-    A generalised (Gibbs) likelihood; Kuzina et al. 2019 have a = 0.99. The Dice loss is 1 − soft Dice over brain
+    A generalized (Gibbs) likelihood; Kuzina et al. 2019 have a = 0.99. The Dice loss is 1 − soft Dice over brain
     voxels, its mean over the regions; so is the cross-entropy's with "sigmoid". Other arguments as for `categorical`.
     """
     probability = region_probability(logits, activation) * brain
     label = label.to(probability.dtype)
     voxels = (2, 3, 4)
-    overlap = (probability * label).sum(voxels)
-    total = probability.sum(voxels) + (label * brain).sum(voxels)
-    # +1 voxel on both sides: a case without foreground then has the Dice 1 for an empty prediction.
-    dice = (2 * overlap + 1) / (total + 1)
+    # Fractions of the brain, not voxels: the same volume has the same Dice at every resolution.
+    size = brain.sum(voxels).clamp_min(1)
+    overlap = (probability * label).sum(voxels) / size
+    total = (probability.sum(voxels) + (label * brain).sum(voxels)) / size
+    # A case without foreground then has the Dice 1 for an empty prediction.
+    dice = (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
     cross_entropy = _mean_cross_entropy(logits, label, brain, activation)
-    return -brain_voxels * (dice_weight * (1 - dice).mean(1) + (1 - dice_weight) * cross_entropy.mean(1))
+    return -(dice_weight * (1 - dice).mean(1) + (1 - dice_weight) * cross_entropy.mean(1))
 
 
 def _mean_cross_entropy(logits: Tensor, label: Tensor, brain: Tensor, activation: str) -> Tensor:
@@ -113,5 +106,5 @@ def _mean_cross_entropy(logits: Tensor, label: Tensor, brain: Tensor, activation
     return (loss * brain).flatten(2).sum(2) / brain.flatten(1).sum(1, keepdim=True).clamp_min(1)
 
 
-#: Name → log-likelihood of each case of a batch.
+#: Name → log-likelihood of each patch of a batch, per observation.
 LIKELIHOODS: dict[str, Callable[..., Tensor]] = {"dice-ce": dice_ce, "categorical": categorical}

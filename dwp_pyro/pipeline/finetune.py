@@ -15,6 +15,7 @@ from dwp_pyro.models.networks import NETWORKS
 from dwp_pyro.pipeline.blocks import assign_blocks
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
+from dwp_pyro.pipeline.training_data import TrainingData
 
 __all__ = ["finetune"]
 
@@ -36,7 +37,7 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
 
     folder = Path(config.prior_from)
 
-    def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
+    def prepare(card: NetworkCard, data: TrainingData, device: torch.device, member: int) -> Program:
         network = load_source_network(folder, card, member) if config.init == "source" else card.build()
         if config.init == "prior":
             blocks = assign_blocks(network, config.blocks)
@@ -45,7 +46,7 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
         if config.train == "ends":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name.startswith(NETWORKS[card.network].ends))
-        return Program(network.to(device), pull=config.l2_sp)
+        return Program(network.to(device), l2_sp=config.l2_sp)
 
     with within_memory(str(options.out), TRAINS_IN_LESS):
         return fit_target("finetune", config, options, config.members or 1, prepare)

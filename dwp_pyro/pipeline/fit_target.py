@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dwp_pyro.config import FinetuneConfig, RunOptions, SviConfig
+from dwp_pyro.config import DEFAULT_EVIDENCE, FinetuneConfig, RunOptions, SviConfig
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.device import torch_device
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
-from dwp_pyro.inference.svi import Plan
+from dwp_pyro.inference.svi import TrainingSchedule
+from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.blocks import write_blocks
+from dwp_pyro.pipeline.summary import (
+    PATCHES,
+    block_summaries,
+    evaluate_elbo,
+    report_nulls,
+    summarize,
+)
 from dwp_pyro.pipeline.tracking import check_tracker, tracked
-from dwp_pyro.pipeline.train_network import Program, network_card, report_learned, train_network, validation_dice
+from dwp_pyro.pipeline.train_network import (
+    Program,
+    network_card,
+    report_learned,
+    train_network,
+    trained_member,
+    training_patches,
+    validation_dice,
+)
 from dwp_pyro.pipeline.training_data import TrainingData, load_training_data, with_defaults
 from dwp_pyro.storage import RunFolder, file_digest
 
-__all__ = ["fit_target", "load_source_network", "source_networks"]
+__all__ = ["fit_target", "load_source_network", "source_networks", "training_schedule"]
 
 _VALIDATIONS = 5  # in a run
+_NULL_STEPS = 0.5  # of a member's: few weights are trained
 
 
 def fit_target(
@@ -30,28 +47,31 @@ def fit_target(
     config: SviConfig | FinetuneConfig,
     options: RunOptions,
     members: int,
-    prepare: Callable[[NetworkCard, torch.device, int], Program],
+    prepare: Callable[[NetworkCard, TrainingData, torch.device, int], Program],
     *,
-    beta: Callable[[float], float] = lambda part: 1.0,
+    nulls: Callable[[NetworkCard, TrainingData, torch.device, Program], Mapping[str, Program]] | None = None,
+    beta: Callable[[float], float] = lambda fraction: 1.0,
+    evidence: float = DEFAULT_EVIDENCE,
     estimator: str = "shared",
-    kernel_part: float = 1.0,
 ) -> Posterior:
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
-    The members of a mixture are trained one after the other, with an equal part of the steps each: the mean of their
+    The members of a mixture are trained one after the other, with an equal share of the steps each: the mean of their
     ELBOs is that of the mixture, with the member as a latent variable. Members that have not learned are left out
-    (`have_learned`). The learning rate follows half a cosine from
-    its highest to a hundredth.
+    (`have_learned`). The learning rate follows half a cosine from its highest to a hundredth.
+
+    A Bayesian run ends with a summary in `run.json`: ELBO and its parts, two nulls, and the blocks (`summarize`).
 
     Args:
         command: "svi" or "finetune".
-        config: settings.
-        options: where and how.
-        members: of the posterior.
-        prepare: card, device and number of the member → the program at its start, on that device.
-        beta: part of a member's steps, above 0 to 1 → weight of the KL term.
+        config: Settings.
+        options: Where and how to run.
+        members: Members of the posterior.
+        prepare: Function of card, data, device and member's number that builds a program at its start.
+        nulls: Function that builds the null programs beside the first member's, trained.
+        beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term.
+        evidence: Observations that a case counts as.
         estimator: "shared" or "local".
-        kernel_part: part of the kernels at which a prior without closed form is taken in a step.
 
     Raises:
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
@@ -68,7 +88,7 @@ def fit_target(
     programs = []
     for member, seed in enumerate(seeds):
         torch.manual_seed(seed)
-        programs.append(prepare(card, device, member))
+        programs.append(prepare(card, data, device, member))
     digests = {str(path): file_digest(path) for path in config.learned_from()}
     with (
         RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
@@ -78,51 +98,73 @@ def fit_target(
         run.pin("learned_from.json", digests)
         if programs[0].blocks:
             write_blocks(run.path, programs[0].blocks)
+
+        def train(program: Program, stage: str, seed: int, steps: int) -> SegmentationModel:
+            return train_network(
+                program,
+                card=card,
+                data=data,
+                settings=config,
+                schedule=training_schedule(config, seed, steps, beta, estimator),
+                run=run.path,
+                checkpoint=run.path / f"checkpoint-{stage}.safetensors",
+                device=device,
+                stage=stage,
+                track=track,
+                evidence=evidence,
+            )
+
         path = run.path / "posterior.safetensors"
-        checkpoints = [run.path / f"checkpoint{member}.safetensors" for member in range(members)]
         if path.exists():  # stopped while the checkpoints were deleted
             posterior = Posterior.load(path).to(device)
         else:
-            trained: list[Member] = []
-            for member, (program, seed, checkpoint) in enumerate(zip(programs, seeds, checkpoints, strict=True)):
-                plan = Plan(
-                    steps=steps,
-                    learning_rate=lambda step: (
-                        config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / steps))
-                    ),
-                    seed=seed,
-                    beta=lambda step: beta((step + 1) / steps),
-                    weight_decay=config.weight_decay,
-                    estimator=estimator,
-                    kernel_part=kernel_part,
-                    validate_every=max(1, steps // _VALIDATIONS),
-                )
-                one = train_network(
-                    program,
-                    card=card,
-                    data=data,
-                    settings=config,
-                    plan=plan,
-                    run=run.path,
-                    checkpoint=checkpoint,
-                    device=device,
-                    stage=command if members == 1 else f"{command}-member{member}",
-                    track=track,
-                )
-                trained += one.members
-            posterior = Posterior(card, _learned(trained, card, data, device))
+            stages = [command if members == 1 else f"{command}-member{member}" for member in range(members)]
+            models = [train(*each, steps) for each in zip(programs, stages, seeds, strict=True)]
+            trained = [trained_member(program, card, device) for program in programs]
+            dice = [_dice(card, one, data, device) for one in trained]
+            if nulls is not None:
+                torch.manual_seed(seeds[0])
+                null_programs = nulls(card, data, device, programs[0])
+                null_steps = math.ceil(steps * _NULL_STEPS)
+                null_models = {
+                    null: train(program, f"{command}-{null}", seeds[0], null_steps)
+                    for null, program in null_programs.items()
+                }
+                patches = training_patches(data, config, config.seed, PATCHES)
+                guides = [program.guide for program in programs]
+                parts = [evaluate_elbo(*pair, patches, config.seed) for pair in zip(models, guides, strict=True)]
+                elbos = {
+                    null: evaluate_elbo(model, None, patches, config.seed)["elbo"]
+                    for null, model in null_models.items()
+                }
+                summary = summarize(parts, elbos, dice, block_summaries(programs))
+                run.record("summary", summary)
+                report_nulls(summary)
+            learned = report_learned("member", dice) if members > 1 else [True]
+            posterior = Posterior(card, [member for member, kept in zip(trained, learned, strict=True) if kept])
             posterior.save(path)
-        for checkpoint in checkpoints:
-            checkpoint.unlink(missing_ok=True)
+        for checkpoint in run.path.glob("checkpoint-*.safetensors"):
+            checkpoint.unlink()
     return posterior
 
 
-def _learned(members: list[Member], card: NetworkCard, data: TrainingData, device: torch.device) -> list[Member]:
-    """The members that have learned; see `have_learned`."""
-    if len(members) == 1 or not data.validation:
-        return members
-    learned = report_learned("member", [validation_dice(Posterior(card, [one]), data, device) for one in members])
-    return [member for member, kept in zip(members, learned, strict=True) if kept]
+def training_schedule(
+    config: SviConfig | FinetuneConfig, seed: int, steps: int, beta: Callable[[float], float], estimator: str
+) -> TrainingSchedule:
+    """The schedule of a member of so many steps; arguments as for `fit_target`."""
+    return TrainingSchedule(
+        steps=steps,
+        learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / steps)),
+        seed=seed,
+        beta=lambda step: beta((step + 1) / steps),
+        weight_decay=config.weight_decay,
+        estimator=estimator,
+        validate_every=max(1, steps // _VALIDATIONS),
+    )
+
+
+def _dice(card: NetworkCard, member: Member, data: TrainingData, device: torch.device) -> float | None:
+    return validation_dice(Posterior(card, [member]), data, device) if data.validation else None
 
 
 def source_networks(folder: Path) -> int:

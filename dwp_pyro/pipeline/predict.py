@@ -23,7 +23,7 @@ from dwp_pyro.data.transforms import Preprocessing
 from dwp_pyro.errors import DataError, RunError
 from dwp_pyro.inference.device import PREDICTS_IN_LESS, torch_device, warn_of_emulation, within_memory
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
-from dwp_pyro.inference.posterior_predictive import posterior_predictive
+from dwp_pyro.inference.posterior_predictive import Moments, posterior_predictive
 from dwp_pyro.inference.svi import step_seed
 from dwp_pyro.progress import message, progress
 from dwp_pyro.report.figures import save_case_figure
@@ -323,9 +323,17 @@ def predict_case(
             raise RunError(
                 f"case {case.id}: {problem}, its weights being too large; train it again, or give --precision float32"
             ) from problem
-        maps = torch.cat([moments.probability, moments.entropy, moments.mutual_information]).cpu()
-    probability, entropy, mutual_information = np.split(preprocess.invert(maps, example, scan), 3)
-    return Prediction(scan, np.clip(probability, 0, 1), entropy, mutual_information, moments.agreement)
+        maps = torch.cat([moments.probability, moments.expected_entropy]).cpu()
+    # Entropy is no mean: on the scan's grid it is that of the probability that is written there.
+    probability, expected_entropy = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
+    written = Moments(probability.clamp(0, 1), expected_entropy, moments.agreement)
+    return Prediction(
+        scan,
+        written.probability.numpy(),
+        written.entropy.numpy(),
+        written.mutual_information.numpy(),
+        written.agreement,
+    )
 
 
 def predict_cases(

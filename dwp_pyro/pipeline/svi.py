@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from dwp_pyro.config import RunOptions, SviConfig
+from dwp_pyro.data.transforms import Patches
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.distributions.prior_scales import PriorScales
 from dwp_pyro.distributions.priors import LEARNED, prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.device import TRAINS_IN_LESS, within_memory
 from dwp_pyro.inference.posterior import NetworkCard, Posterior
+from dwp_pyro.inference.svi import patch_loader
 from dwp_pyro.models.bayesian import bayesianize
 from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.blocks import assign_blocks
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network, source_networks
 from dwp_pyro.pipeline.train_network import Program
+from dwp_pyro.pipeline.training_data import TrainingData
 
-__all__ = ["svi"]
+__all__ = ["annealed", "svi"]
 
-_SMALLEST_BETA = 1e-6  # the KL is told of by dividing by it
+_MIN_BETA = 1e-6
+
+#: Precision of the Gaussian around their start under which weights that are no sample sites are fitted, by the center
+#: of the prior. They are of the order of 1: with a source network 0.1 lets them adapt and not replace the kernels.
+_DETERMINISTIC_PRECISION = {"source": 100.0, "none": 1.0}
+
+#: Widths of a prior around a source network that are tried, in its kernels' sizes; and the fraction of the network's
+#: loss that the chosen one may add.
+_WIDTHS = tuple(10 ** (-place / 8) for place in range(17))
+_ADDED_LOSS = 0.05
+_TRIALS = 16  # patches
 
 
 def svi(config: SviConfig, options: RunOptions) -> Posterior:
     """Mean-field variational inference of the network's kernels on n target cases.
 
     Args:
-        config: settings.
-        options: where and how.
+        config: Settings.
+        options: Where and how to run.
 
     Raises:
         UserError: if the scans, the prior or the folder are unfit; nothing is then written.
@@ -47,55 +67,12 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         >>> len(posterior.members), posterior.card.regions
         (1, ('whole',))
     """
-    folder = Path(config.prior_from)
     resolved = config.resolved()
     if config.members is None and resolved.centre == "source":
         # As many as there are, where the default is more.
-        resolved = replace(resolved, members=min(resolved.members or 1, source_networks(folder)))
+        resolved = replace(resolved, members=min(resolved.members or 1, source_networks(Path(config.prior_from))))
     config = resolved
-    learned, centred, init = config.prior in LEARNED, config.centre == "source", config.init
-    assert config.prior_scale is not None and config.members is not None
-    scale = config.prior_scale
-
-    def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
-        kernel_prior = KernelPrior.load(folder).to(device) if learned or init == "prior" else None
-        source = load_source_network(folder, card, member).to(device) if centred or init == "source" else None
-        network = source if source is not None and init == "source" else card.build().to(device)
-        blocks = assign_blocks(network, config.blocks)
-        sites = kernel_sites(network)
-        # Copies: bayesianize takes the parameters out of the network.
-        centres = {site: w.detach().clone() for site, w in kernel_sites(source).items()} if source and centred else {}
-        if kernel_prior is not None:
-            kernel_prior = kernel_prior.at_sites(blocks, anew=config.blocks is not None)
-            blocks = kernel_prior.block_names(sites)
-        if kernel_prior is not None and init == "prior":
-            kernel_prior.fill(sites)
-        if kernel_prior is not None and learned:
-            kernel_prior = kernel_prior.of_family(config.prior)
-            for density in kernel_prior.blocks.values() if config.train_reverse_model else ():
-                assert isinstance(density, KernelVAE)
-                density.encoder.requires_grad_(True)
-        priors = {
-            site: prior_at(
-                config.prior,
-                site,
-                weight,
-                kernel_prior,
-                centre=centres.get(site),
-                scale=scale,
-                particles=config.particles,
-            )
-            for site, weight in sites.items()
-        }
-        means = bayesianize(network, priors)
-        guide = MeanFieldNormal(means)
-        for site, mean in means.items():
-            # Relative: kernels of the deepest blocks, and of trained networks, are many times smaller than others.
-            guide.set_scale(site, (config.init_scale * mean.square().mean().sqrt()).expand_as(mean))
-        return Program(network, guide, blocks, kernel_prior if learned else None)
-
-    def beta(part: float) -> float:
-        return max(_SMALLEST_BETA, config.beta * min(1.0, part / config.anneal if config.anneal else 1.0))
+    assert config.members is not None
 
     with within_memory(str(options.out), TRAINS_IN_LESS):
         return fit_target(
@@ -103,8 +80,157 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
             config,
             options,
             config.members,
-            prepare,
-            beta=beta,
+            partial(_program, config),
+            nulls=partial(_nulls, config),
+            beta=partial(annealed, config),
+            evidence=config.evidence,
             estimator=config.estimator,
-            kernel_part=config.kernel_part,
         )
+
+
+def annealed(config: SviConfig, fraction: float) -> float:
+    """Weight of the KL term at a fraction of the steps, above 0 to 1."""
+    return max(_MIN_BETA, min(1.0, fraction / config.anneal if config.anneal else 1.0))
+
+
+def _nulls(
+    config: SviConfig, card: NetworkCard, data: TrainingData, device: torch.device, fitted: Program
+) -> dict[str, Program]:
+    """Programs whose kernels stay at their start, or are drawn from the prior as the fitted program has it."""
+    learned = fitted.prior_modules.get("scales")
+    scales = {b: learned.scale(b).item() for b in learned.weights} if isinstance(learned, PriorScales) else {}
+    frozen = _program(config, card, data, device, 0, null="frozen")
+    if config.prior == "log-uniform":  # improper: nothing can be drawn from it
+        return {"frozen": frozen}
+    return {"frozen": frozen, "prior": _program(config, card, data, device, 0, null="prior", scales=scales)}
+
+
+def _program(
+    config: SviConfig,
+    card: NetworkCard,
+    data: TrainingData,
+    device: torch.device,
+    member: int,
+    null: str | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> Program:
+    """What is trained: the posterior's program, or one of its nulls.
+
+    Args:
+        config: Settings, resolved.
+        card: Form of the network.
+        data: Training data, by which the width of a prior around a source network is chosen.
+        device: Device to build on.
+        member: Number of the member.
+        null: "frozen" for kernels that stay at their start, "prior" for kernels drawn from the prior.
+        scales: Block → scale of the prior, for the null "prior".
+    """
+    folder = Path(config.prior_from)
+    learned, centered = config.prior in LEARNED, config.centre == "source"
+    kernel_prior = KernelPrior.load(folder).to(device) if learned or config.init == "prior" else None
+    source = load_source_network(folder, card, member).to(device) if "source" in (config.centre, config.init) else None
+    network = source if source is not None and config.init == "source" else card.build().to(device)
+    blocks = assign_blocks(network, config.blocks)
+    sites = kernel_sites(network)
+    # Copies: bayesianize takes the parameters out of the network.
+    centers = {site: w.detach().clone() for site, w in kernel_sites(source).items()} if source and centered else {}
+    if kernel_prior is not None:
+        kernel_prior = kernel_prior.at_sites(blocks, anew=config.blocks is not None)
+        blocks = kernel_prior.block_names(sites)
+        if config.init == "prior":
+            kernel_prior.fill(sites)
+    elif config.prior == "normal" and config.init == "random":
+        # As large as the prior's kernels: before a norm their size says nothing, and costs six nats a weight.
+        with torch.no_grad():
+            for weight in sites.values():
+                weight.div_(weight.square().mean().sqrt())
+    l2_sp = _DETERMINISTIC_PRECISION[str(config.centre)]
+    if null == "frozen":
+        for weight in sites.values():
+            weight.requires_grad_(False)
+        return Program(network, l2_sp=l2_sp)
+    prior_modules: dict[str, nn.Module] = {}
+    start = 1.0
+    if kernel_prior is not None and learned:
+        kernel_prior = kernel_prior.of_family(config.prior)
+        for density in kernel_prior.blocks.values() if config.train_reverse_model and null is None else ():
+            assert isinstance(density, KernelVAE)
+            density.encoder.requires_grad_(True)
+        prior_modules["kernel_prior"] = kernel_prior
+        if null is None and config.prior_scale is None:
+            if source is not None and centered:
+                start = _choose_width(config, card, data, device, source, kernel_prior)
+            weights = {block: 0 for block in blocks.values()}
+            for site, weight in sites.items():
+                weights[blocks[site]] += weight.numel()
+            prior_modules["scales"] = PriorScales(weights, start)
+    fixed = dict.fromkeys(blocks.values(), config.prior_scale or 1.0) | dict(scales or {})
+
+    def prior(site: str, weight: Tensor) -> TorchDistribution:
+        learned_scales = prior_modules.get("scales")
+        return prior_at(
+            config.prior,
+            site,
+            weight,
+            kernel_prior,
+            centre=centers.get(site),
+            scale=learned_scales.scale(blocks[site])
+            if isinstance(learned_scales, PriorScales)
+            else fixed[blocks[site]],
+            particles=config.particles,
+        )
+
+    priors = {site: partial(prior, site, weight.detach()) for site, weight in sites.items()}
+    means = bayesianize(network, priors)
+    if null is not None:
+        return Program(network, blocks=blocks, prior_modules=prior_modules, l2_sp=l2_sp)
+    guide = MeanFieldNormal(
+        means, units={site: _unit(config, site, mean, kernel_prior) for site, mean in means.items()}
+    )
+    for site, mean in means.items():
+        guide.set_scale(site, torch.full_like(mean, config.init_scale))
+    return Program(network, guide, blocks, priors, prior_modules, l2_sp)
+
+
+def _unit(config: SviConfig, site: str, mean: Tensor, kernel_prior: KernelPrior | None) -> Tensor:
+    """The unit of the posterior at a site: the root of its prior's covariance, or the size of its kernels."""
+    if config.prior not in LEARNED or kernel_prior is None:
+        return mean.square().mean().sqrt()
+    root = kernel_prior.block_at(site, mean.shape).scale_tril
+    # Local reparameterization needs independent weights.
+    return root.square().sum(-1).sqrt() if config.estimator == "local" else root
+
+
+@torch.no_grad()
+def _choose_width(
+    config: SviConfig,
+    card: NetworkCard,
+    data: TrainingData,
+    device: torch.device,
+    source: nn.Module,
+    kernel_prior: KernelPrior,
+) -> float:
+    """The largest width of a prior around a source network whose draws add at most 5 % to the network's loss.
+
+    On patches of the target's training cases: a prior that is wider tells kernels that work from none.
+    """
+    likelihood = SegmentationModel(
+        nn.Identity(), config.likelihood, 1, activation=card.activation, dice_weight=config.dice_weight
+    ).log_likelihood
+    patches = Patches(data.train, data.patch, config.seed, _TRIALS)
+    batches = [[part.to(device) for part in batch] for batch in patch_loader(patches, config.batch_size, device)]
+    sites = kernel_sites(source)
+    torch.manual_seed(config.seed)
+    noise = {}
+    for site, weight in sites.items():
+        density = kernel_prior.block_at(site, weight.shape)
+        noise[site] = density.rsample(weight.shape[:2]) - density.loc.view(density.kernel_shape)
+
+    def loss(width: float) -> float:
+        weights = {site: weight + width * noise[site] for site, weight in sites.items()}
+        logits = [functional_call(source, weights, (image,)) for image, *_ in batches]
+        terms = [likelihood(each, *truth) for each, (_, *truth) in zip(logits, batches, strict=True)]
+        return -float(torch.cat(terms).mean())
+
+    most = (1 + _ADDED_LOSS) * loss(0.0)
+    return next((width for width in _WIDTHS if loss(width) <= most), _WIDTHS[-1])

@@ -8,23 +8,33 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from pyro.distributions import TorchDistribution
+from torch import nn
 
-from dwp_pyro.config import TrainingSettings
+from dwp_pyro.config import DEFAULT_EVIDENCE, TrainingSettings
 from dwp_pyro.data.transforms import Patches
-from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.device import warn_of_emulation
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.posterior_predictive import posterior_mean_probability
-from dwp_pyro.inference.svi import Plan, optimise, steps_reported
+from dwp_pyro.inference.svi import TrainingSchedule, fit
 from dwp_pyro.models.likelihoods import choose_activation, region_masks
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.metrics_log import MetricsLog, Track
 from dwp_pyro.pipeline.training_data import TrainingData
 from dwp_pyro.progress import message
 
-__all__ = ["Program", "have_learned", "network_card", "report_learned", "train_network", "validation_dice"]
+__all__ = [
+    "Program",
+    "have_learned",
+    "network_card",
+    "report_learned",
+    "train_network",
+    "trained_member",
+    "training_patches",
+    "validation_dice",
+]
 
 _LEARNED = 0.5  # of the best Dice
 _LEAST_BEST = 0.1  # below it the training has failed as a whole, and none is worse than the others
@@ -51,18 +61,42 @@ class Program(NamedTuple):
     """What is trained.
 
     Args:
-        network: bare, or made a program by `bayesianize`.
-        guide: of its sites.
-        blocks: of the sites: site → prior block.
-        kernel_prior: the learned prior of the sites.
-        pull: weight of L2-SP, towards the weights that the network has at its start.
+        network: Network, bare or made a program by `bayesianize`.
+        guide: Guide of its sites.
+        blocks: Site → prior block.
+        priors: Site → function that returns its prior.
+        prior_modules: Modules that the priors belong to; see `SegmentationModel`.
+        l2_sp: Weight of L2-SP, towards the weights that the network has at its start.
     """
 
     network: nn.Module
     guide: MeanFieldNormal | None = None
     blocks: Mapping[str, str] = MappingProxyType({})
-    kernel_prior: KernelPrior | None = None
-    pull: float = 0.0
+    priors: Mapping[str, Callable[[], TorchDistribution]] = MappingProxyType({})
+    prior_modules: Mapping[str, nn.Module] = MappingProxyType({})
+    l2_sp: float = 0.0
+
+    def model(
+        self, card: NetworkCard, settings: TrainingSettings, num_cases: int, evidence: float
+    ) -> SegmentationModel:
+        """The generative program on so many cases, each of them λ = `evidence` observations."""
+        return SegmentationModel(
+            self.network,
+            settings.likelihood,
+            num_cases,
+            evidence,
+            self.prior_modules,
+            self.l2_sp,
+            settings.precision,
+            card.activation,
+            settings.dice_weight,
+        )
+
+
+def training_patches(data: TrainingData, settings: TrainingSettings, seed: int, length: int) -> Patches:
+    """Patches of the training cases, as the settings augment them."""
+    mirror = [axis for axis in settings.mirror if axis != "none"]
+    return Patches(data.train, data.patch, seed, length, settings.modality_dropout, mirror)
 
 
 def train_network(
@@ -71,78 +105,71 @@ def train_network(
     card: NetworkCard,
     data: TrainingData,
     settings: TrainingSettings,
-    plan: Plan,
+    schedule: TrainingSchedule,
     run: Path,
     checkpoint: Path,
     device: torch.device,
     stage: str,
     track: Track,
+    evidence: float = DEFAULT_EVIDENCE,
     at_step: Callable[[int, Callable[[], Posterior]], None] = lambda step, posterior: None,
-) -> Posterior:
+) -> SegmentationModel:
     """Train in place on `data.train`, logging to `run`; resumes from `checkpoint` if it exists.
 
     Args:
-        program: at its start.
-        card: the network's form.
-        data: to train and validate on.
-        settings: of the command.
-        plan: rates and estimator.
-        run: folder of the run, for metrics.
-        checkpoint: file of the optimiser's state.
-        device: to train on.
-        stage: name of this training in the metrics.
-        track: told of the figures too.
-        at_step: called after each step with a function that gives the posterior so far.
+        program: Program at its start.
+        card: Form of the network.
+        data: Cases to train and validate on.
+        settings: Settings of the command.
+        schedule: Rates and estimator.
+        run: Folder of the run, for metrics.
+        checkpoint: File of the optimizer's state.
+        device: Device to train on.
+        stage: Name of this training in the metrics.
+        track: Function that gets the metrics too.
+        evidence: Observations that a case counts as.
+        at_step: Function called after each step with a function that gives the posterior so far.
 
     Returns:
-        The posterior of one member, on `device`.
+        The trained model, on `device`.
     """
-    network, guide, blocks, kernel_prior, pull = program
+    guide = program.guide
     warn_of_emulation(settings.precision, device)
-    model = SegmentationModel(
-        network,
-        settings.likelihood,
-        len(data.train),
-        kernel_prior,
-        pull,
-        settings.precision,
-        card.activation,
-        settings.dice_weight,
-    )
+    model = program.model(card, settings, len(data.train), evidence)
     model.to(device)
     if guide is not None:
         guide.to(device)
-    mirror = [axis for axis in settings.mirror if axis != "none"]
-    patches = Patches(
-        data.train, data.patch, plan.seed, plan.steps * settings.batch_size, settings.modality_dropout, mirror
-    )
+    patches = training_patches(data, settings, schedule.seed, schedule.steps * settings.batch_size)
 
     def posterior() -> Posterior:
-        # A plain copy of the deterministic weights; the sites' weights come from the guide.
-        plain = card.build().to(device)
-        plain.load_state_dict(network.state_dict(), strict=guide is None)
-        return Posterior(card, [Member(plain, guide)])
+        return Posterior(card, [trained_member(program, card, device)])
 
     def validate() -> dict[str, float]:
-        figures = signal_to_noise(guide, blocks)
-        if data.validation:
-            figures["validation_dice"] = validation_dice(posterior(), data, device)
-        return figures
+        if not data.validation or (guide is None and program.blocks):
+            return {}
+        return {"validation_dice": validation_dice(posterior(), data, device)}
 
     with MetricsLog(run, stage, steps_reported(checkpoint), track) as log:
-        optimise(
+        fit(
             model,
             guide,
             patches,
             settings.batch_size,
-            plan,
+            schedule,
             checkpoint,
             description=stage,
             log=log,
             validate=validate,
             at_step=lambda step: at_step(step, posterior),
         )
-    return posterior()
+    return model
+
+
+def trained_member(program: Program, card: NetworkCard, device: torch.device) -> Member:
+    """A plain copy of a program's deterministic weights, beside the guide that holds those of its sites."""
+    plain = card.build().to(device)
+    plain.load_state_dict(program.network.state_dict(), strict=program.guide is None)
+    return Member(plain, program.guide)
 
 
 @torch.no_grad()
@@ -187,15 +214,3 @@ def report_learned(kind: str, dices: Sequence[float | None]) -> list[bool]:
             fate = "" if kept else ", less than half of the best: left out"
             message(f"{kind} {number}: Dice {dice:.3f} on validation cases{fate}")
     return learned
-
-
-@torch.no_grad()
-def signal_to_noise(guide: MeanFieldNormal | None, blocks: Mapping[str, str]) -> dict[str, float]:
-    """For each prior block, the median |m|/s of its weights: below 1 the data say little about them."""
-    if guide is None:
-        return {}
-    ratios: dict[str, list[Tensor]] = {}
-    for site in guide.sites:
-        loc, scale = guide.posterior(site)
-        ratios.setdefault(blocks[site], []).append((loc.abs() / scale).flatten())
-    return {f"signal_to_noise_{block}": float(torch.cat(parts).median()) for block, parts in ratios.items()}

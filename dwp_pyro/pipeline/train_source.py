@@ -17,7 +17,7 @@ from dwp_pyro.config import FitPriorConfig
 from dwp_pyro.data.transforms import Example
 from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import Member, Posterior
-from dwp_pyro.inference.svi import Plan
+from dwp_pyro.inference.svi import TrainingSchedule
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.collect_kernels import KernelSource
 from dwp_pyro.pipeline.metrics_log import Track
@@ -123,7 +123,7 @@ def _train_bootstrap(
     card = network_card(config, data)
     network = card.build()
     start = _flat(network)
-    plan = Plan(
+    schedule = TrainingSchedule(
         steps=config.steps,
         learning_rate=learning_rate,
         seed=seed,
@@ -135,7 +135,7 @@ def _train_bootstrap(
         card=card,
         data=bag,
         settings=config,
-        plan=plan,
+        schedule=schedule,
         run=run,
         checkpoint=folder / "checkpoint.safetensors",
         device=device,

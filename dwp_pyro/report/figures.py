@@ -50,7 +50,7 @@ _PAGE: Any = {
 }
 _TRAINING = {
     "log_likelihood": "log-likelihood (nats)",
-    "divergence": "KL from the prior (nats)",
+    "kl": "KL from the prior (nats)",
     "validation_dice": "Dice of validation cases",
 }
 
@@ -167,7 +167,7 @@ def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
     """Log-likelihood, KL and validation Dice against steps, a line a stage, as SVG for a page.
 
     Args:
-        records: lines of `metrics.jsonl`: "stage", "step" and figures; β is taken out of the divergence.
+        records: lines of `metrics.jsonl`: "stage", "step" and metrics.
 
     Returns:
         "" if there is nothing to draw.
@@ -175,11 +175,9 @@ def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
     lines: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in _TRAINING}
     for record in records:
         for name in _TRAINING.keys() & record.keys():
-            beta = record.get("beta") if name == "divergence" else 1
-            if beta:
-                lines[name].setdefault(record["stage"], []).append((record["step"], record[name] / beta))
-    if not any(value for line in lines["divergence"].values() for _, value in line):
-        lines["divergence"] = {}  # of a deterministic network
+            lines[name].setdefault(record["stage"], []).append((record["step"], record[name]))
+    if not any(value for line in lines["kl"].values() for _, value in line):
+        lines["kl"] = {}  # of a deterministic network
     drawn = {name: stages for name, stages in lines.items() if stages}
     if not drawn:
         return ""

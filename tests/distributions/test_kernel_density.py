@@ -116,32 +116,6 @@ def test_its_form_makes_another_of_its_kind(family):
     another.load_state_dict(density.state_dict())
 
 
-class TestExpectedLogProb:
-    """E log p(w) over w ~ N(m, diag s²), of a Gaussian."""
-
-    @pytest.fixture
-    def setup(self) -> tuple[KernelGaussian, Tensor, Tensor]:
-        density = random_density("gaussian", (2, 3))
-        assert isinstance(density, KernelGaussian)
-        return density, torch.randn(4, 2, 3, dtype=torch.double), 0.2 + torch.rand(4, 2, 3, dtype=torch.double)
-
-    def test_it_is_the_mean_over_draws(self, setup):
-        """Within 4.5 standard errors, a kernel."""
-        density, m, s = setup
-        draws = density.log_prob_estimate(m + s * torch.randn(40_000, 4, 2, 3, dtype=torch.double))
-        error = draws.std(0) / math.sqrt(len(draws))
-        assert (error < 0.1).all()
-        assert ((draws.mean(0) - density.expected_log_prob(m, s)).abs() < 4.5 * error).all()
-
-    def test_without_spread_it_is_the_density(self, setup):
-        density, m, s = setup
-        assert_close(density.expected_log_prob(m, 0 * s), density.log_prob_estimate(m))
-
-    def test_its_gradients_match_finite_differences(self, setup):
-        density, m, s = setup
-        assert gradcheck(density.expected_log_prob, (m.requires_grad_(), s.requires_grad_()))
-
-
 def test_the_divergence_from_a_gaussian_is_that_of_torch():
     """In closed form, without a draw, a kernel; and through a guide's Normal over the whole weight."""
     density = random_density("gaussian")

@@ -14,7 +14,8 @@ from scipy import stats
 from torch.testing import assert_close
 
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.elbo import MeanFieldELBO
+from tests.conftest import random_density
 
 SHAPES = {"b.conv.weight": (3, 2, 3, 3), "a.weight": (2, 1, 3), "c": (4,)}
 SITES = {site: torch.linspace(-1, 2, math.prod(shape)).reshape(shape) for site, shape in SHAPES.items()}
@@ -44,12 +45,13 @@ def test_posterior_and_means_are_the_parameters(guide):
     assert_close(loc, SITES["a.weight"])
     assert_close(scale, torch.full_like(loc, 0.2))
     (loc.sum() + scale.sum()).backward()
-    assert guide.locs["a/weight"].grad is not None
+    assert guide.shifts["a/weight"].grad is not None
     assert guide.log_scales["a/weight"].grad is not None
     means = guide.means()
     with torch.no_grad():
-        loc += 1
+        guide.shifts["a/weight"].add_(1)
     assert_close(means, SITES)
+    assert_close(guide.means()["a.weight"], SITES["a.weight"] + 1)
 
 
 def test_it_keeps_its_own_copy_of_the_first_means():
@@ -57,6 +59,30 @@ def test_it_keeps_its_own_copy_of_the_first_means():
     guide = MeanFieldNormal(first)
     first["w"] += 1
     assert_close(guide.means()["w"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("unit", ["number", "diagonal", "root"])
+def test_a_unit_is_a_change_of_coordinates(unit):
+    """w = m₀ + A (μ + s ∘ ε): mean, standard deviation and samples, by hand."""
+    root = random_density("gaussian", (2, 2)).scale_tril
+    matrix = {"number": 0.3 * torch.eye(4).double(), "diagonal": root.diagonal().diag(), "root": root}[unit]
+    start = torch.randn(3, 2, 2, 2, dtype=torch.double)
+    given = {"number": torch.tensor(0.3).double(), "diagonal": root.diagonal(), "root": root}[unit]
+    guide = MeanFieldNormal({"a.weight": start}, 0.1, {"a.weight": given})
+    with torch.no_grad():
+        guide.shifts["a/weight"].normal_()
+        guide.log_scales["a/weight"].normal_()
+    shift, scale = guide.shifts["a/weight"].detach().flatten(2), guide.scale("a.weight").detach().flatten(2)
+    mean, deviation = guide.posterior("a.weight")
+    assert_close(mean.flatten(2), start.flatten(2) + shift @ matrix.T)
+    covariance = matrix @ scale.square().diag_embed() @ matrix.T
+    assert_close(deviation.flatten(2).square(), covariance.diagonal(dim1=-2, dim2=-1))
+    torch.manual_seed(3)
+    drawn = guide.draw()["a.weight"]
+    torch.manual_seed(3)
+    noise = torch.randn(3, 2, 4, dtype=torch.double)
+    assert_close(drawn.flatten(2), start.flatten(2) + (shift + scale * noise) @ matrix.T)
+    assert_close(guide.distribution("a.weight").mean, mean)
 
 
 def test_set_scale(guide):
@@ -88,13 +114,13 @@ def test_a_draw_is_no_effect(guide):
 @pytest.mark.parametrize("prior", ["normal", "log-uniform", "dwp"])
 def test_every_parameter_receives_a_gradient_and_moves(scene, prior):
     tiny = scene(prior)
-    loss = BatchedMeanFieldELBO().loss_and_grads(tiny.model, tiny.guide, *tiny.data)
+    loss = MeanFieldELBO().loss_and_grads(tiny.model, tiny.guide, *tiny.data)
     assert torch.tensor(loss).isfinite()
     assert len(list(tiny.guide.parameters())) == 4
     assert all((p.grad != 0).all() and p.grad.isfinite().all() for p in tiny.guide.parameters())
 
     before = [p.detach().clone() for p in tiny.guide.parameters()]
-    SVI(tiny.model, tiny.guide, Adam({"lr": 1e-3}), BatchedMeanFieldELBO()).step(*tiny.data)
+    SVI(tiny.model, tiny.guide, Adam({"lr": 1e-3}), MeanFieldELBO()).step(*tiny.data)
     assert all((p != old).all() for p, old in zip(tiny.guide.parameters(), before, strict=True))
 
 
@@ -116,8 +142,8 @@ def test_a_scale_that_is_not_positive_raises(scale):
 
 
 @pytest.mark.parametrize("far", [-500.0, 500.0])
-def test_a_scale_far_off_is_brought_back_by_a_step(far):
-    """exp(−500) is 0 and exp(500) infinite in float32: the parameter itself is limited, and its gradient stays."""
+def test_a_scale_far_off_is_limited_and_keeps_its_gradient(far):
+    """exp(−500) is 0 and exp(500) infinite in float32."""
     guide = MeanFieldNormal({"w": torch.zeros(3)})
     log_scale = guide.log_scales["w"]
     with torch.no_grad():
@@ -125,7 +151,6 @@ def test_a_scale_far_off_is_brought_back_by_a_step(far):
     _, scale = guide.posterior("w")
     assert (scale > 0).all() and scale.square().isfinite().all()
     trace = poutine.trace(guide).get_trace()
-    assert (log_scale.abs() < 28).all()
     fn = trace.nodes["w"]["fn"].base_dist
     assert (fn.scale > 0).all() and fn.scale.square().isfinite().all()
     (slope,) = torch.autograd.grad(fn.entropy().sum(), log_scale)

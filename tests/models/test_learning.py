@@ -15,7 +15,6 @@ from dwp_pyro.models.networks import NETWORKS, build_network
 from dwp_pyro.models.segmentation import SegmentationModel
 
 SHAPE = (32, 32, 16)
-VOXELS = 32 * 32 * 16
 RATE = 6e-3
 WIDTHS = (8, 16, 32, 64)
 # The published form does not learn these in so few steps: with it a test of learning fails, as it should.
@@ -35,12 +34,12 @@ def learn(name: str, likelihood: str, image: Tensor, label: Tensor, activation: 
     torch.manual_seed(0)
     network = build_network(name, 1, 1 + label.shape[1], WIDTHS)
     model = SegmentationModel(network, likelihood, len(image), activation=activation)
-    brain, voxels = torch.ones_like(image), torch.full((len(image),), float(VOXELS))
+    brain = torch.ones_like(image)
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * (0.505 + 0.495 * math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        loss = -model.log_likelihood(network(image), label, brain, voxels).mean() / VOXELS
+        loss = -model.log_likelihood(network(image), label, brain).mean()
         loss.backward()
         optimizer.step()
     with torch.no_grad():

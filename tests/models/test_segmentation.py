@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.models.likelihoods import (
     ACTIVATIONS,
     LIKELIHOODS,
@@ -22,30 +22,33 @@ from dwp_pyro.models.likelihoods import (
     region_masks,
     region_probability,
 )
-from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.models.segmentation import LOG_PRIOR, SegmentationModel
+
+EPSILON = 3e-5
 
 
 @pytest.fixture
-def by_hand() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def by_hand() -> tuple[Tensor, Tensor, Tensor]:
     """One row of four voxels; the probability of the lesion is .5, .75, .25 and, outside the brain, .9."""
     lesion = torch.tensor([0.5, 0.75, 0.25, 0.9], dtype=torch.double).reshape(1, 1, 4, 1, 1)
     logits = torch.cat([1 - lesion, lesion], 1).log() + 3.0  # a constant is nothing to a softmax
     label = torch.tensor([0, 1, 1, 0]).reshape(1, 1, 4, 1, 1)
     brain = torch.tensor([1.0, 1, 1, 0], dtype=torch.double).reshape(1, 1, 4, 1, 1)
-    return logits, label, brain, torch.tensor([3.0], dtype=torch.double)
+    return logits, label, brain
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_categorical_by_hand(by_hand, activation):
-    """log(½ · ¾ · ¼): the voxel outside the brain counts for nothing; softmax and sigmoid of a region are the same."""
-    assert_close(categorical(*by_hand, activation), torch.tensor([math.log(3 / 32)], dtype=torch.double))
+    """log(½ · ¾ · ¼) / 3: no voxel outside the brain counts; softmax and sigmoid of one region are the same."""
+    assert_close(categorical(*by_hand, activation), torch.tensor([math.log(3 / 32) / 3], dtype=torch.double))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("weight", [0.5, 0.99])
 def test_dice_ce_by_hand(by_hand, activation, weight):
-    """Overlap 1, sizes 1.5 and 2: Dice (2·1 + 1) / (3.5 + 1); mean cross-entropy −log(3/32) / 3; three voxels."""
-    expected = -3 * (weight * (1 - 3 / 4.5) + (1 - weight) * -math.log(3 / 32) / 3)
+    """Overlap 1, sizes 1.5 and 2, of three voxels: Dice (2/3 + ε) / (3.5/3 + ε); mean cross-entropy −log(3/32) / 3."""
+    dice = (2 / 3 + EPSILON) / (3.5 / 3 + EPSILON)
+    expected = -(weight * (1 - dice) + (1 - weight) * -math.log(3 / 32) / 3)
     assert_close(dice_ce(*by_hand, activation, weight), torch.tensor([expected], dtype=torch.double))
 
 
@@ -54,11 +57,10 @@ def test_regions_overlap_and_dice_averages_them():
     sure = torch.tensor([[0.0, 0], [60, 60], [-60, 60]]).double().reshape(1, 3, 2, 1, 1) + 5  # whole: both; core: one
     label = torch.tensor([[1, 1], [1, 0]]).reshape(1, 2, 2, 1, 1)
     brain = torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
-    # whole: overlap 2, sizes 2 + 2 → 5/5; core: overlap 0, sizes 1 + 1 → 1/3. Cross-entropy of core: (60 + 60) / 2.
-    expected = -2 * (0.5 * (1 - (1 + 1 / 3) / 2) + 0.5 * 60 / 2)
-    voxels = torch.tensor([2.0], dtype=torch.double)
-    assert_close(dice_ce(sure, label, brain, voxels), torch.tensor([expected], dtype=torch.double))
-    assert_close(categorical(sure, label, brain, voxels), torch.tensor([-120.0], dtype=torch.double))
+    # whole: Dice 1; core: overlap 0, sizes 1/2 + 1/2 → ε / (1 + ε). Cross-entropy of core: (60 + 60) / 2.
+    expected = -(0.5 * (1 - (1 + EPSILON / (1 + EPSILON)) / 2) + 0.5 * 60 / 2)
+    assert_close(dice_ce(sure, label, brain), torch.tensor([expected], dtype=torch.double))
+    assert_close(categorical(sure, label, brain), torch.tensor([-60.0], dtype=torch.double))
 
 
 def test_one_region_is_the_softmax_of_two_classes():
@@ -71,12 +73,12 @@ def test_disjoint_regions_are_classes_by_hand():
     """Two voxels, probabilities ½, ¼, ¼ and ⅛, ⅝, ¼ of background and two classes; the labels are 0 and 2."""
     p = torch.tensor([[1 / 2, 1 / 8], [1 / 4, 5 / 8], [1 / 4, 1 / 4]], dtype=torch.double).reshape(1, 3, 2, 1, 1)
     label = torch.tensor([[0, 0], [0, 1]]).reshape(1, 2, 2, 1, 1)
-    batch = p.log() + 2, label, torch.ones(1, 1, 2, 1, 1, dtype=torch.double), torch.tensor([6.0], dtype=torch.double)
+    batch = p.log() + 2, label, torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
     cross_entropy = -(math.log(1 / 2) + math.log(1 / 4)) / 2
-    assert_close(categorical(*batch, "softmax"), torch.tensor([-6 * cross_entropy], dtype=torch.double))
-    # Class 1: overlap 0, sizes 7/8 + 0; class 2: overlap 1/4, sizes 1/2 + 1.
-    dice = (1 / (7 / 8 + 1) + (2 / 4 + 1) / (3 / 2 + 1)) / 2
-    expected = -6 * (0.3 * (1 - dice) + 0.7 * cross_entropy)
+    assert_close(categorical(*batch, "softmax"), torch.tensor([-cross_entropy], dtype=torch.double))
+    # Class 1: overlap 0, sizes 7/16 + 0; class 2: overlap 1/8, sizes 1/4 + 1/2.
+    dice = (EPSILON / (7 / 16 + EPSILON) + (1 / 4 + EPSILON) / (3 / 4 + EPSILON)) / 2
+    expected = -(0.3 * (1 - dice) + 0.7 * cross_entropy)
     assert_close(dice_ce(*batch, "softmax", 0.3), torch.tensor([expected], dtype=torch.double))
 
 
@@ -100,38 +102,62 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 class TestEveryLikelihood:
     def test_nothing_outside_the_brain_counts(self, by_hand, name):
-        logits, label, brain, voxels = by_hand
+        logits, label, brain = by_hand
         logits.requires_grad_()
-        before = LIKELIHOODS[name](logits, label, brain, voxels)
+        before = LIKELIHOODS[name](logits, label, brain)
         (gradient,) = torch.autograd.grad(before.sum(), logits)
         assert (gradient[0, :, :3] != 0).all()
         assert (gradient[0, :, 3] == 0).all()
-        assert_close(LIKELIHOODS[name](logits, torch.where(brain > 0, label, 1 - label), brain, voxels), before)
+        assert_close(LIKELIHOODS[name](logits, torch.where(brain > 0, label, 1 - label), brain), before)
 
-    def test_it_is_proportional_to_the_voxels_of_the_brain(self, by_hand, name):
-        """A patch stands for its case: the mean over its voxels, times the voxels of the whole."""
-        logits, label, brain, voxels = by_hand
-        assert_close(LIKELIHOODS[name](logits, label, brain, 7 * voxels), 7 * LIKELIHOODS[name](*by_hand))
+    def test_a_volume_counts_alike_at_every_resolution(self, name):
+        """Fields and labels repeated 2³ and 3³ times."""
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.double)
+        label = (torch.rand(2, 2, 4, 5, 6, generator=generator) < 0.2).long()
+        brain = (torch.rand(2, 1, 4, 5, 6, generator=generator) < 0.8).double()
+        once = LIKELIHOODS[name](logits, label, brain)
+        for times in (2, 3):
+            repeated = (_repeated(volume, times) for volume in (logits, label, brain))
+            assert_close(LIKELIHOODS[name](*repeated), once, rtol=1e-12, atol=0)
+
+    def test_a_smooth_field_counts_alike_at_every_spacing(self, name):
+        """A ball of radius 12 mm in a cube of 60 mm, its logit the distance from its surface; voxels of 1, 2, 3 mm."""
+        values = []
+        for spacing in (1, 2, 3):
+            centers = (torch.arange(60 // spacing, dtype=torch.double) + 0.5) * spacing - 30
+            x, y, z = torch.meshgrid(centers, centers, centers, indexing="ij")
+            inside = (12 - (x**2 + y**2 + z**2).sqrt())[None, None]
+            logits = torch.cat([torch.zeros_like(inside), inside / 4], 1)
+            values.append(LIKELIHOODS[name](logits, (inside > 0).long(), torch.ones_like(inside)))
+        assert_close(torch.cat(values), values[0].expand(3), rtol=0.02, atol=0)
 
     def test_cases_are_apart(self, by_hand, name):
-        """One number a case, its own."""
-        batch = [torch.cat([x, x.flip(2) if x.dim() > 1 else 2 * x]) for x in by_hand]
-        values = LIKELIHOODS[name](*batch)
-        alone = LIKELIHOODS[name](*by_hand)
-        assert_close(values, torch.cat([alone, 2 * alone]))
+        """One number per case, its own."""
+        logits, label, brain = by_hand
+        other = 2 * logits, label, brain
+        values = LIKELIHOODS[name](*(torch.cat(pair) for pair in zip(by_hand, other, strict=True)))
+        assert_close(values, torch.cat([LIKELIHOODS[name](*by_hand), LIKELIHOODS[name](*other)]))
+        assert values[0] != values[1]
 
     def test_a_patch_without_brain_is_finite(self, by_hand, name):
-        logits, label, brain, voxels = by_hand
+        logits, label, brain = by_hand
         logits.requires_grad_()
-        value = LIKELIHOODS[name](logits, label, 0 * brain, voxels)
+        value = LIKELIHOODS[name](logits, label, 0 * brain)
         value.sum().backward()
         assert_close(value, torch.zeros(1, dtype=torch.double))
         assert (logits.grad == 0).all()
 
 
+def _repeated(volume: Tensor, times: int) -> Tensor:
+    for axis in (2, 3, 4):
+        volume = volume.repeat_interleave(times, axis)
+    return volume
+
+
 @pytest.mark.parametrize("bayesian", [False, True])
 def test_the_program_scales_the_likelihood_alone(scene, bayesian):
-    """log p = N/B Σ log p(y|x, W) + log p(W), put together from its parts."""
+    """log p = N/B λ Σ log p(y|x, W) + log p(W), put together from its parts."""
     tiny = scene("normal", "dice-ce")
     weights = tiny.guide.draw()
     network = poutine.condition(tiny.model.network, weights)
@@ -139,16 +165,16 @@ def test_the_program_scales_the_likelihood_alone(scene, bayesian):
     trace = poutine.trace(poutine.condition(tiny.model, weights)).get_trace(*batch)
     likelihood = dice_ce(network(batch[0]), *batch[1:]).sum()
     prior = sum(torch.distributions.Normal(0.0, 1.0).log_prob(w).sum() for w in weights.values())
-    assert_close(trace.log_prob_sum(), 3 / 2 * likelihood + prior)
+    assert_close(trace.log_prob_sum(), 3 / 2 * 50 * likelihood + prior)
     assert_close(trace.nodes["_RETURN"]["value"], network(batch[0]))
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, BatchedMeanFieldELBO])
-def test_the_pull_is_a_quadratic_about_the_start(scene, elbo):
+@pytest.mark.parametrize("elbo", [Trace_ELBO, MeanFieldELBO])
+def test_l2_sp_is_a_quadratic_about_the_start(scene, elbo):
     """−α/2 Σ (θ − θ₀)², all weights and none else; the plate does not scale it, and it has its gradient."""
     data = [x[:2] for x in scene("normal").data]
     network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 1)).double()
-    model = SegmentationModel(network, "categorical", 6, pull=3.0)
+    model = SegmentationModel(network, "categorical", 6, l2_sp=3.0)
     free = SegmentationModel(network, "categorical", 6)
     assert not any(name.startswith("start") for name, p in model.named_parameters() if p.requires_grad)
 
@@ -169,11 +195,11 @@ def test_the_pull_is_a_quadratic_about_the_start(scene, elbo):
     loss, gradient = gap()
     assert_close(loss, 1.5 * (moved - start).square().sum().item())
     assert_close(gradient, 3.0 * (moved - start))
-    factor = poutine.trace(model).get_trace(*data).nodes["pull"]["fn"].log_factor
+    factor = poutine.trace(model).get_trace(*data).nodes[LOG_PRIOR]["fn"].log_factor
     assert_close(factor, -1.5 * (moved - start).square().sum())
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, BatchedMeanFieldELBO])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, MeanFieldELBO])
 def test_without_sites_the_elbo_is_the_log_likelihood(scene, elbo):
     """The deterministic arms: a plain network, a guide that samples nothing, every parameter with a gradient."""
     data = [x[:2] for x in scene("normal").data]
@@ -187,7 +213,7 @@ def test_in_bf16_the_network_alone_is_rounded():
     """Logits and likelihood come in float32, near those of float32 and not equal; gradients reach every weight."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
-    data = torch.randn(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8), torch.full((2,), 512.0)
+    data = torch.randn(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8)
     computed_in = []
     network[0].register_forward_hook(lambda module, inputs, output: computed_in.append(output.dtype))
     exact, rounded = (

@@ -46,7 +46,7 @@ def test_defaults(read):
 
 
 def test_the_names_of_files_are_safe(read):
-    arms = {"β / 2": {"command": "svi", "beta": 0.5}}
+    arms = {"β / 2": {"command": "svi", "evidence": 0.5}}
     (cell,) = read(arms=arms, cells=[{"arms": ["β / 2"], "n": [5], "seeds": [3]}]).cells
     assert cell.name == "β-2-n5-seed3" and str(cell) == "β / 2, n 5, seed 3"
 

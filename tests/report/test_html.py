@@ -71,14 +71,14 @@ def report() -> Report:
         summary="what it is",
         data={"layout": "brats"},
         roles={"train": ["a", "b"], "test": ["first", "second", "third"]},
-        settings={"Training (svi)": {"beta": 1.0, "widths": [2, 3], "spacing": None, "short": True}},
+        settings={"Training (svi)": {"evidence": 1.0, "widths": [2, 3], "spacing": None, "short": True}},
         training=[
-            {"stage": "svi", "step": 10, "log_likelihood": -5.0, "divergence": 2.0, "beta": 0.5},
+            {"stage": "svi", "step": 10, "log_likelihood": -5.0, "kl": 4.0, "beta": 0.5},
             {
                 "stage": "svi",
                 "step": 20,
                 "log_likelihood": -4.0,
-                "divergence": 4.0,
+                "kl": 4.0,
                 "beta": 1.0,
                 "validation_dice": 0.0,
             },

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.distributions.priors import PRIORS
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.elbo import MeanFieldELBO
 from tests.conftest import random_density
 
 
@@ -62,7 +62,7 @@ def test_batched_elbo_has_the_mean_of_the_stock_one(scene, prior, moved):
     """Two estimators of one number agree within their combined standard error."""
     tiny = scene(prior, moved=moved)
     losses = {}
-    for elbo in (BatchedMeanFieldELBO(), TraceMeanField_ELBO()):
+    for elbo in (MeanFieldELBO(), TraceMeanField_ELBO()):
         with torch.no_grad():
             draws = [elbo.loss(tiny.model, tiny.guide, *tiny.data) for _ in range(300)]
         losses[type(elbo)] = torch.tensor(draws, dtype=torch.double)

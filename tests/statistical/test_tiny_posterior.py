@@ -7,14 +7,13 @@ import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.infer import SVI
-from pyro.optim import Adam, ClippedAdam
+from pyro.optim import Adam
 from torch import nn
 from torch.testing import assert_close
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
-from dwp_pyro.inference.moving_noise import MovingNoise
+from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.models.bayesian import bayesianize
 
 NOISE = 0.5
@@ -48,7 +47,7 @@ def test_svi_reaches_the_exact_mean_field_optimum(linear_gaussian, name):
         with pyro.plate("points", 10):
             pyro.sample("y", Normal(prediction, NOISE), obs=target)
 
-    svi = SVI(model, guide, Adam({"lr": 0.03}), BatchedMeanFieldELBO())
+    svi = SVI(model, guide, Adam({"lr": 0.03}), MeanFieldELBO())
     kept = []
     for step in range(1_000):
         svi.step()
@@ -60,35 +59,3 @@ def test_svi_reaches_the_exact_mean_field_optimum(linear_gaussian, name):
     best = precision.diagonal().rsqrt()
     assert ((loc - mean).abs() < 0.15 * best).all()
     assert_close(scale, best, rtol=0.15, atol=0)
-
-
-def test_noise_that_moves_reaches_it_too(monkeypatch):
-    """Forty weights that the data couple, each with the noise that its neighbours had or will have."""
-    monkeypatch.setattr("dwp_pyro.inference.moving_noise._FEWEST", 1)
-    count, steps = 40, 3_000
-    mixing = torch.eye(count) + 0.3 * torch.randn(count, count)
-    inputs = (torch.randn(60, count) @ mixing).double() / 3
-    target = 3 * inputs @ torch.randn(count).double() + torch.randn(60).double()
-    precision = torch.eye(count).double() + inputs.T @ inputs
-    mean = torch.linalg.solve(precision, inputs.T @ target)
-    guide = MeanFieldNormal({"w": torch.zeros(count).double()}, scale=0.1)
-
-    def model() -> None:
-        weights = pyro.sample("w", Normal(torch.zeros(count).double(), 1.0).to_event(1))
-        pyro.sample("y", Normal(inputs @ weights, 1.0).to_event(1), obs=target)
-
-    # The bias grows with the learning rate: at first it is a high one.
-    optimizer = ClippedAdam({"lr": 0.1, "lrd": 1 - 2 / steps})
-    svi, noise = SVI(model, guide, optimizer, BatchedMeanFieldELBO()), MovingNoise(seed=0)
-    kept = []
-    for step in range(steps):
-        with noise:
-            svi.step()
-        if step >= steps // 2:
-            kept.append([guide.locs["w"].detach().clone(), guide.log_scales["w"].detach().clone()])
-
-    # Root mean squares of eight seeds: .14 and .030, of noise that is drawn anew .11 and .027.
-    loc, log_scale = (torch.stack(x).mean(0) for x in zip(*kept, strict=True))
-    log_best = -0.5 * precision.diagonal().log()
-    assert float(((loc - mean) / log_best.exp()).square().mean().sqrt()) < 0.25
-    assert float((log_scale - log_best).square().mean().sqrt()) < 0.06
