@@ -42,7 +42,6 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
         patch=data.patch,
         network=settings.network,
         widths=settings.widths,
-        short=settings.short,
         may_lack_modalities=settings.modality_dropout > 0,
     )
 

@@ -18,7 +18,7 @@ from dwp_pyro.pipeline import train_source as module
 from dwp_pyro.pipeline.train_network import have_learned
 from dwp_pyro.pipeline.train_source import train_source
 
-CARD = NetworkCard(("flair",), ("lesion",), ((1,),), "openms", None, (16, 16, 16), widths=(2, 2, 3, 3), short=True)
+CARD = NetworkCard(("flair",), ("lesion",), ((1,),), "openms", None, (16, 16, 16), widths=(2, 2, 3, 3))
 
 
 def test_patients_are_drawn_not_scans():
