@@ -176,6 +176,7 @@ def _fit_blocks(
         "normalisation": NORMALISATION if network is not None else None,
         "bootstraps": len({source.bootstrap for source in bank.sources}),
         "snapshots": len(bank.sources),
+        "snapshot_ids": [[source.bootstrap, source.snapshot] for source in bank.sources],
         "dice": [source.dice for source in bank.sources],
         "start_correlation": [source.start_correlation for source in bank.sources],
     }
