@@ -16,7 +16,7 @@ from benchmarks.steps import untrained_prior
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.inference.allocator import keep_freed_memory
 
-#: Kind of device → kernels of the 184,336, both sides taking time in proportion; and of them at once on their side.
+#: Kind of device → kernels of the 86,032, both sides taking time in proportion; and of them at once on their side.
 _KERNELS = {"cpu": (8192, 1024), "cuda": (131072, 8192)}
 _LATENT = 8
 

@@ -297,16 +297,17 @@ def fit_prior(
     source = (config.dataset or config.default_dataset) if config.kernels is None else Path(config.kernels).stem
     folder = out or Path(f"runs/prior-{source}")
     prior = run(config, RunOptions(folder, device, resume, overwrite, mlflow))
+    about = prior.provenance
     sources = [
-        [f"{number}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
-        for number, figures in enumerate(
-            zip(prior.provenance["dice"], prior.provenance["start_correlation"], strict=True)
+        [f"{bootstrap}", f"{snapshot}", *("-" if figure is None else f"{figure:.2f}" for figure in figures)]
+        for (bootstrap, snapshot), *figures in zip(
+            about["snapshot_ids"], about["dice"], about["start_correlation"], strict=True
         )
     ]
     if sources:
         click.echo("Source networks:")
-        _print_rows(["snapshot", "Dice", "correlation with start"], sources)
-        correlations = [figure for figure in prior.provenance["start_correlation"] if figure is not None]
+        _print_rows(["bootstrap", "snapshot", "Dice", "correlation with start"], sources)
+        correlations = [figure for figure in about["start_correlation"] if figure is not None]
         if correlations and min(correlations) > 0.5:
             click.echo(
                 "Their kernels are still much like those they started from, so this prior knows more of "

@@ -51,9 +51,6 @@ DATASETS = (
 #: Names of the networks; the networks themselves are in `models.networks`.
 NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet")
 
-#: Those of them that have a short form.
-SHORT_FORMS = ("residual-unet", "paper-unet")
-
 #: What a run can be exported as; see `pipeline.export`.
 EXPORT_FORMATS = ("monai-bundle", "nnunet")
 
@@ -280,7 +277,6 @@ class TrainingSettings(DataSettings):
     widths: tuple[int, ...] = setting(
         (16, 32, 64, 128), "Channels of the network at its four resolutions, by commas.", minimum=1, maximum=4096
     )
-    short: bool = setting(False, "Six down blocks instead of nine (residual-unet, paper-unet).")
     blocks: str | None = setting(
         None,
         "YAML file that puts the network's kernels into prior blocks: block: [prefix of parameter names, ...].  "
@@ -307,8 +303,6 @@ class TrainingSettings(DataSettings):
         super().__post_init__()
         if len(self.widths) != 4:
             raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
-        if self.short and self.network not in SHORT_FORMS:
-            raise ConfigError(f"short: is a form of {' and '.join(SHORT_FORMS)}; leave it out for {self.network}")
         if self.likelihood == "categorical" and self.dice_weight != 0.5:
             raise ConfigError("dice-weight: is a setting of dice-ce; leave it out for categorical")
         first = self.widths[0]

@@ -292,7 +292,13 @@ class RunFolder:
             return
         saved = read_yaml(path / "config.yaml")
         current = yaml.safe_load(yaml.safe_dump(dict(config)))
-        changed = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
+        unknown = sorted(saved.keys() ^ current.keys())
+        if unknown:
+            raise RunError(
+                f"{path}: cannot resume a run of another version, which has other settings ({', '.join(unknown)}); "
+                "give --overwrite to start again"
+            )
+        changed = sorted(key for key in current if saved[key] != current[key])
         if changed:
             raise RunError(
                 f"{path}: cannot resume with other settings ({', '.join(changed)} changed); give the same ones"

@@ -135,6 +135,11 @@ def test_an_unfinished_run_asks_for_resume_with_the_same_settings(tmp_path):
         start(tmp_path / "r", config=CONFIG | {"seed": 1}, resume=True),
     ):
         pass
+    with (
+        pytest.raises(RunError, match=r"of another version.*\(depth\); give --overwrite"),
+        start(tmp_path / "r", config=CONFIG | {"depth": 9}, resume=True),
+    ):
+        pass
     with start(tmp_path / "r", resume=True):
         pass
     assert json.loads((tmp_path / "r" / "run.json").read_text())["finished"]

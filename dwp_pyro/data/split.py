@@ -47,7 +47,11 @@ def seeded_split(patients: Mapping[str, str], n: int | None, validation: int, se
     order = _permutation(patients.values(), seed)
     tested = round(_TEST_PART * len(order))
     rest = order[tested + validation :]
-    taken = f"of {len(order)} patients {tested} test and {validation} validate (--validation)"
+    if n is not None and n > len(order) - tested:
+        remedy = "--n" if rest else "--n and --validation"
+    else:
+        remedy = "--n or --validation" if rest else "--validation"
+    taken = f"of {len(order)} patients {tested} test and {validation} validate; lower {remedy}"
     roles = _first(rest, n, taken), order[tested : tested + validation], order[:tested]
     return Split(*(_cases_of(role, patients) for role in roles))
 
@@ -123,5 +127,7 @@ def _permutation(names: Iterable[str], seed: int) -> list[str]:
 def _first(patients: Sequence[str], n: int | None, taken: str) -> Sequence[str]:
     wanted = 1 if n is None else n
     if len(patients) < wanted:
-        raise DataError(f"{wanted} training patients asked for, {len(patients)} left: {taken}")
+        raise DataError(
+            f"{wanted} training patient{'s' if wanted > 1 else ''} asked for, {len(patients)} left: {taken}"
+        )
     return patients[:n]

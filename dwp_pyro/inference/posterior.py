@@ -39,7 +39,6 @@ class NetworkCard:
         patch: window [x, y, z] for prediction: the shape of a training patch.
         network: its kind, one of `NETWORKS`.
         widths: its channels at each resolution.
-        short: six down blocks.
         may_lack_modalities: it has learned to do without some.
         activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
     """
@@ -52,13 +51,12 @@ class NetworkCard:
     patch: tuple[int, int, int]
     network: str = "residual-unet"
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    short: bool = False
     may_lack_modalities: bool = False
     activation: str = "sigmoid"
 
     def build(self) -> nn.Module:
         """A network of this form, at its random start."""
-        return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths, self.short)
+        return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths)
 
     def masks(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
         """What is segmented: probability [R, X, Y, Z] → masks of the regions; see `region_masks`."""

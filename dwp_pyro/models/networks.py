@@ -23,13 +23,11 @@ class NetworkKind:
         build: input channels, output channels, four widths → network.
         stride: of its deepest features, in voxels: sides of a patch are multiples of it.
         ends: prefixes of the parameters of its first and last block.
-        has_short_form: Whether `build` takes a fourth argument, `short`.
     """
 
     build: Callable[..., nn.Module]
     stride: int
     ends: tuple[str, ...]
-    has_short_form: bool = False
 
 
 def _unet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
@@ -57,8 +55,8 @@ def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
 
 #: Name on the command line → kind; the names alone are in `config.NETWORKS`.
 NETWORKS = {
-    "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "norm.", "output."), True),
-    "paper-unet": NetworkKind(partial(ResidualUNet3d, paper=True), 8, ("input.", "down1.", "up3.", "output."), True),
+    "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "norm.", "output.")),
+    "paper-unet": NetworkKind(partial(ResidualUNet3d, paper=True), 8, ("input.", "down1.", "up3.", "output.")),
     "unet": NetworkKind(_unet, 8, ("0.model.0.", "0.model.2.", "1.")),
     "segresnet": NetworkKind(
         _segresnet, 8, ("convInit.", "down_layers.0.", "up_samples.2.", "up_layers.2.", "conv_final.")
@@ -68,9 +66,7 @@ NETWORKS = {
 }
 
 
-def build_network(
-    name: str, in_channels: int, out_channels: int, widths: tuple[int, ...], short: bool = False
-) -> nn.Module:
+def build_network(name: str, in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
     """A network at its random start.
 
     Args:
@@ -78,15 +74,7 @@ def build_network(
         in_channels: input channels.
         out_channels: output channels.
         widths: channels at full, half, quarter and eighth resolution; of "basicunet" at a sixteenth too.
-        short: six down blocks instead of nine; only of a network that has a short form.
-
-    Raises:
-        ValueError: for a form that the network does not have.
     """
-    if short:
-        if not NETWORKS[name].has_short_form:
-            raise ValueError(f"there is no short form of {name}")
-        return NETWORKS[name].build(in_channels, out_channels, widths, short)
     network = NETWORKS[name].build(in_channels, out_channels, widths)
     for module in network.modules():
         if type(module) is nn.Conv3d and max(module.kernel_size) > 1:

@@ -110,7 +110,8 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
 
 def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
     """The blocks of a bank, name → sites: as the file says; else those of the network that the bank came from, of
-    `ResidualUNet3d` where it does not say; or one for kernels of an unknown network.
+    the published `ResidualUNet3d`, which has every site of the default, where it does not say; or one for kernels of
+    an unknown network.
 
     Raises:
         ConfigError: if the file does not fit the bank.
@@ -118,10 +119,11 @@ def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
     """
     if file is not None:
         return by_block(read_blocks(Path(file), bank.kernels))
+    published = ResidualUNet3d(1, 2, paper=True)
     try:
-        known = NetworkCard.from_mapping(bank.sources[0].network).build() if bank.sources else ResidualUNet3d(1, 2)
-    except (TypeError, ValueError):  # the description of another program
-        known = ResidualUNet3d(1, 2)
+        known = NetworkCard.from_mapping(bank.sources[0].network).build() if bank.sources else published
+    except (TypeError, ValueError):  # the description of another program, or of an earlier version
+        known = published
     blocks = {site: block for site, block in prior_blocks(known).items() if site in bank.kernels}
     if len(blocks) == len(bank.kernels):
         return by_block(blocks)
@@ -174,6 +176,7 @@ def _fit_blocks(
         "normalisation": NORMALISATION if network is not None else None,
         "bootstraps": len({source.bootstrap for source in bank.sources}),
         "snapshots": len(bank.sources),
+        "snapshot_ids": [[source.bootstrap, source.snapshot] for source in bank.sources],
         "dice": [source.dice for source in bank.sources],
         "start_correlation": [source.start_correlation for source in bank.sources],
     }

@@ -192,7 +192,7 @@ def load_source_network(folder: Path, card: NetworkCard, member: int) -> nn.Modu
     """
     path = folder / "source.safetensors"
     source = _load_sources(folder)
-    for name in ("network", "modalities", "widths", "short"):
+    for name in ("network", "modalities", "widths"):
         found, wanted = getattr(source.card, name), getattr(card, name)
         if found != wanted:
             raise RunError(

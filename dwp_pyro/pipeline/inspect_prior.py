@@ -137,7 +137,7 @@ def _network(prior: KernelPrior) -> nn.Module:
         case {"widths": [int(a), int(b), int(c), int(d)], **form} if min(a, b, c, d) > 0 and max(a, b, c, d) <= 1024:
             kind = form.get("network", "residual-unet")
             if kind in NETWORKS:
-                return build_network(kind, 1, 2, (a, b, c, d), form.get("short") is True)
+                return build_network(kind, 1, 2, (a, b, c, d))
     return ResidualUNet3d(1, 2)
 
 

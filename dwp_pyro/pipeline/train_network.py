@@ -52,7 +52,6 @@ def network_card(settings: TrainingSettings, data: TrainingData) -> NetworkCard:
         patch=data.patch,
         network=settings.network,
         widths=settings.widths,
-        short=settings.short,
         may_lack_modalities=settings.modality_dropout > 0,
     )
 
@@ -176,9 +175,11 @@ def trained_member(program: Program, card: NetworkCard, device: torch.device) ->
 def validation_dice(posterior: Posterior, data: TrainingData, device: torch.device) -> float:
     """Mean Dice of the regions over the validation cases, on the network's grid, kernels at their means.
 
-    An empty region counts 1 for an empty prediction and 0 for any other.
+    A region that a case lacks is skipped: a network that predicts nothing would score 1 there. Where every case lacks
+    every region, an empty prediction counts 1 and any other 0.
     """
-    scores = []
+    present: list[float] = []
+    absent: list[float] = []
     for example in data.validation:
         assert example.label is not None
         probability = posterior_mean_probability(posterior, example.image.as_tensor().to(device))
@@ -186,7 +187,9 @@ def validation_dice(posterior: Posterior, data: TrainingData, device: torch.devi
         predicted &= example.brain.as_tensor().to(device) == 1  # 2 is ignored
         for here, there in zip(predicted, example.label.as_tensor().to(device) > 0, strict=True):
             total = int(here.sum() + there.sum())
-            scores.append(2 * int((here & there).sum()) / total if total else 1.0)
+            dice = 2 * int((here & there).sum()) / total if total else 1.0
+            (present if there.any() else absent).append(dice)
+    scores = present or absent
     return sum(scores) / len(scores)
 
 

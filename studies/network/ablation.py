@@ -80,7 +80,6 @@ VARIANTS: dict[str, Callable[[int], nn.Module]] = {
     "He": _default(he=True),
     "He and small output": _default(he=True, small_output=True),
     "published form": lambda c: ResidualUNet3d(1, c, WIDTHS, paper=True),
-    "six down blocks": lambda c: ResidualUNet3d(1, c, WIDTHS, short=True),
     "width 16": _default(widths=(16, 32, 64, 128)),
     "mednext": _mednext,
 }

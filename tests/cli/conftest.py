@@ -15,7 +15,7 @@ from dwp_pyro.cli import main
 from dwp_pyro.data.phantom import write_phantoms
 
 #: A network and a budget small enough for tests.
-TINY = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "4")
+TINY = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "4")
 
 
 @dataclass(frozen=True)

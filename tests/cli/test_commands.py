@@ -184,7 +184,7 @@ def test_curves_of_the_test_cases(command, copy_of_world):
 
 
 def test_a_config_file_gives_settings_and_options_win(command, in_world, tmp_path):
-    (tmp_path / "c.yaml").write_text("n: 1\nsteps: 2\nwidths: [2, 3, 4, 5]\nshort: true\npatch: 24\nvalidation: 0\n")
+    (tmp_path / "c.yaml").write_text("n: 1\nsteps: 2\nwidths: [2, 3, 4, 5]\npatch: 24\nvalidation: 0\n")
     out = tmp_path / "run"
     result = command("finetune", "--config", tmp_path / "c.yaml", "--steps", 3, "--out", out)
     assert result.exit_code == 0, result.output

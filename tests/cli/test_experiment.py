@@ -25,7 +25,6 @@ STUDY = {
         "members": 1,
         "root": "data/brats",
         "widths": [2, 3, 4, 5],
-        "short": True,
         "patch": 24,
         "validation": 1,
         "steps": 4,

@@ -57,7 +57,7 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
         lambda shape, dtype, device: noise(*shape, dtype=dtype, device=device),
     )
     torch.manual_seed(0)
-    network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
+    network = ResidualUNet3d(1, 2, (4, 4, 8, 8)).double()
     learned = None
     if prior in LEARNED:
         density = KernelVAE((3, 3, 3), 2).double() if prior == "dwp" else random_density(prior)
@@ -71,7 +71,7 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
     data = (image, (image > 0.5).long(), torch.ones_like(image))
     found = []
     for device in (torch.device("cpu"), GPU):
-        network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
+        network = ResidualUNet3d(1, 2, (4, 4, 8, 8)).double()
         network.load_state_dict(state)
         around = {site: {"centre": w.to(device), "scale": 0.5} if learned else {} for site, w in weights.items()}
         placed = learned.to(device) if learned else None
@@ -116,7 +116,7 @@ def test_recorded_steps_are_those_of_the_stock_svi(prior, estimator):
     outcomes = []
     for recorded in (False, True):
         torch.manual_seed(0)
-        network = ResidualUNet3d(1, 2, (4, 4, 8, 8), short=True).double()
+        network = ResidualUNet3d(1, 2, (4, 4, 8, 8)).double()
         guide = learned = None
         if prior is not None:
             sites = kernel_sites(network)

@@ -52,7 +52,7 @@ def test_a_shared_prior_is_drawn_without_its_kernels(command, in_world, tmp_path
     for name in ("prior.json", "prior.safetensors"):
         (shared / name).write_bytes((in_world / PRIOR / name).read_bytes())
     description = json.loads((shared / "prior.json").read_text())
-    widths = {"network": {"widths": [2, 3, 4, 5], "short": True}}
+    widths = {"network": {"widths": [2, 3, 4, 5]}}
     (shared / "prior.json").write_text(json.dumps(description | {"provenance": {"modality": ["flair"], **widths}}))
     drawn = {}
     for folder in (shared, PRIOR):

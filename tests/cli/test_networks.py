@@ -44,7 +44,7 @@ def test_a_prior_serves_another_network_with_other_channels(copy_of_world, comma
 def test_blocks_can_be_given(copy_of_world, command):
     blocks = copy_of_world / "blocks.yaml"
     blocks.write_text("early: [input, down1, down2, down3]\nlate: [down4, down5, down6, up1, up2, up3]\n")
-    form = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "2")
+    form = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2")
     fit = ("fit-prior", *form, "--bootstraps", "1", "--snapshots", "1", "--vae-steps", "2", "--blocks", blocks)
     assert command(*fit, "--out", "prior").exit_code == 0
     assert set(json.loads((copy_of_world / "prior" / "prior.json").read_text())["blocks"]) == {"early", "late"}
@@ -91,7 +91,7 @@ def test_a_unet_of_one_region_starts_another_of_three(copy_of_world, command):
 
 def test_three_regions_at_once(copy_of_world, command):
     """Overlapping: each its own maps and figures; one segmentation in the values of the scans."""
-    form = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "4")
+    form = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "4")
     regions = ("whole", "core", "enhancing")
     arguments = ("--n", "2", *form, "--region", ",".join(regions), "--members", "1")
     result = command("svi", *arguments, "--out", "run")
@@ -117,7 +117,7 @@ def test_three_regions_at_once(copy_of_world, command):
 
 def test_a_missing_modality_is_an_error_unless_dropout_was_learned(copy_of_world, command):
     """In training and in prediction."""
-    form = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "2", "--n", "2")
+    form = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2", "--n", "2")
     run = ("svi", *form, "--modality", "flair,t1", "--prior", "normal")
     for scan in sorted(copy_of_world.glob("data/brats/HGG/*/*_t1.nii.gz"))[:-1]:
         scan.unlink()

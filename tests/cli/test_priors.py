@@ -217,6 +217,22 @@ def test_the_bank_says_how_far_its_kernels_are_from_their_start(world):
     assert provenance["start_correlation"] == correlations
 
 
+def test_the_table_of_source_networks_names_bootstraps(command, in_world, tmp_path):
+    """Of three, the second had not learned and is not in the bank: the rows are 0 and 2, two snapshots each."""
+    for name in ("kernels.safetensors", "kernels.json"):
+        (tmp_path / name).write_bytes((in_world / "runs/prior-ms" / name).read_bytes())
+    bank = json.loads((tmp_path / "kernels.json").read_text())
+    for source in bank["sources"]:
+        source["bootstrap"] *= 2
+    (tmp_path / "kernels.json").write_text(json.dumps(bank))
+    settings = ("--kernels", tmp_path / "kernels.safetensors", "--family", "gaussian", "--out", tmp_path / "prior")
+    result = command("fit-prior", *settings)
+    assert result.exit_code == 0, result.output
+    header, *rows = result.output[result.output.index("Source networks:") :].splitlines()[1:]
+    assert header.split()[:3] == ["bootstrap", "snapshot", "Dice"]
+    assert [row.split()[:2] for row in rows[:4]] == [["0", "0"], ["0", "1"], ["2", "0"], ["2", "1"]]
+
+
 @pytest.mark.parametrize("command_line", [("svi", "--prior", "dwp"), ("finetune", "--init", "source")])
 def test_each_member_starts_at_a_source_network_of_its_own(command, in_world, tmp_path, command_line):
     """The best bootstrap's first; and the second is another."""

@@ -77,8 +77,17 @@ def test_a_bad_file_is_named(tmp_path, content, says):
     assert str(path) in str(caught.value)
 
 
-def test_too_few_cases_are_said():
-    with pytest.raises(
-        DataError, match="30 training patients asked for, 15 left: of 24 patients 5 test and 4 validate"
-    ):
-        seeded_split(ALONE, 30, 4, 0)
+@pytest.mark.parametrize(
+    ("patients", "n", "validation", "says"),
+    [
+        (24, 30, 4, "30 training patients asked for, 15 left: of 24 patients 5 test and 4 validate; lower --n$"),
+        (24, 16, 4, "16 training patients asked for, 15 left: .* lower --n or --validation$"),
+        # The five patients of isbi2015, with the default of svi, of fit-prior, and with fewer.
+        (5, 5, 4, "5 training patients asked for, 0 left: of 5 patients 1 test and 4 validate; lower --n and --valid"),
+        (5, None, 4, "1 training patient asked for, 0 left: of 5 patients 1 test and 4 validate; lower --validation$"),
+        (5, 4, 4, "4 training patients asked for, 0 left: of 5 patients 1 test and 4 validate; lower --validation$"),
+    ],
+)
+def test_too_few_patients_are_said_with_what_to_lower(patients, n, validation, says):
+    with pytest.raises(DataError, match=says):
+        seeded_split({name: name for name in IDS[:patients]}, n, validation, 0)

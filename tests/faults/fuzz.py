@@ -59,7 +59,7 @@ __all__ = ["TARGETS", "Finding", "fuzz", "make_files"]
 
 _SECONDS = 5  # that a reader may take
 _MEMORY = 2 * 2**30  # bytes that a reader may take
-_NETWORK = ("--widths", "1,2,2,2", "--short", "--patch", "16", "--validation", "1")
+_NETWORK = ("--widths", "1,2,2,2", "--patch", "16", "--validation", "1")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files, made by the package

@@ -27,7 +27,6 @@ _SETTINGS = {
     "members": 1,
     "root": "data/brats",
     "widths": [2, 3, 4, 5],
-    "short": True,
     "patch": 24,
     "validation": 1,
     "steps": 10,

@@ -28,7 +28,6 @@ STUDY = {
         "members": 1,
         "root": "data/brats",
         "widths": [2, 3, 4, 5],
-        "short": True,
         "patch": 16,
         "validation": 1,
         "steps": 2,

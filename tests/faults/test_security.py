@@ -221,7 +221,7 @@ def test_a_case_named_like_an_option_or_a_script_stays_a_name(command, copy_of_w
         csv.writer(file).writerows([("id", "flair", "label"), *((name, scan, label) for name in names)])
     split = {"train": ["c0", "c1"], "validation": ["c2"], "test": names[:3]}
     Path("split.json").write_text(json.dumps(split))
-    tiny = ("--widths", "2,3,4,5", "--short", "--patch", "24", "--validation", "1", "--steps", "2")
+    tiny = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2")
     source = ("--root", "scans.csv", "--split", "split.json", "--label-map", "1=oedema,2=necrosis,4=enhancing")
     assert command("finetune", *source, "--n", 2, *tiny, "--out", "runs/odd").exit_code == 0
     for step in (("evaluate", "runs/odd", "--samples", 1), ("report", "runs/odd")):

@@ -25,7 +25,6 @@ CARD = NetworkCard(
     spacing=None,
     patch=(16, 16, 16),
     widths=(2, 2, 3, 3),
-    short=True,
 )
 
 

@@ -52,7 +52,7 @@ def patches() -> Patches:
 
 def programme(bayesian: bool, l2_sp: float = 0.0) -> tuple[SegmentationModel, MeanFieldNormal | None]:
     torch.manual_seed(1)
-    network = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
+    network = ResidualUNet3d(1, 2, (2, 2, 3, 3))
     guide = None
     if bayesian:
         priors = {site: prior_at("normal", site, weight) for site, weight in kernel_sites(network).items()}
@@ -232,7 +232,7 @@ def test_a_reverse_model_that_is_not_frozen_is_trained(patches, tmp_path):
     torch.nn.init.normal_(vae.encoder[-1].weight, std=0.1)
     prior = KernelPrior("dwp", {"all": vae}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
     vae.encoder.requires_grad_(True)
-    network = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
+    network = ResidualUNet3d(1, 2, (2, 2, 3, 3))
     sites = {site: prior_at("dwp", site, weight, prior) for site, weight in kernel_sites(network).items()}
     guide = MeanFieldNormal(bayesianize(network, sites), 0.01)
     before = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
@@ -287,7 +287,7 @@ def test_the_deterministic_arm_learns(patches, tmp_path):
                 .log_prob_sum()
             )
 
-    trained = ResidualUNet3d(1, 2, (2, 2, 3, 3), short=True)
+    trained = ResidualUNet3d(1, 2, (2, 2, 3, 3))
     state, _ = run(patches, tmp_path / "c.safetensors", bayesian=False)
     trained.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     assert loss(trained) < loss(model.network)

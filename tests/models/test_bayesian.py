@@ -42,7 +42,7 @@ def latent_sites(model: nn.Module, *args: Tensor) -> list[str]:
 
 def test_conditioned_on_its_old_weights_it_is_the_plain_network():
     """The same logits of the same weights, which it returns by the names they had."""
-    plain = ResidualUNet3d(1, 2, (2, 3, 4, 5), short=True)
+    plain = ResidualUNet3d(1, 2, (2, 3, 4, 5))
     network = copy.deepcopy(plain)
     weights = make_bayesian(network)
     assert weights.keys() == kernel_sites(plain).keys()

@@ -26,12 +26,13 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("short", [False, True])
-def test_the_residual_unet_has_the_blocks_of_the_paper(short):
-    network = ResidualUNet3d(1, 2, (2, 3, 4, 5), short=short)
+@pytest.mark.parametrize("paper", [False, True])
+def test_the_residual_unet_has_the_blocks_of_the_paper(paper):
+    """The default has three down blocks less, all at the bottom."""
+    network = ResidualUNet3d(1, 2, (2, 3, 4, 5), paper=paper)
     blocks = prior_blocks(network)
     assert list(blocks) == list(kernel_sites(network))
-    assert len(blocks) == (19 if short else 25)
+    assert len(blocks) == (25 if paper else 19)
     for site, block in blocks.items():
         assert any(site.startswith(f"{prefix}.") for prefix in PAPER[block])
 

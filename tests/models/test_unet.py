@@ -1,4 +1,4 @@
-"""`ResidualUNet3d`: the paper's numbers, its blocks, and volumes of any size."""
+"""`ResidualUNet3d`: the numbers of both forms, its blocks, and volumes of any size."""
 
 from __future__ import annotations
 
@@ -32,30 +32,43 @@ def test_the_published_form_has_the_numbers_of_the_paper():
     }
 
 
-def test_the_default_adds_affine_norms_and_an_output_bias():
-    """Nothing else: the kernels, and so the sites of a prior, are the published form's."""
+def test_the_numbers_of_the_default():
+    """2,346,450 parameters; 86,032 kernels of 3×3×3 at 19 sites."""
+    network = build_network("residual-unet", 1, 2, (16, 32, 64, 128))
+    assert sum(p.numel() for p in network.parameters()) == 2_346_450
+    sites = kernel_sites(network)
+    assert all(weight.shape[2:] == (3, 3, 3) for weight in sites.values())
+    assert len(sites) == 19
+    assert sum(weight.shape[:2].numel() for weight in sites.values()) == 86_032
+
+
+def test_the_default_adds_affine_norms_and_an_output_bias_and_lacks_three_down_blocks():
+    """Nothing else: its kernels, and so the sites of a prior, are those of the published form without these blocks."""
     ours, papers = (ResidualUNet3d(1, 2, WIDTHS, paper=paper) for paper in (False, True))
     added = dict(ours.named_parameters()).keys() - dict(papers.named_parameters()).keys()
     norms = [name for name, module in ours.named_modules() if isinstance(module, InstanceNorm3d)]
     assert added == {f"{name}.{leaf}" for name in norms for leaf in ("weight", "bias")} | {"output.bias"}
-    assert kernel_sites(ours).keys() == kernel_sites(papers).keys()
+    lacking = dict(papers.named_parameters()).keys() - dict(ours.named_parameters()).keys()
+    assert lacking == {f"down{i}.conv{j}.weight" for i in (7, 8, 9) for j in (1, 2)}
+    assert kernel_sites(ours).keys() == kernel_sites(papers).keys() - lacking
 
 
-def test_strides_of_the_down_blocks():
-    """2,1,2,1,2,1,1,1,1: the sides at full, half, quarter and eighth resolution."""
-    network = ResidualUNet3d(1, 2, WIDTHS)
+@pytest.mark.parametrize("paper", [False, True])
+def test_strides_of_the_down_blocks(paper):
+    """2,1,2,1,2,1, of the published form 2,1,2,1,2,1,1,1,1: sides at half, quarter and eighth resolution."""
+    network = ResidualUNet3d(1, 2, WIDTHS, paper=paper)
     sides = []
     for name in network._downs:
         network.get_submodule(name).register_forward_hook(lambda module, args, output: sides.append(output.shape[2]))
     network(torch.randn(1, 1, 16, 16, 16))
-    assert sides == [8, 8, 4, 4, 2, 2, 2, 2, 2]
+    assert sides == [8, 8, 4, 4, 2, 2, *([2, 2, 2] if paper else [])]
 
 
-@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("paper", [False, True])
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 19, 22)])
 @pytest.mark.parametrize(("in_channels", "out_channels", "widths"), [(1, 2, WIDTHS), (4, 3, (3, 2, 4, 2))])
-def test_logits_have_the_size_of_the_image(short, size, in_channels, out_channels, widths):
-    network = ResidualUNet3d(in_channels, out_channels, widths, short=short)
+def test_logits_have_the_size_of_the_image(paper, size, in_channels, out_channels, widths):
+    network = ResidualUNet3d(in_channels, out_channels, widths, paper=paper)
     assert network(torch.randn(2, in_channels, *size)).shape == (2, out_channels, *size)
 
 

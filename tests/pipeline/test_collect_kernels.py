@@ -95,6 +95,14 @@ def test_blocks_are_those_of_the_network_or_one_for_another(bank):
         blocks_of(mixed, None)
 
 
+def test_a_bank_of_nine_down_blocks_keeps_the_blocks_of_the_network(bank):
+    """Whether its description is that of an earlier version, or there is none: its sites are those of `paper-unet`."""
+    sites = {name: torch.ones(6, 3, 3, 3) for name in ("input.weight", "down6.conv1.weight", "down9.conv2.weight")}
+    expected = {"input": ("input.weight",), "bottom": ("down6.conv1.weight", "down9.conv2.weight")}
+    for sources in (bank.sources, ()):
+        assert blocks_of(KernelBank(sites, sources), None) == expected
+
+
 def test_a_bank_of_one_kernel_or_with_a_bad_card_is_refused(bank, tmp_path):
     one = KernelBank({"input.weight": torch.randn(3, 3, 3, 3)}, tuple(source(0, s) for s in range(3)))
     one.save(tmp_path)

@@ -18,7 +18,7 @@ from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.pipeline.evaluate import _measure
 
-TINY = ("--widths", "2,3,4,5", "--short", "--patch", "16", "--validation", "1", "--steps", "2", "--n", "1")
+TINY = ("--widths", "2,3,4,5", "--patch", "16", "--validation", "1", "--steps", "2", "--n", "1")
 SHAPE = (16, 18, 20)
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
 

@@ -14,11 +14,12 @@ import torch
 
 from dwp_pyro.config import FitPriorConfig
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
+from dwp_pyro.pipeline import train_network
 from dwp_pyro.pipeline import train_source as module
 from dwp_pyro.pipeline.train_network import have_learned
 from dwp_pyro.pipeline.train_source import train_source
 
-CARD = NetworkCard(("flair",), ("lesion",), ((1,),), "openms", None, (16, 16, 16), widths=(2, 2, 3, 3), short=True)
+CARD = NetworkCard(("flair",), ("lesion",), ((1,),), "openms", None, (16, 16, 16), widths=(2, 2, 3, 3))
 
 
 def test_patients_are_drawn_not_scans():
@@ -50,6 +51,32 @@ def test_patients_are_drawn_not_scans():
 )
 def test_half_of_the_best_is_asked_for(dice, expected):
     assert have_learned(dice) == expected
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "dice"),
+    [
+        # One case of two regions, with and without voxels; then one without either.
+        (((1, 1, 0, 0), (0, 0, 0, 0)), ((0, 0, 0, 0), (0, 0, 0, 0)), 0.0),
+        (((1, 1, 0, 0), (0, 0, 0, 0)), ((1, 1, 0, 0), (1, 1, 1, 1)), 1.0),
+        (((0, 0, 0, 0), (0, 0, 0, 0)), ((0, 0, 0, 0), (1, 0, 0, 0)), 0.75),
+    ],
+)
+def test_a_region_that_a_case_lacks_is_skipped(monkeypatch, truth, predicted, dice):
+    """So a dead network has a Dice of 0; without any region in any case it counts whether nothing is predicted."""
+
+    def example(label, probability) -> SimpleNamespace:
+        volume = [torch.tensor(each, dtype=torch.float)[..., None, None] for each in (label, probability)]
+        parts = {"label": volume[0], "image": volume[1], "brain": torch.ones(1, 4, 1, 1)}
+        return SimpleNamespace(**{name: SimpleNamespace(as_tensor=lambda x=x: x) for name, x in parts.items()})
+
+    nothing = ((0, 0, 0, 0), (0, 0, 0, 0))
+    data = SimpleNamespace(validation=(example(truth, predicted), example(nothing, nothing)))
+    # What the network gives is what stands in the place of the image.
+    monkeypatch.setattr(train_network, "posterior_mean_probability", lambda posterior, image: image)
+    posterior = SimpleNamespace(card=SimpleNamespace(activation="sigmoid"))
+    found = train_network.validation_dice(posterior, data, torch.device("cpu"))
+    assert found == pytest.approx(dice)
 
 
 def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path, monkeypatch, capsys):

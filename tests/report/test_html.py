@@ -71,7 +71,7 @@ def report() -> Report:
         summary="what it is",
         data={"layout": "brats"},
         roles={"train": ["a", "b"], "test": ["first", "second", "third"]},
-        settings={"Training (svi)": {"evidence": 1.0, "widths": [2, 3], "spacing": None, "short": True}},
+        settings={"Training (svi)": {"evidence": 1.0, "widths": [2, 3], "spacing": None, "train_reverse_model": True}},
         training=[
             {"stage": "svi", "step": 10, "log_likelihood": -5.0, "kl": 4.0, "beta": 0.5},
             {
@@ -131,7 +131,7 @@ def test_one_case_has_no_interval(report: Report):
 
 def test_settings_and_split_are_there(html: str):
     table = rows(html)
-    assert table["widths"] == ["2, 3"] and table["spacing"] == ["–"] and table["short"] == ["yes"]
+    assert table["widths"] == ["2, 3"] and table["spacing"] == ["–"] and table["train_reverse_model"] == ["yes"]
     assert table["train"] == ["2", "a, b"]
 
 
