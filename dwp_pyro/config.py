@@ -387,6 +387,7 @@ class TargetSettings(TrainingSettings):
 class SviConfig(TargetSettings):
     """Settings of `svi`."""
 
+    steps: int = setting(900, "Optimisation steps, of all members together.", minimum=1)
     prior: str = setting("dwp", "Prior of the kernels.", choices=PRIORS)
     centre: str | None = setting(
         None,

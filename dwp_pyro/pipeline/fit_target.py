@@ -39,7 +39,7 @@ from dwp_pyro.storage import RunFolder, file_digest
 __all__ = ["fit_target", "load_source_network", "source_networks", "training_schedule"]
 
 _VALIDATIONS = 5  # in a run
-_NULL_STEPS = 0.5  # of a member's: few weights are trained
+_NULL_STEPS = 0.25  # of a member's: few weights are trained
 
 
 def fit_target(
@@ -140,8 +140,7 @@ def fit_target(
                 summary = summarize(parts, elbos, dice, block_summaries(programs))
                 run.record("summary", summary)
                 report_nulls(summary)
-            learned = report_learned("member", dice) if members > 1 else [True]
-            posterior = Posterior(card, [member for member, kept in zip(trained, learned, strict=True) if kept])
+            posterior = Posterior(card, _learned(trained, dice))
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):
             checkpoint.unlink()
@@ -161,6 +160,12 @@ def training_schedule(
         estimator=estimator,
         validate_every=max(1, steps // _VALIDATIONS),
     )
+
+
+def _learned(members: list[Member], dice: list[float | None]) -> list[Member]:
+    """The members that have learned; see `have_learned`."""
+    learned = report_learned("member", dice) if len(members) > 1 else [True]
+    return [member for member, kept in zip(members, learned, strict=True) if kept]
 
 
 def _dice(card: NetworkCard, member: Member, data: TrainingData, device: torch.device) -> float | None:

@@ -22,7 +22,7 @@ from dwp_pyro.progress import message
 
 __all__ = ["block_summaries", "evaluate_elbo", "mean_and_error", "report_nulls", "summarize"]
 
-PATCHES, NOISES = 64, 8
+PATCHES, NOISES = 32, 8
 _BATCH = 8
 
 
