@@ -16,11 +16,13 @@ from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.inference.svi import TrainingSchedule
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.blocks import write_blocks
+from dwp_pyro.pipeline.metrics_log import read_metrics
 from dwp_pyro.pipeline.summary import (
     PATCHES,
     block_summaries,
     evaluate_elbo,
     report_nulls,
+    report_unconverged,
     summarize,
 )
 from dwp_pyro.pipeline.tracking import check_tracker, tracked
@@ -140,6 +142,9 @@ def fit_target(
                 summary = summarize(parts, elbos, dice, block_summaries(programs))
                 run.record("summary", summary)
                 report_nulls(summary)
+                records = read_metrics(run.path / "metrics.jsonl")
+                for stage in stages:
+                    report_unconverged(records, stage, steps)
             posterior = Posterior(card, _learned(trained, dice))
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):

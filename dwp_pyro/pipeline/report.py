@@ -24,6 +24,7 @@ from dwp_pyro.pipeline.predict import (
     read_scan,
     shown_image,
 )
+from dwp_pyro.pipeline.summary import NULLS
 from dwp_pyro.progress import progress
 from dwp_pyro.report.html import Figures, Report, page
 from dwp_pyro.report.layers import CaseView, case_view
@@ -72,7 +73,9 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
             advance(name)
     predicted = {name: read_figures(run / "predictions", name, card) for name in data.by_id}
     split = read_roles(run / "split.json", RunError)
-    command = str(read_json(run / "run.json").get("command"))
+    state = read_json(run / "run.json")
+    command = str(state.get("command"))
+    posterior = _posterior(run, state["summary"]) if "summary" in state else {}
     learned_from = read_json(run / "learned_from.json")
     n = len(split.get("train", ()))
     html = page(
@@ -90,6 +93,7 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
             },
             roles=split,
             settings={
+                **({"Posterior": posterior} if posterior else {}),
                 f"Training ({command})": read_yaml(run / "config.yaml"),
                 "Prediction": prediction.to_mapping(),
                 **({"Learned from (SHA-256)": learned_from} if learned_from else {}),
@@ -105,6 +109,31 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     )
     write_bytes(out, html.encode())
     return out
+
+
+def _posterior(run: Path, summary: Any) -> dict[str, str]:
+    """Rows of a table from the `summary` of a run; see `summarize`."""
+
+    def shown(value: Any, digits: int) -> str:
+        return "–" if value is None else f"{value:,.{digits}f}"
+
+    try:
+        rows = {
+            label: f"{shown(summary[name], 0)} ± {shown(summary[f'{name}_error'], 0)}"
+            for name, label in (("elbo", "ELBO (nats)"), ("log_likelihood", "log-likelihood"), ("kl", "KL"))
+        }
+        for null, label in NULLS.items():
+            if f"above_{null}" in summary:
+                above = summary[f"above_{null}"]
+                rows[f"ELBO above that of {label}"] = f"{shown(above['nats'], 0)} ± {shown(above['error'], 0)}"
+        for block, of in summary["blocks"].items():
+            rows[f"block {block}"] = (
+                f"s/prior {shown(of['s_over_prior'], 2)}, shift/prior {shown(of['shift_over_prior'], 2)}, "
+                f"KL per kernel {shown(of['kl_per_kernel'], 2)}, prior scale {shown(of['prior_scale'], 3)}"
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise RunError(f"{run / 'run.json'}: 'summary' is not one of this version; train it again") from problem
+    return rows
 
 
 def _outdated(run: Path, how: str) -> RunError:

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Normal
+from scipy.stats import linregress
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -20,9 +21,20 @@ from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.pipeline.train_network import Program
 from dwp_pyro.progress import message
 
-__all__ = ["block_summaries", "evaluate_elbo", "mean_and_error", "report_nulls", "summarize"]
+__all__ = [
+    "NULLS",
+    "PATCHES",
+    "block_summaries",
+    "evaluate_elbo",
+    "mean_and_error",
+    "report_nulls",
+    "report_unconverged",
+    "summarize",
+]
 
 PATCHES, NOISES = 32, 8
+#: Null → what its kernels are.
+NULLS = {"frozen": "kernels that stay at their start", "prior": "kernels drawn from the prior"}
 _BATCH = 8
 
 
@@ -141,11 +153,34 @@ def summarize(
 
 def report_nulls(summary: Mapping[str, Any]) -> None:
     """A line for each null whose ELBO the posterior's is not above by two standard errors."""
-    names = {"frozen": "kernels that stay at their start", "prior": "kernels drawn from the prior"}
-    for null, what in names.items():
+    for null, what in NULLS.items():
         above = summary.get(f"above_{null}")
         if above is not None and not above["nats"] > 2 * above["error"]:
             message(
                 f"the ELBO is {above['nats']:+.0f} ± {above['error']:.0f} nats from that of {what}: under this prior "
                 "the scans do not pay for what the posterior has learned from them"
             )
+
+
+def report_unconverged(records: Sequence[Mapping[str, Any]], stage: str, steps: int) -> None:
+    """A line if the last tenth of a stage's steps still raised the ELBO by more than its noise.
+
+    Args:
+        records: Lines of `metrics.jsonl`.
+        stage: Stage of the training.
+        steps: Its steps; a line is fitted to the losses of the last third.
+    """
+    points = [
+        (record["step"], record["loss"])
+        for record in records
+        if record.get("stage") == stage and "loss" in record and record["step"] > steps * 2 / 3
+    ]
+    if len(points) < 5:
+        return
+    fitted = linregress(*zip(*points, strict=True))
+    rise, error = -fitted.slope * steps / 10, fitted.stderr * steps / 10
+    if rise > 2 * error:
+        message(
+            f"{stage}: the last tenth of the steps still raised the ELBO by {rise:.0f} ± {error:.0f} nats; "
+            "more steps would raise it further"
+        )

@@ -157,7 +157,7 @@ def train_network(
             schedule,
             checkpoint,
             description=stage,
-            log=log,
+            log=lambda step, metrics: log(step, {**metrics, **({"evidence": evidence} if "loss" in metrics else {})}),
             validate=validate,
             at_step=lambda step: at_step(step, posterior),
         )

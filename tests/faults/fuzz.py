@@ -40,9 +40,9 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.data.split import read_split
 from dwp_pyro.distributions.kernel_prior import KernelPrior
 from dwp_pyro.errors import UserError
+from dwp_pyro.inference.checkpoint import load_checkpoint, save_checkpoint, steps_reported
 from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.posterior import Posterior
-from dwp_pyro.inference.svi import _restore, _save, steps_reported
 from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.pipeline.blocks import read_blocks
 from dwp_pyro.pipeline.collect_kernels import read_kernels
@@ -142,7 +142,7 @@ def make_files(root: Path) -> None:
         write_yaml(root / f"{config.__name__}.yaml", config().to_mapping())
     np.save(root / "kernels.npy", np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32))
     parameters, optimizer = _training(root)
-    _save(root / "checkpoint.safetensors", 7, parameters, optimizer)
+    save_checkpoint(root / "checkpoint.safetensors", 7, parameters, optimizer)
     rows = "arm,n,seed,case,dice,hd95,nll,ece,iou,seconds,settings\nRI,1,0,a,0.5,3.0,0.1,0.2,0.4,1.5,abc\n"
     (root / "results.csv").write_text(rows)
 
@@ -181,7 +181,7 @@ def _read_bank(root: Path) -> None:
 
 def _read_checkpoint(root: Path) -> None:
     steps_reported(root / "checkpoint.safetensors")
-    _restore(root / "checkpoint.safetensors", *_training(root))
+    load_checkpoint(root / "checkpoint.safetensors", *_training(root))
 
 
 def _read_config(kind: type[SviConfig | FinetuneConfig | FitPriorConfig | PredictConfig]) -> Callable[[Path], Any]:

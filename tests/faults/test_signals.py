@@ -55,7 +55,7 @@ MOMENTS = {
     "svi, in a step of the second member": Moment("svi", STEP, 3, SAVED, heeded=False),
     "svi, validating": Moment("svi", VALIDATION, 2, SAVED),
     "svi, validating after the last step": Moment("svi", VALIDATION, 4, SAVED),
-    "svi, writing a checkpoint": Moment("svi", "dwp_pyro.inference.svi:save_tensors", 2, SAVED, heeded=False),
+    "svi, writing a checkpoint": Moment("svi", "dwp_pyro.inference.checkpoint:save_tensors", 2, SAVED, heeded=False),
     "svi, writing the posterior": Moment("svi", "dwp_pyro.inference.posterior:save_tensors", 1, RESUME),
     "finetune, in a step": Moment("finetune", STEP, 2, SAVED, heeded=False),
     "fit-prior, in a step": Moment("fit-prior", STEP, 2, SAVED, heeded=False),

