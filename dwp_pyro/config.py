@@ -430,7 +430,7 @@ class SviConfig(TargetSettings):
         minimum=1e-6,
     )
     anneal: float = setting(
-        0.5, "Fraction of the steps over which the weight of the KL term rises from 0 to 1.", minimum=0
+        0.25, "Fraction of the steps over which the weight of the KL term rises from 0 to 1.", minimum=0
     )
 
     def __post_init__(self) -> None:

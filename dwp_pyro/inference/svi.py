@@ -40,7 +40,7 @@ _WARM_UP = 50  # steps
 #: Learning rates of a guide's means, in the units of the prior, and of log-scales, as multiples of that of network
 #: weights, which are of the order of a tenth. Adam moves a parameter by about its rate per step whatever the gradient:
 #: at one rate for all no standard deviation would leave its start within a run.
-_SHIFT_RATE, _SCALE_RATE = 12.5, 25.0
+_SHIFT_RATE, _SCALE_RATE = 12.5, 50.0
 #: A standard deviation has the Fisher information 2 in its logarithm, whatever it is: gradients by it have a unit. Far
 #: below 1 they are noise, which Adam would otherwise blow up to steps of the full rate.
 _SCALE_EPS = 1.0
@@ -52,7 +52,7 @@ class TrainingSchedule:
 
     Args:
         steps: Optimization steps.
-        learning_rate: Step → learning rate of AdamW; the logarithms of scales have 25 times as much.
+        learning_rate: Step → learning rate of AdamW; the logarithms of scales have 50 times as much.
         seed: Seed of the weight samples; what step t draws follows from (seed, t).
         beta: Step → weight of the KL term, above 0.
         weight_decay: Weight decay of AdamW, on the network's deterministic parameters.

@@ -15,7 +15,6 @@ from dwp_pyro.models.networks import NETWORKS
 from dwp_pyro.pipeline.blocks import assign_blocks
 from dwp_pyro.pipeline.fit_target import fit_target, load_source_network
 from dwp_pyro.pipeline.train_network import Program
-from dwp_pyro.pipeline.training_data import TrainingData
 
 __all__ = ["finetune"]
 
@@ -37,7 +36,7 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
 
     folder = Path(config.prior_from)
 
-    def prepare(card: NetworkCard, data: TrainingData, device: torch.device, member: int) -> Program:
+    def prepare(card: NetworkCard, device: torch.device, member: int) -> Program:
         network = load_source_network(folder, card, member) if config.init == "source" else card.build()
         if config.init == "prior":
             blocks = assign_blocks(network, config.blocks)

@@ -49,9 +49,9 @@ def fit_target(
     config: SviConfig | FinetuneConfig,
     options: RunOptions,
     members: int,
-    prepare: Callable[[NetworkCard, TrainingData, torch.device, int], Program],
+    prepare: Callable[[NetworkCard, torch.device, int], Program],
     *,
-    nulls: Callable[[NetworkCard, TrainingData, torch.device, Program], Mapping[str, Program]] | None = None,
+    nulls: Callable[[NetworkCard, torch.device, Program], Mapping[str, Program]] | None = None,
     beta: Callable[[float], float] = lambda fraction: 1.0,
     evidence: float = DEFAULT_EVIDENCE,
     estimator: str = "shared",
@@ -69,7 +69,7 @@ def fit_target(
         config: Settings.
         options: Where and how to run.
         members: Members of the posterior.
-        prepare: Function of card, data, device and member's number that builds a program at its start.
+        prepare: Function of card, device and member's number that builds a program at its start.
         nulls: Function that builds the null programs beside the first member's, trained.
         beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term.
         evidence: Observations that a case counts as.
@@ -90,7 +90,7 @@ def fit_target(
     programs = []
     for member, seed in enumerate(seeds):
         torch.manual_seed(seed)
-        programs.append(prepare(card, data, device, member))
+        programs.append(prepare(card, device, member))
     digests = {str(path): file_digest(path) for path in config.learned_from()}
     with (
         RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
@@ -126,7 +126,7 @@ def fit_target(
             dice = [_dice(card, one, data, device) for one in trained]
             if nulls is not None:
                 torch.manual_seed(seeds[0])
-                null_programs = nulls(card, data, device, programs[0])
+                null_programs = nulls(card, device, programs[0])
                 null_steps = math.ceil(steps * _NULL_STEPS)
                 null_models = {
                     null: train(program, f"{command}-{null}", seeds[0], null_steps)

@@ -317,7 +317,7 @@ SCANS = [
 ]  # fmt: skip
 
 SETTINGS = [
-    Row("too few cases", nothing, (("svi", *TINY, "--n", 50, "--out", "new"),), ("50 training patients", "--validation")),
+    Row("too few cases", nothing, (("svi", *TINY, "--n", 50, "--out", "new"),), ("50 training patients", "lower --n")),
     Row("no prior there", nothing, (("svi", "--n", 2, *TINY, "--prior-from", "nowhere", "--out", "new"),),
         ("nowhere", "make one with 'dwp-pyro fit-prior'")),
     Row("an unknown prior", nothing, (("svi", "--prior", "cauchy"),), ("'cauchy' is not one of 'dwp'",)),

@@ -75,7 +75,11 @@ def test_the_second_command_picks_up_what_the_first_left(in_world, world):
     split = json.loads((in_world / SVI_RUN / "split.json").read_text())
     assert len(split["train"]) == 2 and len(split["test"]) == 2
     metrics = [json.loads(line) for line in (in_world / SVI_RUN / "metrics.jsonl").read_text().splitlines()]
-    assert metrics[-1]["step"] == 2 and "validation_dice" in metrics[-1]
+    member = [line for line in metrics if line["stage"] == "svi-member1"]
+    assert member[-1]["step"] == 2 and "validation_dice" in member[-1] and "kl" in member[-1]
+    state = json.loads((in_world / SVI_RUN / "run.json").read_text())
+    assert state["finished"] and set(state["summary"]["blocks"]) == set(prior["blocks"])
+    assert {"elbo", "elbo_prior", "elbo_frozen", "log_likelihood", "kl", "members"} <= set(state["summary"])
     assert list((in_world / SVI_RUN / "tensorboard").iterdir())
     assert not list((in_world / SVI_RUN).glob("checkpoint*"))
 
