@@ -59,11 +59,11 @@ def _find_msseg2016(root: Path) -> Found | None:
 def _msseg_case(folder: Path, name: str) -> Case | None:
     inside = {path.name.casefold(): nifti_files(path) for path in subfolders(folder)}
     masks = inside.get("masks", {})
-    for images, stems in (("preprocessed_data", _MSSEG_PREPROCESSED), ("raw_data", _MSSEG_RAW)):
-        case = case_of_stems(name, inside.get(images, {}) | masks, stems, _MSSEG_LABEL, _MSSEG_BRAIN)
-        if case is not None:
-            return case
-    return None
+    cases = (
+        case_of_stems(name, inside.get(images, {}) | masks, stems, _MSSEG_LABEL, _MSSEG_BRAIN)
+        for images, stems in (("preprocessed_data", _MSSEG_PREPROCESSED), ("raw_data", _MSSEG_RAW))
+    )
+    return next(filter(None, cases), None)
 
 
 def _find_isbi2015(root: Path) -> Found | None:
@@ -108,11 +108,11 @@ def _wmh_folders(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
 def _wmh_case(folder: Path, root: Path) -> Case | None:
     name = "_".join(folder.relative_to(root).parts) or folder.name
     label = nifti_files(folder)
-    for images in subfolders(folder, "pre") + subfolders(folder, "orig"):
-        case = case_of_stems(name, nifti_files(images) | label, {"flair": ("flair",), "t1": ("t1",)}, ("wmh",))
-        if case is not None:
-            return case
-    return None
+    cases = (
+        case_of_stems(name, nifti_files(images) | label, {"flair": ("flair",), "t1": ("t1",)}, ("wmh",))
+        for images in subfolders(folder, "pre") + subfolders(folder, "orig")
+    )
+    return next(filter(None, cases), None)
 
 
 def _find_mslesseg(root: Path) -> Found | None:
