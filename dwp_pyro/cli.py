@@ -94,14 +94,12 @@ class _List(click.ParamType):
             self.fail(f"'{value}' is not a list of {self.kind.__name__} values, by commas", param, ctx)
 
 
-def _settings_options(config: type[Settings], without: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
+def _settings_options(config: type[Settings]) -> Callable[[_Command], _Command]:
     """An option for each setting of a command; what is not given stays None."""
 
     def decorate(command: _Command) -> _Command:
         hints = typing.get_type_hints(config)
         for field in reversed(dataclasses.fields(config)):
-            if field.name in without:
-                continue
             help_text = field.metadata["help"]
             default = field.default
             if "[default:" not in help_text and default is not None:

@@ -78,14 +78,7 @@ def inspect_prior(prior: Path, out: Path) -> Inspection:
                     draws[source].append(probability[..., probability.shape[-1] // 2].numpy())
                     advance("networks")
             pictures["Prior predictive"] = out / "predictive.png"
-            save_predictive_figure(
-                pictures["Prior predictive"],
-                image,
-                draws,
-                "Prior predictive: probability that networks without any training give a generated scan, middle axial "
-                "slice.\nAbove and below differ in their 3×3×3 kernels alone. Colours stretch over what a row holds; "
-                "no entropy is above ln 2 = 0.6931.",
-            )
+            save_predictive_figure(pictures["Prior predictive"], image, draws)
         advance("networks")
     return Inspection(prior_card(kernel_prior), pictures)
 

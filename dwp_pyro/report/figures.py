@@ -11,7 +11,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from matplotlib import rc_context, rcParams
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ __all__ = [
     "reliability_svg",
     "risk_coverage_svg",
     "save_case_figure",
+    "save_figure",
     "save_learning_curves",
     "save_reliability",
     "save_risk_coverage",
@@ -80,7 +80,6 @@ def save_case_figure(
     }
     region_ras = _to_ras(shown_region(truth, predicted, probability), affine)
     figure = Figure(figsize=(3.2 * len(volumes), 9.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(volumes))
     spacing = np.linalg.norm(_ras_affine(image, affine)[:3, :3], axis=0)
     outlines = [
@@ -109,8 +108,7 @@ def save_case_figure(
             if column == 0:
                 ax.set_ylabel(_PLANES[plane])
     figure.suptitle(title, parse_math=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")
+    save_figure(path, figure, dpi=90)
 
 
 def shown_region(
@@ -138,7 +136,6 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
     arms = sorted({arm for at_n in summaries.values() for arm in at_n})
     sizes = sorted(summaries)
     figure = Figure(figsize=(11.2, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     for ax, name in zip(figure.subplots(1, 2), ("dice", "iou"), strict=True):
         for index, arm in enumerate(arms):
             points = {n: at_n[arm][name] for n, at_n in summaries.items() if arm in at_n}
@@ -159,8 +156,7 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
         ax.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle("Mean and standard error over seeds")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(path, figure)
 
 
 def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
@@ -201,7 +197,7 @@ def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
 
 def save_reliability(path: Path, reliability: Reliability) -> None:
     """Draw `reliability_svg` as a picture."""
-    _save(path, _reliability(*(getattr(reliability, name) for name in ("confidence", "frequency", "count"))))
+    save_figure(path, _reliability(*(getattr(reliability, name) for name in ("confidence", "frequency", "count"))))
 
 
 def reliability_svg(
@@ -241,7 +237,7 @@ def save_risk_coverage(path: Path, panels: Mapping[str, tuple[RiskCoverage, str]
         path: of the picture.
         panels: title → curve, and the unit that is kept or left out.
     """
-    _save(path, _risk_coverage({title: (*curve, unit) for title, (curve, unit) in panels.items()}))
+    save_figure(path, _risk_coverage({title: (*curve, unit) for title, (curve, unit) in panels.items()}))
 
 
 def risk_coverage_svg(coverage: Sequence[float], risk: Sequence[float], unit: str) -> str:
@@ -268,10 +264,10 @@ def _risk_coverage(panels: Mapping[str, tuple[Any, Any, str]]) -> Figure:
     return figure
 
 
-def _save(path: Path, figure: Figure) -> None:
-    FigureCanvasAgg(figure)
+def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def _svg(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""Layouts of data sets on disk: a file each."""
+"""Layouts of data sets on disk."""
 
 from __future__ import annotations
 
@@ -9,44 +9,17 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import DataSet, Found, Layout
-from dwp_pyro.data.layouts import (
-    bids,
-    brats,
-    brats2023_gli,
-    brats2024_gli,
-    brats_ped,
-    isbi2015,
-    manifest,
-    msd,
-    mslesseg,
-    msseg2016,
-    nnunet,
-    openms,
-    wmh2017,
-)
+from dwp_pyro.data.layouts import bids, brats, manifest, ms, msd, nnunet
 from dwp_pyro.data.regions import regions_of, structure
 from dwp_pyro.errors import ConfigError, DataError
 
 __all__ = ["LAYOUTS", "fitting", "open_dataset"]
 
-_FILES = (
-    brats,
-    brats2023_gli,
-    brats2024_gli,
-    brats_ped,
-    openms,
-    msseg2016,
-    isbi2015,
-    wmh2017,
-    mslesseg,
-    bids,
-    msd,
-    nnunet,
-    manifest,
-)
+_LAYOUTS = (*brats.LAYOUTS, *ms.LAYOUTS, bids.LAYOUT, msd.LAYOUT, nnunet.LAYOUT, manifest.LAYOUT)
 
 #: Name on the command line → layout.
-LAYOUTS: dict[str, Layout] = {file.LAYOUT.name: file.LAYOUT for file in _FILES} | {"ms": openms.LAYOUT}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+LAYOUTS["ms"] = LAYOUTS["openms"]
 
 
 def open_dataset(
@@ -78,7 +51,7 @@ def open_dataset(
         )
     if not there:
         raise DataError(
-            f"{root}: has none of the known layouts ({', '.join(fitted.name for fitted in _layouts())}); "
+            f"{root}: has none of the known layouts ({', '.join(fitted.name for fitted in _LAYOUTS)}); "
             "list the scans in a CSV file (id,flair,label) and give that by --root"
         )
     name, chosen = next(iter(there.items()))
@@ -109,12 +82,8 @@ def open_dataset(
 
 def fitting(root: Path) -> dict[str, Found]:
     """What each layout finds in a folder, of those that find anything: one, unless names alone do not tell."""
-    found = {layout.name: layout.find(root) for layout in _layouts()}
+    found = {layout.name: layout.find(root) for layout in _LAYOUTS}
     return {name: one for name, one in found.items() if one is not None}
-
-
-def _layouts() -> list[Layout]:
-    return [file.LAYOUT for file in _FILES]
 
 
 def _without_label(case: Case) -> Case:

@@ -1,25 +1,116 @@
-"""BraTS 2018 to 2021: four ways to lie on disk, one meaning of the label values."""
+"""BraTS: a folder per case, under the root, its grades (HGG, LGG), or the release in it.
+
+2018 to 2021: `Brats18_CBICA_AAP_1/Brats18_CBICA_AAP_1_{flair,t1,t1ce,t2,seg}.nii[.gz]`, `BraTS19_TCIA10_410_1/…`,
+`BraTS20_Training_001/…`, `BraTS2021_00000/…`. Glioma before treatment (2023) and after it (2024), and children (PED):
+`BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz`, `BraTS-PED-00001-000/…`.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Found, Layout
-from dwp_pyro.data.layouts import brats2018, brats2019, brats2020, brats2021
-from dwp_pyro.data.layouts.files import found
+from dwp_pyro.data.layouts.files import case_of_stems, distinct, found, nifti_files, subfolders
 
-__all__ = ["LAYOUT"]
-
-_LABELS = {1: "necrosis", 2: "oedema", 4: "enhancing"}
+__all__ = ["LAYOUTS"]
 
 
-def _find(root: Path) -> Found | None:
-    years = (brats2018, brats2019, brats2020, brats2021)
-    return found((case for year in years for case in year.find_cases(root)), _LABELS)
+class _Release(NamedTuple):
+    """Releases that share a layout.
+
+    Args:
+        folders: Patterns of the names of case folders.
+        stems: Endings of the files of `_MODALITIES` and of the label, after the name of the case folder.
+        labels: Label value → name.
+        expected: See `Layout`.
+        year: Year of the glioma cases, which their names may not tell; None for others.
+    """
+
+    folders: tuple[str, ...]
+    stems: tuple[str, ...]
+    labels: Mapping[int, str]
+    expected: str
+    year: int | None = None
 
 
-LAYOUT = Layout(
-    name="brats",
-    find=_find,
-    expected="HGG/Brats18_X_1/Brats18_X_1_flair.nii.gz, with t1, t1ce, t2, seg (BraTS 2018 to 2021)",
-)
+_MODALITIES = ("flair", "t1", "t1ce", "t2")
+_UNDERSCORED = ("_flair", "_t1", "_t1ce", "_t2", "_seg")
+_HYPHENATED = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
+_GLI = (r"brats-gli-\d+(-\d+)?",)
+_RELEASES = {
+    "brats": _Release(
+        (r"brats18_.+", r"brats19_.+", r"brats20_(training|validation|testing)_.+", r"brats2021_\d+"),
+        _UNDERSCORED,
+        {1: "necrosis", 2: "oedema", 4: "enhancing"},
+        "HGG/Brats18_X_1/Brats18_X_1_flair.nii.gz, with t1, t1ce, t2, seg (BraTS 2018 to 2021)",
+    ),
+    "brats2023-gli": _Release(
+        _GLI,
+        _HYPHENATED,
+        {1: "NCR", 2: "ED", 3: "ET"},
+        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz, with t1n, t1c, t2w, seg",
+        2023,
+    ),
+    "brats2024-gli": _Release(
+        _GLI,
+        _HYPHENATED,
+        {1: "NETC", 2: "SNFH", 3: "ET", 4: "resection cavity"},
+        "BraTS-GLI-00005-100/BraTS-GLI-00005-100-t2f.nii.gz, with t1n, t1c, t2w, seg",
+        2024,
+    ),
+    "brats-ped": _Release(
+        (r"brats-ped-\d+(-\d+)?",),
+        _HYPHENATED,
+        {1: "ET", 2: "NET", 3: "CC", 4: "ED"},
+        "BraTS-PED-00001-000/BraTS-PED-00001-000-t2f.nii.gz, with t1n, t1c, t2w, seg",
+    ),
+}
+
+# A folder between the root and the cases: a grade, or a release ("MICCAI_BraTS2020_TrainingData").
+_BETWEEN = r"hgg|lgg|(training|validation)_?data.*|(?!brats20_).*brats.*(train|valid|data|challenge).*"
+_LABEL_OF_355 = "w39_1998.09.19_segm"  # what a common copy calls the label of BraTS20_Training_355
+
+
+def _find(release: _Release, root: Path) -> Found | None:
+    """The cases of a release.
+
+    Ids of the glioma cases of 2023 end in -000 and so on, those of 2024 in -100 and so on; the folder that holds them
+    may name a year. Where they say nothing, or contradict each other, the cases may be of either year, and are found
+    for both.
+    """
+    releases = subfolders(root, _BETWEEN)
+    parts = [part for folder in releases for part in subfolders(folder, _BETWEEN)]
+    places = distinct([root, *releases, *parts])
+    folders = [folder for name in release.folders for place in places for folder in subfolders(place, name)]
+    cases = [case for folder in folders if (case := _case(folder, release.stems)) is not None]
+    if release.year and {year for case in cases for year in _told_years(case)} not in ({release.year}, {2023, 2024}):
+        return None
+    return found(cases, release.labels)
+
+
+def _case(folder: Path, stems: tuple[str, ...]) -> Case | None:
+    name = folder.name.casefold()
+    *images, label = ((name + stem,) for stem in stems)
+    labels = (*label, _LABEL_OF_355) if name.startswith("brats20_") else label
+    # BraTS-GLI-00005-001 is the second visit of BraTS-GLI-00005.
+    visit = re.fullmatch(r"(brats-[a-z]+-\d+)(-\d+)?", folder.name, re.IGNORECASE)
+    by_modality = dict(zip(_MODALITIES, images, strict=True))
+    return case_of_stems(folder.name, nifti_files(folder), by_modality, labels, patient=visit[1] if visit else "")
+
+
+def _told_years(case: Case) -> set[int]:
+    """The years that a case may be of, by all that its id and its release say."""
+    release = next(iter(case.images.values())).resolve().parents[1].name
+    named = re.search(r"brats[^0-9]*(2023|2024)", release, re.IGNORECASE)
+    numbered = re.search(r"-\d+-(\d+)$", case.id)
+    years = {int(named[1])} if named else set()
+    years |= {2023 if int(numbered[1]) < 100 else 2024} if numbered else set()
+    return years or {2023, 2024}
+
+
+LAYOUTS = tuple(Layout(name, partial(_find, release), release.expected) for name, release in _RELEASES.items())
