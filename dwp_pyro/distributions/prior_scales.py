@@ -28,7 +28,7 @@ class PriorScales(nn.Module):
         ValueError: if `start` is not positive.
     """
 
-    def __init__(self, weights: Mapping[str, int], start: float, strength: float = 0.1) -> None:
+    def __init__(self, weights: Mapping[str, int], start: float, strength: float = 1.0) -> None:
         super().__init__()
         if not start > 0:
             raise ValueError(f"the prior's scale must start above 0, got {start}")
