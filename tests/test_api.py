@@ -33,5 +33,5 @@ def test_the_use_that_the_readme_shows():
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
     image, label = torch.randn(1, 4, 8, 8, 8), torch.ones(1, 1, 8, 8, 8)
     before = guide.means()["convInit.conv.weight"]
-    svi.step(image, label, torch.ones_like(label), torch.tensor([512.0]))
+    svi.step(image, label, torch.ones_like(label))
     assert not torch.equal(before, guide.means()["convInit.conv.weight"])
