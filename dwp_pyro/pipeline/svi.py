@@ -33,8 +33,8 @@ _MIN_BETA = 1e-6
 #: of the prior. They are of the order of 1: with a source network 0.1 lets them adapt and not replace the kernels.
 _DETERMINISTIC_PRECISION = {"source": 100.0, "none": 1.0}
 
-#: Mode c₀ of the width of a prior around a source network, in its kernels' sizes: the best of 0.03, 0.1, 0.3 and 0.7 by
-#: the ELBO on gliomas (docs/results.md).
+#: Mode c₀ of the width of a prior around a source network, in its kernels' sizes: the best of 0.1, 0.3 and 0.7 by the
+#: ELBO on gliomas (docs/results.md).
 _CENTERED_SCALE = 0.1
 
 
