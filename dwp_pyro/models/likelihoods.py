@@ -22,7 +22,7 @@ __all__ = [
 #: "softmax" over background and regions, which exclude each other; or a "sigmoid" per region, which may overlap.
 ACTIVATIONS = ("softmax", "sigmoid")
 
-_SMOOTHING = 3e-5  # of the brain in a patch: a voxel of 32³
+_SMOOTHING = 6e-5  # of the brain in a patch: two voxels of 32³
 
 
 def choose_activation(regions: Iterable[Set[int]]) -> str:

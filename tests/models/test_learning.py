@@ -69,7 +69,7 @@ def with_and_without() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_network_learns_a_volume_and_leaves_an_empty_one_empty(name, likelihood, with_and_without):
     image, label = with_and_without
-    masks = learn(name, likelihood, image, label, "softmax", 180)
+    masks = learn(name, likelihood, image, label, "softmax", 150)
     assert dice(masks[0], label[0]) >= 0.95
     assert int(masks[1].sum()) == 0
 

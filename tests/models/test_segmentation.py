@@ -24,7 +24,7 @@ from dwp_pyro.models.likelihoods import (
 )
 from dwp_pyro.models.segmentation import LOG_PRIOR, SegmentationModel
 
-EPSILON = 3e-5
+EPSILON = 6e-5
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ REPLICATES = 400
 NOISE = 0.5
 DRAWS = 199  # of the posterior: 200 places
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-TOLERANCE = 0.04  # of a coverage, beside the error of its estimate
+TOLERANCE = 0.02  # of a coverage
 SITE = "0.weight"
 
 
@@ -109,8 +109,8 @@ class Simulation:
         return sum((guide.draw()[SITE] < self.weights).long() for _ in range(DRAWS)).flatten(1)
 
     def places_of_new(self, guide: MeanFieldNormal, image: Tensor) -> Tensor:
-        """The same of what would be seen in the first window of another image, [REPLICATES, 1]."""
-        windows = _windows(image)[:1]
+        """The same of what would be seen in the windows of another image, [REPLICATES, windows]."""
+        windows = _windows(image)
         truth = self._observe(windows)
         below = torch.zeros_like(truth, dtype=torch.long)
         for _ in range(DRAWS):
@@ -122,11 +122,14 @@ class Simulation:
         """κ of each weight, [27]."""
         return (self.precision.inverse().diagonal() / self.best.diagonal()).sqrt()
 
-    def overconfidence_of_new(self, image: Tensor) -> float:
-        """The same ratio for the prediction of `places_of_new`."""
-        (window,) = _windows(image)[:1]
-        exact = window @ self.precision.inverse() @ window + NOISE**2
-        return float((exact / (window @ self.best @ window + NOISE**2)).sqrt())
+    def overconfidence_of_new(self, image: Tensor) -> Tensor:
+        """The same ratio for the predictions of `places_of_new`, [windows]."""
+        windows = _windows(image)
+
+        def variance(covariance: Tensor) -> Tensor:
+            return ((windows @ covariance) * windows).sum(1) + NOISE**2
+
+        return (variance(self.precision.inverse()) / variance(self.best)).sqrt()
 
 
 def _windows(image: Tensor) -> Tensor:
@@ -172,7 +175,7 @@ def _check_coverage(what: str, places: Tensor, overconfidence: Tensor | float) -
         expected = _expected(level, overconfidence)
         error = math.sqrt(expected * (1 - expected) / places.numel())
         cells.append(f"{covered:.3f} ± {error:.3f} ({expected:.3f})")
-        assert abs(covered - expected) < TOLERANCE + 2 * error, (what, level, covered, expected)
+        assert abs(covered - expected) < TOLERANCE, (what, level, covered, expected)
     print(f"| {what} | {' | '.join(cells)} |")
 
 
@@ -182,7 +185,7 @@ def test_an_exact_posterior_is_calibrated_and_a_wrong_one_is_not(tmp_path, estim
     simulation = _standard_normal()
     guide = simulation.infer(tmp_path, estimator)
     _check_coverage(f"weights, N(0, 1), `{estimator}`", simulation.places(guide), 1.0)
-    image = torch.randn(3, 3, 3, dtype=torch.double)
+    image = torch.randn(5, 5, 5, dtype=torch.double)
     _check_coverage(f"predictions, N(0, 1), `{estimator}`", simulation.places_of_new(guide, image), 1.0)
 
     with pytest.raises(AssertionError):
@@ -197,7 +200,7 @@ def test_an_exact_posterior_is_calibrated_and_a_wrong_one_is_not(tmp_path, estim
 @pytest.mark.parametrize("family", ["gaussian", "dwp"])
 @pytest.mark.parametrize("whitened", [True, False])
 def test_under_a_correlated_prior_the_posterior_is_as_sure_as_theory_says(linear_gaussian, tmp_path, family, whitened):
-    """In the prior's coordinates and in the weights themselves; one weight per replicate, which are independent."""
+    """In the prior's coordinates and in the weights themselves; over all weights of all replicates."""
     if family == "gaussian":
         density = random_density("gaussian").requires_grad_(False)
         mean, covariance = density.loc, density.scale_tril @ density.scale_tril.T
@@ -210,16 +213,14 @@ def test_under_a_correlated_prior_the_posterior_is_as_sure_as_theory_says(linear
     guide = simulation.infer(tmp_path)
     loc, scale = (part.detach().flatten(1) for part in guide.posterior(SITE))
     best = simulation.best.diagonal().sqrt()
-    assert float(((loc - simulation.mean) / best).square().mean().sqrt()) < 0.6
+    assert float(((loc - simulation.mean) / best).square().mean().sqrt()) < 0.5
     assert float((scale / best).log().square().mean().sqrt()) < 0.1
 
-    chosen = torch.arange(REPLICATES) % 27
-    places = simulation.places(guide)[torch.arange(REPLICATES), chosen]
     overconfidence = simulation.overconfidence()
     assert overconfidence.mean() > 1.05
-    _check_coverage(f"weights, `{family}`", places, overconfidence[chosen])
+    _check_coverage(f"weights, `{family}`", simulation.places(guide), overconfidence)
     # As theory says it is not calibrated, least of all where q is too narrow by most.
-    assert _uniformity(simulation.places(guide)[:, overconfidence.argmax()]) < 1e-2
-    image = torch.randn(3, 3, 3, dtype=torch.double)
+    assert _uniformity(simulation.places(guide)[:, overconfidence.argmax()]) < 1e-3
+    image = torch.randn(5, 5, 5, dtype=torch.double)
     new = simulation.overconfidence_of_new(image)
     _check_coverage(f"predictions, `{family}`", simulation.places_of_new(guide, image), new)
