@@ -418,7 +418,8 @@ class SviConfig(TargetSettings):
     )
     init_scale: float = setting(
         0.03,
-        "First posterior standard deviation of a weight, as a fraction of the size of the prior's kernels.",
+        "First posterior standard deviation of a weight, as a fraction of the size of its block's kernels; under normal "
+        "and log-uniform of the first means of its site.",
         minimum=1e-6,
     )
     estimator: str = setting(
@@ -450,7 +451,7 @@ class SviConfig(TargetSettings):
             self,
             centre=centre,
             init=self.init or ("source" if centre == "source" else "prior" if learned else "random"),
-            members=self.members or (_CENTRED_MEMBERS if centre == "source" else 1),
+            members=self.members or (min(_CENTRED_MEMBERS, self.steps) if centre == "source" else 1),
         )
 
     def learned_from(self) -> tuple[Path, ...]:

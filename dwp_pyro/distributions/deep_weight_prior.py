@@ -122,9 +122,9 @@ class DeepWeightPrior(TorchDistribution):
 
 
 def _log_prob(density: KernelDensity, particles: int, u: Tensor) -> Tensor:
-    """log p(u) of standardised kernels, [..., D] → [...]; chunk by chunk where there are many."""
-    trained = any(parameter.requires_grad for parameter in density.parameters())
-    if trained or not u.requires_grad or u[..., 0].numel() * particles <= _CHUNK:
+    """log p(u) of standardised kernels, [..., D] → [...]; of a fixed density, where there are many, by chunks."""
+    trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in density.parameters())
+    if trained or u[..., 0].numel() * particles <= _CHUNK:
         return density.log_prob_standard(u, particles)
     log_prob: Tensor = _ChunkedLogProb.apply(density, particles, u)
     return log_prob

@@ -52,10 +52,9 @@ class KernelMixture(KernelDensity):
 
     def rsample_standard(self, shape: Sequence[int]) -> Tensor:
         chosen = torch.multinomial(self.log_weights.exp(), math.prod(shape), replacement=True)
-        noise = torch.randn(len(chosen), len(self.loc), 1, dtype=self.loc.dtype, device=self.loc.device)
-        u = torch.empty(len(chosen), len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
-        for component in chosen.unique():
-            at = chosen == component
-            solved = torch.linalg.solve_triangular(self.whitenings[component], noise[at], upper=False)
-            u[at] = self.means[component] + solved[..., 0]
-        return u.reshape(*shape, len(self.loc))
+        size = len(self.loc)
+        noise = torch.randn(len(chosen), size, dtype=self.loc.dtype, device=self.loc.device)
+        # For every component, then the chosen one: to loop over those that occur, a GPU would have to be waited for.
+        solved = torch.linalg.solve_triangular(self.whitenings, noise.T.expand(len(self.means), -1, -1), upper=False)
+        u = self.means[chosen] + solved[chosen, :, torch.arange(len(chosen), device=chosen.device)]
+        return u.reshape(*shape, size)

@@ -35,16 +35,17 @@ class PriorScales(nn.Module):
         self.weights = dict(weights)
         self.start = start
         self.strength = strength
-        self.log_scales = nn.ParameterDict({block: torch.tensor(math.log(start)) for block in weights})
+        # A prefix, for a block may have the name of a method of the dictionary.
+        self.log_scales = nn.ParameterDict({f"c/{block}": torch.tensor(math.log(start)) for block in weights})
 
     def scale(self, block: str) -> Tensor:
         """c of a block, []."""
-        return self.log_scales[block].exp()
+        return self.log_scales[f"c/{block}"].exp()
 
     def log_prob(self) -> Tensor:
         """Log-density of all scales, relative to its mode, []."""
         terms = []
         for block, weights in self.weights.items():
-            change = self.log_scales[block] - math.log(self.start)
+            change = self.log_scales[f"c/{block}"] - math.log(self.start)
             terms.append(-self.strength * weights * (change + 0.5 * torch.expm1(-2 * change)))
         return torch.stack(terms).sum()

@@ -153,9 +153,9 @@ class Posterior:
             sites = guide.sites if guide is not None else ()
             deterministic = {name: value for name, value in network.state_dict().items() if name not in sites}
             tensors |= {f"{number}.network.{name}": value for name, value in deterministic.items()}
-            for site in sites:
+            for site, mean in guide.means().items() if guide is not None else ():
                 assert guide is not None
-                tensors |= {f"{number}.loc.{site}": guide.means()[site], f"{number}.scale.{site}": guide.scale(site)}
+                tensors |= {f"{number}.loc.{site}": mean, f"{number}.scale.{site}": guide.scale(site)}
                 tensors[f"{number}.unit.{site}"] = guide.unit(site)
         sites_of = [list(guide.sites) if guide is not None else [] for _, guide in self.members]
         save_tensors(path, tensors, {"format": FORMAT_VERSION, "network": asdict(self.card), "sites": sites_of})

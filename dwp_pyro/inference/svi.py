@@ -52,7 +52,8 @@ class TrainingSchedule:
 
     Args:
         steps: Optimization steps.
-        learning_rate: Step → learning rate of AdamW; the logarithms of scales have 50 times as much.
+        learning_rate: Step → learning rate of AdamW; a guide's means have 12.5 times as much, the
+            logarithms of scales 50 times.
         seed: Seed of the weight samples; what step t draws follows from (seed, t).
         beta: Step → weight of the KL term, above 0.
         weight_decay: Weight decay of AdamW, on the network's deterministic parameters.

@@ -51,7 +51,7 @@ def fit_target(
     members: int,
     prepare: Callable[[NetworkCard, torch.device, int], Program],
     *,
-    nulls: Callable[[NetworkCard, torch.device, Program], Mapping[str, Program]] | None = None,
+    nulls: Callable[[NetworkCard, torch.device, int, Program], Mapping[str, Program]] | None = None,
     beta: Callable[[float], float] = lambda fraction: 1.0,
     evidence: float = DEFAULT_EVIDENCE,
     estimator: str = "shared",
@@ -60,9 +60,11 @@ def fit_target(
 
     The members of a mixture are trained one after the other, with an equal share of the steps each: the mean of their
     ELBOs is that of the mixture, with the member as a latent variable. Members that have not learned are left out
-    (`have_learned`). The learning rate follows half a cosine from its highest to a hundredth.
+    (`have_learned`), and of the summary. After a warm-up the learning rate follows half a cosine from its highest to a
+    hundredth.
 
-    A Bayesian run ends with a summary in `run.json`: ELBO and its parts, two nulls, and the blocks (`summarize`).
+    A Bayesian run ends with a summary in `run.json`: ELBO and its parts, the nulls of the first member, and the blocks
+    (`summarize`).
 
     Args:
         command: "svi" or "finetune".
@@ -70,7 +72,7 @@ def fit_target(
         options: Where and how to run.
         members: Members of the posterior.
         prepare: Function of card, device and member's number that builds a program at its start.
-        nulls: Function that builds the null programs beside the first member's, trained.
+        nulls: Function of card, device, member's number and trained program that builds its null programs.
         beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term.
         evidence: Observations that a case counts as.
         estimator: "shared" or "local".
@@ -124,28 +126,29 @@ def fit_target(
             models = [train(*each, steps) for each in zip(programs, stages, seeds, strict=True)]
             trained = [trained_member(program, card, device) for program in programs]
             dice = [_dice(card, one, data, device) for one in trained]
+            learned = report_learned("member", dice) if members > 1 else [True]
+            kept = [member for member in range(members) if learned[member]]
             if nulls is not None:
-                torch.manual_seed(seeds[0])
-                null_programs = nulls(card, device, programs[0])
-                null_steps = math.ceil(steps * _NULL_STEPS)
+                first = kept[0]
+                torch.manual_seed(seeds[first])
                 null_models = {
-                    null: train(program, f"{command}-{null}", seeds[0], null_steps)
-                    for null, program in null_programs.items()
+                    null: train(program, f"{command}-{null}", seeds[first], math.ceil(steps * _NULL_STEPS))
+                    for null, program in nulls(card, device, first, programs[first]).items()
                 }
                 patches = training_patches(data, config, config.seed, PATCHES)
-                guides = [program.guide for program in programs]
-                parts = [evaluate_elbo(*pair, patches, config.seed) for pair in zip(models, guides, strict=True)]
+                parts = [evaluate_elbo(models[one], programs[one].guide, patches, config.seed) for one in kept]
                 elbos = {
                     null: evaluate_elbo(model, None, patches, config.seed)["elbo"]
                     for null, model in null_models.items()
                 }
-                summary = summarize(parts, elbos, dice, block_summaries(programs))
+                blocks = block_summaries([programs[one] for one in kept])
+                summary = summarize(parts, elbos, [dice[one] for one in kept], blocks)
                 run.record("summary", summary)
                 report_nulls(summary)
                 records = read_metrics(run.path / "metrics.jsonl")
-                for stage in stages:
-                    report_unconverged(records, stage, steps)
-            posterior = Posterior(card, _learned(trained, dice))
+                for one in kept:
+                    report_unconverged(records, stages[one], steps)
+            posterior = Posterior(card, [trained[one] for one in kept])
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):
             checkpoint.unlink()
@@ -165,12 +168,6 @@ def training_schedule(
         estimator=estimator,
         validate_every=max(1, steps // _VALIDATIONS),
     )
-
-
-def _learned(members: list[Member], dice: list[float | None]) -> list[Member]:
-    """The members that have learned; see `have_learned`."""
-    learned = report_learned("member", dice) if len(members) > 1 else [True]
-    return [member for member, kept in zip(members, learned, strict=True) if kept]
 
 
 def _dice(card: NetworkCard, member: Member, data: TrainingData, device: torch.device) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,9 @@ __all__ = ["annealed", "svi"]
 
 _MIN_BETA = 1e-6
 
-#: Precision of the Gaussian around their start under which weights that are no sample sites are fitted, by the center
-#: of the prior. They are of the order of 1: with a source network 0.1 lets them adapt and not replace the kernels.
-_DETERMINISTIC_PRECISION = {"source": 100.0, "none": 1.0}
+#: Precision of the Gaussian around their start under which weights that are no sample sites are fitted, by the start.
+#: They are of the order of 1: with a source network 0.1 lets them adapt and not replace the kernels.
+_DETERMINISTIC_PRECISION = {"source": 100.0, "other": 1.0}
 
 #: Mode c₀ of the width of a prior around a source network, in its kernels' sizes: the best of 0.1, 0.3 and 0.7 by the
 #: ELBO on gliomas (docs/results.md).
@@ -86,14 +86,17 @@ def annealed(config: SviConfig, fraction: float) -> float:
     return max(_MIN_BETA, min(1.0, fraction / config.anneal if config.anneal else 1.0))
 
 
-def _nulls(config: SviConfig, card: NetworkCard, device: torch.device, fitted: Program) -> dict[str, Program]:
-    """Programs whose kernels stay at their start, or are drawn from the prior as the fitted program has it."""
-    learned = fitted.prior_modules.get("scales")
-    scales = {b: learned.scale(b).item() for b in learned.weights} if isinstance(learned, PriorScales) else {}
-    frozen = _program(config, card, device, 0, null="frozen")
+def _nulls(
+    config: SviConfig, card: NetworkCard, device: torch.device, member: int, fitted: Program
+) -> dict[str, Program]:
+    """Programs beside a member's, fitted: kernels stay at their start, or are drawn from its prior as that now is."""
+    frozen = _program(config, card, device, member, null="frozen")
     if config.prior == "log-uniform":  # improper: nothing can be drawn from it
         return {"frozen": frozen}
-    return {"frozen": frozen, "prior": _program(config, card, device, 0, null="prior", scales=scales)}
+    scales = copy.deepcopy(fitted.prior_modules.get("scales"))
+    assert isinstance(scales, PriorScales | None)
+    prior = _program(config, card, device, member, null="prior", scales=scales)
+    return {"frozen": frozen, "prior": prior}
 
 
 def _program(
@@ -102,7 +105,7 @@ def _program(
     device: torch.device,
     member: int,
     null: str | None = None,
-    scales: Mapping[str, float] | None = None,
+    scales: PriorScales | None = None,
 ) -> Program:
     """What is trained: the posterior's program, or one of its nulls.
 
@@ -112,7 +115,7 @@ def _program(
         device: Device to build on.
         member: Number of the member.
         null: "frozen" for kernels that stay at their start, "prior" for kernels drawn from the prior.
-        scales: Block → scale of the prior, for the null "prior".
+        scales: Scales of the prior, fixed, for the null "prior".
     """
     folder = Path(config.prior_from)
     learned, centered = config.prior in LEARNED, config.centre == "source"
@@ -128,12 +131,12 @@ def _program(
         blocks = kernel_prior.block_names(sites)
         if config.init == "prior":
             kernel_prior.fill(sites)
-    elif config.prior == "normal" and config.init == "random":
+    elif config.prior == "normal" and config.init == "random" and not centered:
         # As large as the prior's kernels: before a norm their size says nothing, and costs six nats a weight.
         with torch.no_grad():
             for weight in sites.values():
-                weight.div_(weight.square().mean().sqrt())
-    l2_sp = _DETERMINISTIC_PRECISION[str(config.centre)]
+                weight.mul_((config.prior_scale or 1.0) / weight.square().mean().sqrt())
+    l2_sp = _DETERMINISTIC_PRECISION["source" if config.init == "source" else "other"]
     if null == "frozen":
         for weight in sites.values():
             weight.requires_grad_(False)
@@ -145,24 +148,24 @@ def _program(
             assert isinstance(density, KernelVAE)
             density.encoder.requires_grad_(True)
         prior_modules["kernel_prior"] = kernel_prior
-        if null is None and config.prior_scale is None:
+        if scales is not None:
+            prior_modules["scales"] = scales.requires_grad_(False)
+        elif null is None and config.prior_scale is None:
             weights = {block: 0 for block in blocks.values()}
             for site, weight in sites.items():
                 weights[blocks[site]] += weight.numel()
             prior_modules["scales"] = PriorScales(weights, _CENTERED_SCALE if centered else 1.0)
-    fixed = dict.fromkeys(blocks.values(), config.prior_scale or 1.0) | dict(scales or {})
+    learned_scales = prior_modules.get("scales")
 
     def prior(site: str, weight: Tensor) -> TorchDistribution:
-        learned_scales = prior_modules.get("scales")
+        scale = learned_scales.scale(blocks[site]) if isinstance(learned_scales, PriorScales) else config.prior_scale
         return prior_at(
             config.prior,
             site,
             weight,
             kernel_prior,
             centre=centers.get(site),
-            scale=learned_scales.scale(blocks[site])
-            if isinstance(learned_scales, PriorScales)
-            else fixed[blocks[site]],
+            scale=1.0 if scale is None else scale,
             particles=config.particles,
         )
 
@@ -170,11 +173,8 @@ def _program(
     means = bayesianize(network, priors)
     if null is not None:
         return Program(network, blocks=blocks, prior_modules=prior_modules, l2_sp=l2_sp)
-    guide = MeanFieldNormal(
-        means, units={site: _unit(config, site, mean, kernel_prior) for site, mean in means.items()}
-    )
-    for site, mean in means.items():
-        guide.set_scale(site, torch.full_like(mean, config.init_scale))
+    units = {site: _unit(config, site, mean, kernel_prior) for site, mean in means.items()}
+    guide = MeanFieldNormal(means, config.init_scale, units)
     return Program(network, guide, blocks, priors, prior_modules, l2_sp)
 
 

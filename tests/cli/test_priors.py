@@ -115,6 +115,21 @@ def test_a_family_that_the_folder_does_not_hold(command, in_world, tmp_path, nam
     assert not (tmp_path / "run").exists()
 
 
+def test_a_member_that_has_not_learned_is_left_out(command, in_world, tmp_path, monkeypatch):
+    """Of posterior and summary; the nulls are those of the first that has."""
+    scores = iter((0.1, 0.6))
+    monkeypatch.setattr("dwp_pyro.pipeline.fit_target._dice", lambda *args: next(scores))
+    result = command("svi", "--n", 2, *TINY, "--members", 2, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "member 0: Dice 0.100 on validation cases, less than half of the best: left out" in result.output
+    assert not any(name.startswith("1.") for name in tensors(tmp_path / "run" / "posterior.safetensors"))
+    summary = json.loads((tmp_path / "run" / "run.json").read_text())["summary"]
+    assert [member["dice"] for member in summary["members"]] == [0.6]
+    assert summary["members"][0]["elbo"] == pytest.approx(summary["elbo"])
+    rise = summary["elbo"] - summary["elbo_frozen"]
+    assert summary["above_frozen"]["nats"] == pytest.approx(rise, abs=1)
+
+
 def still(*options: object) -> tuple[object, ...]:
     """A run of one step that leaves everything where it starts."""
     return ("svi", "--n", 2, *TINY, "--members", 1, "--steps", 1, "--learning-rate", 0, "--anneal", 0, *options)

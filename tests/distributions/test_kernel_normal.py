@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from torch.testing import assert_close
 
 from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.distributions.kernel_mixture import KernelMixture
 from dwp_pyro.distributions.kernel_normal import KernelNormal
 from tests.conftest import random_density
 
@@ -105,6 +106,14 @@ def test_chunks_change_neither_value_nor_gradient(monkeypatch, particles):
     parts = prior.log_prob(w)
     assert parts.grad_fn is not None
     assert_close(parts, whole)
+    calls = []
+    evaluate = KernelMixture.log_prob_standard
+    monkeypatch.setattr(
+        KernelMixture, "log_prob_standard", lambda self, u, *args: calls.append(len(u)) or evaluate(self, u, *args)
+    )
+    with torch.no_grad():  # as the summary of a run evaluates it
+        assert_close(prior.log_prob(w), whole)
+    assert calls == [2, 2, 2, 1]
     assert_close(
         torch.autograd.grad(parts @ factors, w), torch.autograd.grad(whole @ factors, w), rtol=1e-10, atol=1e-12
     )

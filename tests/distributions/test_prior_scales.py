@@ -17,7 +17,7 @@ def test_the_mode_is_the_start_and_both_ends_cost_without_bound():
     assert_close(scales.log_prob(), torch.tensor(0.0))
     with torch.no_grad():
         for change in (-3.0, -0.1, 0.1, 3.0):
-            scales.log_scales["up1"].fill_(math.log(0.2) + change)
+            scales.log_scales["c/up1"].fill_(math.log(0.2) + change)
             expected = -50 * (change + 0.5 * (math.exp(-2 * change) - 1))
             assert_close(scales.log_prob(), torch.tensor(expected), rtol=1e-5, atol=1e-5)
             assert scales.log_prob() < 0
@@ -31,7 +31,7 @@ def test_it_is_an_inverse_gamma_in_the_square():
     found, expected = [], []
     for c in (0.1, 0.25, 0.3, 0.8):
         with torch.no_grad():
-            scales.log_scales["all"].fill_(math.log(c))
+            scales.log_scales["c/all"].fill_(math.log(c))
         found.append(scales.log_prob())
         expected.append(gamma.log_prob(torch.tensor(c**2)) + math.log(2 * c**2))
     found, expected = torch.stack(found), torch.stack(expected)

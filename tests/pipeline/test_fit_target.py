@@ -12,7 +12,6 @@ from dwp_pyro.errors import RunError
 from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
 from dwp_pyro.models.likelihoods import region_probability
 from dwp_pyro.models.networks import NETWORKS
-from dwp_pyro.pipeline import fit_target as module
 from dwp_pyro.pipeline.fit_target import load_source_network
 
 CARD = NetworkCard(("flair",), ("lesion",), ((1,),), "openms", None, (32, 32, 32), widths=(8, 16, 32, 64))
@@ -33,17 +32,6 @@ def test_each_region_starts_from_the_one_of_the_source(tmp_path, name):
         assert_close(several, one.expand(-1, 3, -1, -1, -1), atol=1e-4, rtol=1e-4)
     assert one.std() > 1e-3
     assert all(parameter.requires_grad for parameter in started.parameters())
-
-
-def test_a_member_that_has_not_learned_is_left_out(capsys):
-    """Of three members the second; a line gives the Dice of each. Without validation cases nobody knows."""
-    members = [Member(CARD.build(), None) for _ in range(3)]
-    kept = module._learned(members, [0.5, 0.1, 0.6])
-    assert kept == [members[0], members[2]]
-    said = "".join(capsys.readouterr())
-    assert "member 0: Dice 0.500 on validation cases\n" in said
-    assert "member 1: Dice 0.100 on validation cases, less than half of the best: left out" in said
-    assert module._learned(members, [None] * 3) == members
 
 
 def test_several_regions_do_not_start_others(tmp_path):
