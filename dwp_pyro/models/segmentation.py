@@ -105,7 +105,7 @@ class SegmentationModel(nn.Module):
         return logits
 
     def _log_prior(self) -> list[Tensor]:
-        """Of what is no sample site: the deterministic weights, and the scales of priors."""
+        """Log-prior terms of the deterministic weights and of the scales of priors."""
         terms = [module.log_prob() for module in self.prior_modules.values() if isinstance(module, PriorScales)]
         if self.l2_sp:
             pairs = zip(self.network.parameters(), self.start, strict=True)
