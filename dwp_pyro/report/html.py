@@ -210,7 +210,7 @@ def _views(report: Report) -> str:
     parts.append(
         "<p class='caption'>Probability: of belonging to the region; the prediction is where it is above one half. "
         "Entropy: how unsure the network is of a voxel, most where the probability is one half. Mutual information: "
-        "the part of the entropy that comes from not knowing the network's weights; more training scans lessen it.</p>"
+        "the part of the entropy that comes from what the sampled weights disagree on.</p>"
     )
     return "".join(parts)
 
