@@ -78,13 +78,13 @@ class TrainingSchedule:
 
 
 class OneOptimizer(PyroOptim):
-    """Lets SVI drive one torch optimiser over all parameters, instead of one a tensor: its state can be saved.
+    """Step one torch optimizer over all parameters in `SVI`, instead of one per tensor: its state can be saved.
 
-    SVI hands over the parameters it saw as a set, without order; the optimiser knows its own.
+    The set of parameters that SVI passes has no order and is ignored.
 
     Args:
-        take_step: over all parameters.
-        elbo: that SVI maximises, whose last value tells whether the step is taken.
+        take_step: Optimizer that skips steps whose loss or gradient is not finite.
+        elbo: ELBO that SVI maximizes; the loss is read from its last terms.
     """
 
     def __init__(self, take_step: FiniteSteps, elbo: MeanFieldELBO) -> None:
@@ -99,8 +99,8 @@ class RecordedLoss:
     """−ELBO and its gradients, recorded: for SVI in the place of `elbo.loss_and_grads`.
 
     Args:
-        elbo: whose `beta`, if it ever changes, is a tensor on the GPU.
-        parameters: that have gradients, on a GPU; who takes the step sets them to None, as `FiniteSteps` does.
+        elbo: ELBO; a `beta` that changes is a tensor on the GPU.
+        parameters: Parameters on a GPU; their gradients are set to None after each step, as `FiniteSteps` does.
 
     Raises:
         ValueError: if a batch has other shapes than the first.
@@ -138,8 +138,8 @@ def _loss_and_gradients(
 
 
 def pyro_svi(model: SegmentationModel, guide: MeanFieldNormal | None, steps: FiniteSteps, elbo: MeanFieldELBO) -> SVI:
-    """Pyro's SVI over all parameters of one optimiser; on a GPU the loss, its gradients and the step are recorded."""
-    # Not the guide's own call, which announces each of its parameters to Pyro at each step: the optimiser knows them.
+    """Pyro's SVI over all parameters of one optimizer; on a GPU the loss, its gradients and the step are recorded."""
+    # Not the guide's own call, which registers each of its parameters with Pyro at each step: the optimizer has them.
     draw = (lambda *batch: {}) if guide is None else guide.forward
     program: tuple[Any, Any, OneOptimizer] = (model, draw, OneOptimizer(steps, elbo))
     if steps.parameters[0].device.type != "cuda":
