@@ -418,8 +418,8 @@ class SviConfig(TargetSettings):
     )
     init_scale: float = setting(
         0.03,
-        "First posterior standard deviation, as a fraction of the size of its block's kernels, or under normal "
-        "and log-uniform, of its site's first means.",
+        "First posterior standard deviation, as a fraction of the size of its block's kernels, and at most the "
+        "prior's; under normal and log-uniform, as a fraction of the site's first means.",
         minimum=1e-6,
     )
     estimator: str = setting(

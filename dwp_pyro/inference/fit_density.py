@@ -34,6 +34,7 @@ _CHUNK = 25_000  # kernels × samples evaluated at once: what a processor's cach
 _MIXTURE_KERNELS = 30_000  # that are enough to fit a mixture to
 _COMPONENTS = (2, 4, 8, 16, 32)
 _SWEEPS = 60  # of expectation maximisation
+_MIN_VARIANCE = 1e-6  # of a standardised kernel's weight, times D
 
 _DensityT = TypeVar("_DensityT", bound=KernelDensity)
 
@@ -238,8 +239,11 @@ def _mixture(block: BlockKernels, components: int) -> KernelMixture:
         means = responsibility.T @ u / (count[:, None] + 1)
         for component in range(components):
             weighted = (u - means[component]) * responsibility[:, component, None].sqrt()
-            # As if each component had D kernels more, spread as the whole block is: in u, N(0, I).
-            covariance = (weighted.T @ weighted + size * torch.eye(size)) / (count[component] + size)
+            scatter = weighted.T @ weighted
+            # As if each component had D kernels more, as spread as its own and isotropic. Those of the whole block
+            # would widen a component of near-zero kernels a thousandfold.
+            spread = scatter.trace() / size / count[component].clamp_min(1)
+            covariance = (scatter + (size * spread + _MIN_VARIANCE) * torch.eye(size)) / (count[component] + size)
             root = torch.linalg.cholesky(covariance)
             mixture.whitenings[component] = torch.linalg.solve_triangular(root, torch.eye(size), upper=False)
         mixture.means.copy_(means)

@@ -44,6 +44,9 @@ _SHIFT_RATE, _SCALE_RATE = 12.5, 50.0
 #: A standard deviation has the Fisher information 2 in its logarithm, whatever it is: gradients by it have a unit. Far
 #: below 1 they are noise, which Adam would otherwise blow up to steps of the full rate.
 _SCALE_EPS = 1.0
+#: Squared gradients are averaged over 20 steps instead of 1,000: those of the first steps, whatever the width at which
+#: the guide starts, are orders of magnitude larger and would slow down all that follow.
+_GUIDE_BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -280,9 +283,9 @@ def _optimizer(
     """AdamW, with groups for deterministic weights, which decay, for posterior means, for log-scales, and the rest."""
     settings: dict[str, dict[str, Any]] = {
         "network.": {"lr": rates[0], "weight_decay": weight_decay},
-        "guide.shifts.": {"lr": rates[1]},
-        "guide.log_scales.": {"lr": rates[2], "eps": _SCALE_EPS},
-        "prior_modules.scales.": {"lr": rates[2], "eps": _SCALE_EPS},
+        "guide.shifts.": {"lr": rates[1], "betas": _GUIDE_BETAS},
+        "guide.log_scales.": {"lr": rates[2], "betas": _GUIDE_BETAS, "eps": _SCALE_EPS},
+        "prior_modules.scales.": {"lr": rates[2], "betas": _GUIDE_BETAS, "eps": _SCALE_EPS},
         "": {"lr": rates[0]},
     }
     left = dict(parameters)

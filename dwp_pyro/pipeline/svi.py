@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,7 +155,7 @@ def _program(
             weights = {block: 0 for block in blocks.values()}
             for site, weight in sites.items():
                 weights[blocks[site]] += weight.numel()
-            prior_modules["scales"] = PriorScales(weights, _CENTERED_SCALE if centered else 1.0)
+            prior_modules["scales"] = PriorScales(weights, _prior_width(config, centered))
     learned_scales = prior_modules.get("scales")
 
     def prior(site: str, weight: Tensor) -> TorchDistribution:
@@ -174,8 +175,15 @@ def _program(
     if null is not None:
         return Program(network, blocks=blocks, prior_modules=prior_modules, l2_sp=l2_sp)
     units = {site: _unit(config, site, mean, kernel_prior) for site, mean in means.items()}
-    guide = MeanFieldNormal(means, config.init_scale, units)
+    # No posterior is wider than its prior; from a wider start noise drives the means far off before it has died down.
+    width = _prior_width(config, centered) if learned else math.inf
+    guide = MeanFieldNormal(means, min(config.init_scale, width), units)
     return Program(network, guide, blocks, priors, prior_modules, l2_sp)
+
+
+def _prior_width(config: SviConfig, centered: bool) -> float:
+    """Width of a learned prior, or the start of it, in its kernels' sizes."""
+    return config.prior_scale or (_CENTERED_SCALE if centered else 1.0)
 
 
 def _unit(config: SviConfig, site: str, mean: Tensor, kernel_prior: KernelPrior | None) -> Tensor:

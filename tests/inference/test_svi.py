@@ -189,9 +189,10 @@ def test_five_steps_are_those_of_stock_pyro(patches, tmp_path):
         return {name: p.detach().clone() for each in modules for name, p in each.named_parameters()}
 
     start = parameters(*in_double())
-    scales, shifts, rest = {"lr": 50e-3, "eps": 1.0}, {"lr": 12.5e-3}, {"lr": 1e-3}
+    betas = (0.9, 0.95)
+    scales, shifts, rest = {"lr": 50e-3, "eps": 1.0, "betas": betas}, {"lr": 12.5e-3, "betas": betas}, {"lr": 1e-3}
 
-    def settings(name: str) -> dict[str, float]:
+    def settings(name: str) -> dict[str, object]:
         chosen = scales if "log_scales" in name else shifts if "shifts" in name else rest
         return {**chosen, "weight_decay": 0.0 if name.startswith("guide") else 0.1}
 

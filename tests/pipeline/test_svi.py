@@ -94,12 +94,18 @@ def test_a_start_at_random_under_a_centered_prior_keeps_its_size(folder):
 
 @pytest.mark.parametrize("estimator", ["shared", "local"])
 def test_the_unit_of_a_site_is_that_of_its_prior(folder, estimator):
-    _, program = built(folder, estimator=estimator, init_scale=0.2)
+    _, program = built(folder, estimator=estimator, init_scale=0.05)
     prior = program.prior_modules["kernel_prior"]
     for site, mean in program.guide.means().items():
         root = prior.block_at(site, mean.shape).scale_tril
         unit = program.guide.unit(site)
         assert_close(unit, root if estimator == "shared" else root.square().sum(-1).sqrt())
-        covariance = 0.04 * root @ root.T
+        covariance = 0.0025 * root @ root.T
         deviation = program.guide.posterior(site)[1].detach().flatten(2)
         assert_close(deviation, covariance.diagonal().sqrt().expand_as(deviation))
+
+
+def test_a_posterior_starts_no_wider_than_its_prior(folder):
+    for settings, width in (({}, 0.1), ({"prior_scale": 0.2}, 0.2), ({"prior": "normal"}, 0.3)):
+        _, program = built(folder, init_scale=0.3, **settings)
+        assert_close(program.guide.scale(program.guide.sites[0]).max().item(), width)
