@@ -1,3 +1,3 @@
-"""Measurements of speed and memory, each against what it should be compared with."""
+"""Benchmarks of speed and memory, each against a reference."""
 
-import dwp_pyro.cli  # noqa: F401 - first: sets how threads wait before torch reads it, as for every command
+import dwp_pyro.cli  # noqa: F401 - must precede torch: tunes threads and memory as for every command

@@ -1,7 +1,7 @@
-"""Every benchmark, in one table; exit code 1 if a row misses its target.
+"""All benchmarks in one table; exit code 1 if a row misses its target.
 
 $ make bench
-$ python -m benchmarks --device cuda    # what a GPU computes
+$ python -m benchmarks --device cuda    # those that use a GPU
 """
 
 from __future__ import annotations

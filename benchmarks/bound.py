@@ -1,4 +1,4 @@
-"""The bound of the deep weight prior against a convolutional encoder and decoder, as the papers' code has them.
+"""Bound of the deep weight prior against a convolutional encoder and decoder, as in the public code of the papers.
 
 $ python -m benchmarks.bound [--device cuda]
 """
@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import untrained_prior
-from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.inference.allocator import keep_freed_memory
+from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
 
-#: Kind of device → kernels of the 86,032, both sides taking time in proportion; and of them at once on their side.
+#: Device type → number of kernels, to which the time of both sides is proportional; batch of the reference.
 _KERNELS = {"cpu": (8192, 1024), "cuda": (131072, 8192)}
 _LATENT = 8
 
 
 class ConvolutionalVAE(nn.Module):
-    """Encoder and decoder of 32, 64 and 128 channels on a kernel as a volume of one channel."""
+    """Encoder and decoder with 32, 64 and 128 channels; a kernel is a volume of one channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class ConvolutionalVAE(nn.Module):
         )
 
     def forward(self, kernels: Tensor) -> Tensor:
-        """Kernels [n, 3, 3, 3] → the bound with one z, [n], but for constants."""
+        """Return the bound with one z, up to constants, of kernels [n, 3, 3, 3]: [n]."""
         mean, log_scale = self.encoder(kernels[:, None]).chunk(2, 1)
         noise = torch.randn_like(mean)
         z = mean + log_scale.exp() * noise
@@ -52,7 +51,6 @@ class ConvolutionalVAE(nn.Module):
 
 
 def rows(device: torch.device) -> Iterator[Row]:
-    keep_freed_memory()
     torch.manual_seed(0)
     ours = DeepWeightPrior(untrained_prior().to(device).block("bottom"))
     theirs = ConvolutionalVAE().to(device).requires_grad_(False)
@@ -67,14 +65,14 @@ def rows(device: torch.device) -> Iterator[Row]:
             theirs(chunk.detach().requires_grad_()).sum().backward()
 
     seconds = time_in_turns({"ours": ours_step, "theirs": their_step}, 7, device)
-    figures = ratio(seconds["theirs"], seconds["ours"])
+    metrics = ratio(seconds["theirs"], seconds["ours"])
     each = (f"{statistics.median(seconds[side]) * 1e3:.0f} ms" for side in ("ours", "theirs"))
     note = f"{count} kernels: {' and '.join(each)}"
     yield Row(
         "times faster: DWP bound and gradient, K = 1",
         "Conv3d encoder/decoder of 32-64-128, one z",
         30,
-        *figures,
+        *metrics,
         note,
         True,
     )

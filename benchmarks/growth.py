@@ -1,6 +1,6 @@
-"""How cost grows with kernels, patch, weight samples and scan, with a fitted exponent each.
+"""Growth of the cost with kernels, patch, weight samples and scan, each with a fitted exponent.
 
-$ python -m benchmarks.growth docs/growth.png
+$ python -m benchmarks.growth growth.png
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from matplotlib.ticker import NullFormatter
 from benchmarks.comparison import time_in_turns
 from benchmarks.prediction import Volume
 from benchmarks.steps import DEFAULT, SMALL, Scene
-from dwp_pyro.inference.allocator import keep_freed_memory
-from dwp_pyro.models.blocks import kernel_sites
 from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.priors.blocks import kernel_sites
 
 _CPU = torch.device("cpu")
 
 
 def _step(widths: tuple[int, int, int, int], patch: int) -> Callable[[], object]:
-    return Scene(widths, patch, _CPU).bayesian("dwp", 0.25, "shared")
+    return Scene(widths, patch, _CPU).bayesian("dwp", 0.25, "weight-sample")
 
 
 def _kernels(widths: tuple[int, int, int, int]) -> int:
@@ -35,7 +34,7 @@ def _kernels(widths: tuple[int, int, int, int]) -> int:
 
 
 def curves() -> dict[str, tuple[list[float], list[float]]]:
-    """What grows → its sizes and the seconds."""
+    """Return quantity → sizes and seconds."""
     found = {}
 
     def measure(name: str, sides: dict[float, Callable[[], object]], rounds: int) -> None:
@@ -58,12 +57,11 @@ def curves() -> dict[str, tuple[list[float], list[float]]]:
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """b of seconds ∝ sizeᵇ, by least squares of the logarithms."""
+    """Return b of seconds ∝ sizeᵇ by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def main(picture: Path) -> None:
-    keep_freed_memory()
     found = curves()
     figure = Figure(figsize=(3.2 * len(found), 3), layout="constrained")
     for axis, (name, (sizes, seconds)) in zip(figure.subplots(1, len(found)), found.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Peak memory of a step and of a prediction: on a CPU of the whole process, each side in one of its own.
+"""Peak memory of a step and of a prediction; on a CPU that of a whole process per side.
 
 $ python -m benchmarks.memory [--device cuda]
 """
@@ -20,7 +20,6 @@ import torch
 from benchmarks.comparison import Row, chosen, report
 from benchmarks.prediction import Volume
 from benchmarks.steps import DEFAULT, SIZES, Scene
-from dwp_pyro.inference.allocator import keep_freed_memory
 
 _STEPS = 3
 _CPU = torch.device("cpu")
@@ -29,7 +28,7 @@ _CPU = torch.device("cpu")
 def _steps(kind: str, device: torch.device = _CPU) -> None:
     scene = Scene(DEFAULT, dict(SIZES[device.type])[DEFAULT], device)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        step = scene.deterministic() if kind == "deterministic" else scene.bayesian("dwp", 1.0, "shared")
+        step = scene.deterministic() if kind == "deterministic" else scene.bayesian("dwp", 1.0, "weight-sample")
         for _ in range(_STEPS):
             step()
 
@@ -41,7 +40,7 @@ def _passes(count: int, device: torch.device = _CPU) -> None:
 
 
 def _samples(count: int, device: torch.device = _CPU) -> list[float]:
-    """MiB in use after each sample."""
+    """Return the MiB in use after each sample."""
     used: list[float] = []
     Volume(device=device).bayesian(count, lambda: used.append(_in_use(device)))
     return used
@@ -55,7 +54,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def _in_use(device: torch.device) -> float:
-    """MiB that are allocated now: freed memory, which the process keeps, and its gaps are not counted."""
+    """Return the MiB allocated now, without freed memory that the process keeps."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
     mallinfo2 = ctypes.CDLL(None).mallinfo2
@@ -65,19 +64,19 @@ def _in_use(device: torch.device) -> float:
 
 
 def _peak_of_this_process() -> float:
-    # Not getrusage, which counts what the parent held when it forked.
+    # getrusage would include the memory of the parent at the fork.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def _run(side: str, device: torch.device) -> tuple[float, list[float]]:
-    """MiB that a side took at most, and that were in use after each sample."""
+    """Return the peak MiB of a side, and the MiB in use after each sample."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         used = _side(side, device)
-        return torch.cuda.max_memory_reserved(device) / 2**20, used  # a recorded step keeps what it needs
+        return torch.cuda.max_memory_reserved(device) / 2**20, used  # a captured graph keeps its memory
     output = subprocess.run([sys.executable, "-m", "benchmarks.memory", side], check=True, capture_output=True)
     peak, used = json.loads(output.stdout)
     return peak, used
@@ -97,10 +96,10 @@ def _side(side: str, device: torch.device) -> list[float]:
 def rows(device: torch.device) -> Iterator[Row]:
     (plain, _), (dwp, _) = _run("step deterministic", device), _run("step dwp", device)
     patch = dict(SIZES[device.type])[DEFAULT]
-    what = f"peak memory: SVI step, `shared`, DWP, all kernels; widths 16-32-64-128, {patch}³"
+    what = f"peak memory: SVI step, `weight-sample`, DWP, all kernels; widths 16-32-64-128, {patch}³"
     torch_too = ", torch included" if device.type == "cpu" else ""
     yield Row(what, "deterministic step", 1.30, *[dwp / plain] * 3, f"{dwp:.0f} and {plain:.0f} MiB{torch_too}")
-    # As many passes on both sides: each finds the freed memory of the last in other pieces, and takes a little more.
+    # The same number of passes on both sides: fragmentation makes each pass take a little more memory.
     (plain, _), (peak, used) = _run("passes 6", device), _run("samples 6", device)
     note = f"{peak:.0f} and {plain:.0f} MiB"
     yield Row("peak memory: prediction, S = 6", "6 deterministic passes", 1.2, *[peak / plain] * 3, note)
@@ -109,8 +108,7 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):  # one side, of `_run`
-        keep_freed_memory()
+    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):  # one side, started by `_run`
         used = _side(sys.argv[1], _CPU)
         print(json.dumps((_peak_of_this_process(), used)))
     else:

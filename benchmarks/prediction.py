@@ -1,9 +1,9 @@
-"""The posterior predictive of a scan against as many passes of a deterministic network.
+"""Posterior predictive of a scan against the same number of passes of a deterministic network.
 
-On a CPU a scan of 8 windows stands for one of 75 (240×240×155, the shape of BraTS) with as many voxels a window. A pass
-over the large one takes 9 s, in which the speed of a machine that others share changes so much that the ratio of twelve
-has a standard deviation of .04. Both sides compute window by window, so both grow alike; what a weight sample costs
-once, its draw, weighs nine times as much as there.
+On a CPU a scan of 8 windows replaces one of 75 (240×240×155, the shape of BraTS) with as many voxels per window. A pass
+over the large scan takes 9 s, and on a shared machine the ratio over twelve rounds has a standard deviation of .04. The
+time of both sides is proportional to the number of windows; the cost of drawing a weight sample, once per pass, counts
+nine times as much as in the large scan.
 
 $ python -m benchmarks.prediction [--device cuda]
 """
@@ -18,10 +18,9 @@ import torch
 from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
 from benchmarks.steps import SMALL
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.allocator import keep_freed_memory
-from dwp_pyro.inference.posterior import Member, NetworkCard, Posterior
-from dwp_pyro.inference.posterior_predictive import posterior_mean_probability, posterior_predictive
-from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
+from dwp_pyro.inference.predictive import posterior_mean_probability, posterior_predictive
+from dwp_pyro.priors.blocks import kernel_sites
 
 _SHAPE = (240, 240, 155)  # of BraTS
 _TIMED = {"cpu": (96, 96, 104), "cuda": _SHAPE}
@@ -31,19 +30,18 @@ _CPU = torch.device("cpu")
 
 
 class Volume:
-    """A scan at random, and a small network with a posterior."""
+    """Random scan, and a small network with a posterior."""
 
     def __init__(self, shape: tuple[int, int, int] = _SHAPE, device: torch.device = _CPU) -> None:
-        keep_freed_memory()
         torch.manual_seed(0)
-        card = NetworkCard(_MODALITIES, ("whole",), ((1, 2, 4),), "brats", None, (64, 64, 64), widths=SMALL)
-        network = card.build()
+        network_config = NetworkConfig(_MODALITIES, ("whole",), ((1, 2, 4),), "brats", None, (64, 64, 64), widths=SMALL)
+        network = network_config.build()
         kernels = {site: kernel.detach() for site, kernel in kernel_sites(network).items()}
         self.image = torch.randn(len(_MODALITIES), *shape).to(device)
-        self.posterior = Posterior(card, [Member(network, MeanFieldNormal(kernels, 0.01))]).to(device)
+        self.posterior = Posterior(network_config, [Member(network, MeanFieldNormal(kernels, 0.01))]).to(device)
 
     def deterministic(self) -> None:
-        """One sliding-window pass, all weights at their means."""
+        """Run one sliding-window pass with all weights at their means."""
         posterior_mean_probability(self.posterior, self.image)
 
     def bayesian(self, samples: int, advance: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""How soon the command line answers.
+"""Startup time of the command line.
 
 $ python -m benchmarks.startup
 """
@@ -24,8 +24,8 @@ def rows() -> Iterator[Row]:
     run = partial(subprocess.run, check=True, capture_output=True)
     seconds = time_in_turns({name: partial(run, command) for name, command in commands.items()}, 15)
     for name in list(commands)[:2]:
-        figures = ratio(seconds[name], seconds["click"])
-        yield Row(name, '`python -c "import click"`', 2, *figures, f"{sorted(seconds[name])[7] * 1e3:.0f} ms")
+        metrics = ratio(seconds[name], seconds["click"])
+        yield Row(name, '`python -c "import click"`', 2, *metrics, f"{sorted(seconds[name])[7] * 1e3:.0f} ms")
 
 
 if __name__ == "__main__":

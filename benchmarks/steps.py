@@ -1,11 +1,11 @@
-"""One step of stochastic variational inference against one step of the same deterministic network.
+"""Step of stochastic variational inference against a step of the same deterministic network.
 
 $ python -m benchmarks.steps [--device cuda] [--batch 4]
 
-All sides are in one process; each takes turns with what it is compared with. Deterministic: the package's network, its
-weights plain tensors, its loss and one fused AdamW, nothing of Pyro. Stock: the same with PyTorch's own convolutions
-and norms. Both have the process's settings, which the command line makes (freed memory kept, threads that wait a
-little), so that stock PyTorch without them is slower than it is here.
+All sides are in one process and interleaved with their reference. Deterministic: the network and loss of the package
+with plain weights and one fused AdamW, without Pyro. Stock: the same with PyTorch's own convolutions and norms. Both
+run with the process settings of the command line (freed memory is kept, threads spin briefly); stock PyTorch is slower
+without them.
 """
 
 from __future__ import annotations
@@ -21,56 +21,59 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from benchmarks.comparison import Row, chosen, ratio, report, time_in_turns
-from dwp_pyro.distributions.kernel_prior import BlockCard, KernelPrior
-from dwp_pyro.distributions.kernel_vae import KernelVAE
-from dwp_pyro.distributions.prior_scales import PriorScales
-from dwp_pyro.distributions.priors import LEARNED, prior_at
+from dwp_pyro.config.names import LEARNED
+from dwp_pyro.densities.vae import KernelVAE
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.allocator import keep_freed_memory
-from dwp_pyro.inference.cuda_graph import Recorded, step_recordably
-from dwp_pyro.inference.device import has_bfloat16
 from dwp_pyro.inference.elbo import MeanFieldELBO
-from dwp_pyro.inference.finite_steps import FiniteSteps
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
-from dwp_pyro.inference.svi import pyro_svi
-from dwp_pyro.models.bayesian import SitePrior, bayesianize
-from dwp_pyro.models.blocks import BLOCKS, kernel_sites, prior_blocks
-from dwp_pyro.models.convolution import Conv3d
-from dwp_pyro.models.instance_norm import InstanceNorm3d
+from dwp_pyro.inference.loop import pyro_svi
+from dwp_pyro.models.bayesianize import SitePrior, bayesianize
 from dwp_pyro.models.likelihoods import dice_ce
-from dwp_pyro.models.segmentation import SegmentationModel, in_precision
+from dwp_pyro.models.ops.conv3d import Conv3d
+from dwp_pyro.models.ops.instance_norm import InstanceNorm3d
+from dwp_pyro.models.segmentation import SegmentationModel, autocast
 from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.priors.blocks import BLOCKS, kernel_sites, prior_blocks
+from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
+from dwp_pyro.priors.make_prior import make_prior
+from dwp_pyro.priors.prior_scales import PriorScales
+from dwp_pyro.runtime.cuda_graph import GraphedCallable, capturable_step
+from dwp_pyro.runtime.device import has_bfloat16
+from dwp_pyro.runtime.non_finite_guard import NonFiniteGuard
 
 Step = Callable[[], object]
 
 DEFAULT, SMALL = (16, 32, 64, 128), (8, 16, 32, 64)
 
-#: Kind of device → widths and sides of the patch.
+#: Device type → widths and sides of the patch.
 SIZES = {"cpu": ((DEFAULT, 64), (SMALL, 48)), "cuda": ((DEFAULT, 128), (SMALL, 128))}
 
-DWP = "`shared`, DWP, all kernels, K = 1"
+DWP = "`weight-sample`, DWP, all kernels, K = 1"
 
-#: Side → (prior, estimator), targets at the default size and at the small one.
+#: Side → prior, estimator, and targets for the default and the small size.
 SIDES = {
-    "`shared`, N(0, 1)": ("normal", "shared", 1.25, 1.40),
-    "`shared`, log-uniform": ("log-uniform", "shared", 1.25, 1.40),
-    "`shared`, full-covariance Gaussian": ("gaussian", "shared", 1.25, 1.40),
-    DWP: ("dwp", "shared", 1.40, 1.70),
+    "`weight-sample`, N(0, 1)": ("normal", "weight-sample", 1.25, 1.40),
+    "`weight-sample`, log-uniform": ("log-uniform", "weight-sample", 1.25, 1.40),
+    "`weight-sample`, isotropic": ("isotropic", "weight-sample", 1.25, 1.40),
+    "`weight-sample`, full-covariance Gaussian": ("gaussian", "weight-sample", 1.25, 1.40),
+    DWP: ("dwp", "weight-sample", 1.40, 1.70),
     "`local`, DWP, all kernels, K = 1": ("dwp", "local", 2.6, 2.9),
 }
 
 
 def untrained_prior() -> KernelPrior:
-    """VAEs of the default form, for every block of the network: what they have learned does not change their cost."""
+    """Return default VAEs for every block of the network; training does not change their cost."""
     torch.manual_seed(0)
     blocks = prior_blocks(ResidualUNet3d(1, 2))
-    cards = {name: BlockCard(tuple(site for site, block in blocks.items() if block == name), 0) for name in BLOCKS}
-    prior = KernelPrior("dwp", {block: KernelVAE((3, 3, 3)) for block in cards}, cards)
+    block_infos = {
+        name: BlockInfo(tuple(site for site, block in blocks.items() if block == name), 0) for name in BLOCKS
+    }
+    prior = KernelPrior("dwp", {block: KernelVAE((3, 3, 3)) for block in block_infos}, block_infos)
     return prior.requires_grad_(False)
 
 
 class Scene:
-    """A network's form and a batch of patches, at random."""
+    """Architecture of a network, and a random batch of patches."""
 
     def __init__(self, widths: tuple[int, int, int, int], patch: int, device: torch.device, batch: int = 1) -> None:
         self.widths, self.patch, self.device = widths, patch, device
@@ -84,10 +87,10 @@ class Scene:
         return ResidualUNet3d(1, 2, self.widths).to(self.device)
 
     def deterministic(self, precision: str = "float32") -> Step:
-        """On a GPU recorded as one graph: a Bayesian step is two."""
+        """Return a step, on a GPU captured as one graph; a Bayesian step has two."""
         step = self._plain(self.network(), precision)
         if self.device.type == "cuda":
-            step = Recorded(step, self.device)
+            step = GraphedCallable(step, self.device)
         return lambda: step().item()
 
     def stock(self) -> Step:
@@ -101,11 +104,11 @@ class Scene:
 
     def _plain(self, network: nn.Module, precision: str) -> Callable[[], Tensor]:
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
-        take_step = partial(step_recordably, optimizer) if self.device.type == "cuda" else optimizer.step
+        take_step = partial(capturable_step, optimizer) if self.device.type == "cuda" else optimizer.step
         image, *truth = self.batch
 
         def step() -> Tensor:
-            with in_precision(precision, self.device):
+            with autocast(precision, self.device):
                 logits = network(image)
             loss = -dice_ce(logits.float(), *truth).sum()
             loss.backward()
@@ -116,23 +119,27 @@ class Scene:
         return step
 
     def bayesian(self, name: str, estimator: str, precision: str = "float32") -> Step:
-        """A step as `dwp-pyro svi` takes it."""
+        """Return a step as in `dwp-pyro svi`."""
         network = self.network()
         sites = kernel_sites(network)
         blocks = prior_blocks(network)
         modules: dict[str, nn.Module] = {}
         priors: dict[str, SitePrior] = {
-            site: prior_at(name, site, w) for site, w in sites.items() if name not in LEARNED
+            site: make_prior(name, site, w) for site, w in sites.items() if name not in LEARNED
         }
         units = {}
         if name in LEARNED:
-            learned = untrained_prior().to(self.device).of_family(name)
+            learned = untrained_prior().to(self.device).as_family(name)
             scales = PriorScales(dict.fromkeys(blocks.values(), 1_000_000), 0.3)
             modules = {"kernel_prior": learned, "scales": scales}
-            units = {site: learned.block_at(site, w.shape).scale_tril for site, w in sites.items()}
+            blocks_at = {site: learned.block_at(site, w.shape) for site, w in sites.items()}
+            units = {
+                site: block.root_mean_square() if name == "isotropic" else block.scale_tril
+                for site, block in blocks_at.items()
+            }
 
             def prior(site: str, center: Tensor) -> TorchDistribution:
-                return prior_at(name, site, center, learned, centre=center, scale=scales.scale(blocks[site]))
+                return make_prior(name, site, center, learned, center=center, scale=scales.scale(blocks[site]))
 
             priors = {site: partial(prior, site, w.detach().clone()) for site, w in sites.items()}
         if estimator == "local":
@@ -141,7 +148,7 @@ class Scene:
         guide = MeanFieldNormal(bayesianize(network, priors), 1e-3, units).to(self.device)
         parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
-        svi = pyro_svi(model, guide, FiniteSteps(optimizer), MeanFieldELBO())
+        svi = pyro_svi(model, guide, NonFiniteGuard(optimizer), MeanFieldELBO())
 
         def step() -> float:
             with LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext():
@@ -151,40 +158,39 @@ class Scene:
 
 
 def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
-    """Rows for each widths and patch; the targets of the small widths are their own."""
-    keep_freed_memory()
+    """Yield rows per widths and patch."""
     for widths, patch in SIZES[device.type]:
         small = widths == SMALL
         scene = Scene(widths, patch, device, batch)
         where = f"widths {'-'.join(map(str, widths))}, {f'{batch} × ' if batch > 1 else ''}{patch}³"
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-            # Beside each side its own turns of what it is compared with: the machine may be another a minute later.
+            # Repeat the reference for each side: the speed of the machine may change within a minute.
             deterministic, stock = scene.deterministic(), scene.stock()
             for what, (*arguments, target, small_target) in SIDES.items():
                 sides = {"deterministic": deterministic, "ours": scene.bayesian(*arguments)}
                 if what == DWP:
                     sides["stock"] = stock
                 limit = small_target if small else target
-                # Steps vary by a tenth: the less a side may add, the more rounds tell whether it does.
+                # Steps vary by a tenth: tight targets need more rounds.
                 rounds = 30 if target > 1.2 else 50 if target > 1.1 else 70
                 seconds = time_in_turns(sides, rounds + 40 if small else rounds, device)
                 note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
-                figures = ratio(seconds["ours"], seconds["deterministic"])
-                yield Row(f"SVI step, {what}; {where}", "deterministic step", limit, *figures, note)
+                metrics = ratio(seconds["ours"], seconds["deterministic"])
+                yield Row(f"SVI step, {what}; {where}", "deterministic step", limit, *metrics, note)
                 if what == DWP:
-                    figures = ratio(seconds["ours"], seconds["stock"])
-                    yield Row(f"SVI step, {what}; {where}", "stock step, float32", 1.0, *figures, note)
+                    metrics = ratio(seconds["ours"], seconds["stock"])
+                    yield Row(f"SVI step, {what}; {where}", "stock step, float32", 1.0, *metrics, note)
             if has_bfloat16(device):
                 sides = {
                     "stock": stock,
-                    "ours": scene.bayesian("dwp", "shared", "bf16"),
+                    "ours": scene.bayesian("dwp", "weight-sample", "bf16"),
                     "deterministic in bf16": scene.deterministic("bf16"),
                 }
                 seconds = time_in_turns(sides, 50 if small else 25, device)
                 note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
                 what = f"{DWP}, bf16"
-                figures = ratio(seconds["ours"], seconds["stock"])
-                yield Row(f"SVI step, {what}; {where}", "stock step, float32", 1.0, *figures, note)
+                metrics = ratio(seconds["ours"], seconds["stock"])
+                yield Row(f"SVI step, {what}; {where}", "stock step, float32", 1.0, *metrics, note)
 
 
 if __name__ == "__main__":

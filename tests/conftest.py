@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dwp_pyro.distributions.kernel_density import KernelDensity
-from dwp_pyro.distributions.kernel_flow import KernelFlow
-from dwp_pyro.distributions.kernel_mixture import KernelMixture
-from dwp_pyro.distributions.kernel_prior import ANY_SITE, DENSITIES, BlockCard, KernelPrior
-from dwp_pyro.distributions.kernel_vae import KernelVAE
-from dwp_pyro.distributions.priors import FAMILIES, prior_at
+from dwp_pyro.config.names import FAMILIES
+from dwp_pyro.densities import DENSITIES, KernelDistribution, KernelFlow, KernelMixture, KernelVAE
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.models.bayesian import bayesianize
-from dwp_pyro.models.blocks import kernel_sites
+from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.priors.blocks import kernel_sites
+from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
+from dwp_pyro.priors.make_prior import make_prior
 
 # Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower.
 torch.set_num_threads(1)
@@ -54,7 +52,7 @@ def linear_gaussian() -> LinearGaussian:
     """
 
     def make(
-        kernel_shape: tuple[int, ...], latent_size: int = 1, standardised: bool = False
+        kernel_shape: tuple[int, ...], latent_size: int = 1, standardized: bool = False
     ) -> tuple[KernelVAE, MultivariateNormal]:
         vae = KernelVAE(kernel_shape, latent_size, hidden=()).double()
         size = vae.kernel_shape.numel()
@@ -69,9 +67,9 @@ def linear_gaussian() -> LinearGaussian:
             vae.decoder[-1].bias.copy_(torch.cat([bias, sigma.log()]))
             vae.encoder[-1].weight[:latent_size] = regression
             vae.encoder[-1].bias.copy_(torch.cat([-regression @ bias, 0.5 * variance.log()]))
-        if standardised:
+        if standardized:
             correlation = 0.5 * torch.randn(size, size, dtype=torch.double).tril(-1) / size**0.5
-            vae.standardise_by(torch.randn(size, dtype=torch.double), correlation + 0.7 * torch.eye(size))
+            vae.standardize_by(torch.randn(size, dtype=torch.double), correlation + 0.7 * torch.eye(size))
         root = torch.linalg.cholesky(columns @ columns.T + sigma.square().diag())
         return vae, MultivariateNormal(vae.loc + vae.scale_tril @ bias, scale_tril=vae.scale_tril @ root)
 
@@ -79,7 +77,7 @@ def linear_gaussian() -> LinearGaussian:
 
 
 @torch.no_grad()
-def random_density(family: str, kernel_shape: tuple[int, ...] = (3, 3, 3)) -> KernelDensity:
+def random_density(family: str, kernel_shape: tuple[int, ...] = (3, 3, 3)) -> KernelDistribution:
     """An exact density in double precision, everything in it at random: no mean is 0, no weights are alike."""
     forms = {"gaussian": {}, "mixture": {"components": 3}, "flow": {"hidden": (8,)}}
     density = DENSITIES[family](kernel_shape, **forms[family]).double()
@@ -89,7 +87,7 @@ def random_density(family: str, kernel_shape: tuple[int, ...] = (3, 3, 3)) -> Ke
         below = 0.5 * torch.randn(*batch, size, size, dtype=torch.double).tril(-1) / size**0.5
         return below + (0.6 + 0.5 * torch.rand(*batch, size, dtype=torch.double)).diag_embed()
 
-    density.standardise_by(torch.randn(size, dtype=torch.double), root())
+    density.standardize_by(torch.randn(size, dtype=torch.double), root())
     if isinstance(density, KernelMixture):
         density.log_weights.copy_(torch.randn(3, dtype=torch.double).log_softmax(0))
         density.means.copy_(torch.randn(3, size))
@@ -117,17 +115,17 @@ def scene(linear_gaussian: LinearGaussian) -> Callable[..., Scene]:
         layers = [nn.Conv3d(1, 2, 3, padding=1, bias=False), nn.InstanceNorm3d(2), nn.ReLU()]
         network = nn.Sequential(*layers, nn.Conv3d(2, 2, 3, padding=1, bias=False)).double()
         family = prior if prior in FAMILIES else "dwp"
-        density = random_density(family) if family != "dwp" else linear_gaussian((3, 3, 3), 2, standardised=True)[0]
-        kernel_prior = KernelPrior(family, {"all": density}, {"all": BlockCard((ANY_SITE,), 1)}).requires_grad_(False)
+        density = random_density(family) if family != "dwp" else linear_gaussian((3, 3, 3), 2, standardized=True)[0]
+        kernel_prior = KernelPrior(family, {"all": density}, {"all": BlockInfo((ANY_SITE,), 1)}).requires_grad_(False)
         if prior == "isotropic":
-            kernel_prior = kernel_prior.of_family(prior)
+            kernel_prior = kernel_prior.as_family(prior)
         sites = kernel_sites(network)
-        around = {site: {"centre": w.detach().clone(), "scale": 0.5} if moved else {} for site, w in sites.items()}
-        priors = {site: prior_at(prior, site, w, kernel_prior, **around[site]) for site, w in sites.items()}
+        around = {site: {"center": w.detach().clone(), "scale": 0.5} if moved else {} for site, w in sites.items()}
+        priors = {site: make_prior(prior, site, w, kernel_prior, **around[site]) for site, w in sites.items()}
         locs = bayesianize(network, priors)
         image = torch.randn(3, 1, 4, 4, 4, dtype=torch.double)
-        brain = (torch.rand_like(image) < 0.8).double()
-        data = (image, (image > 0.5).long(), brain)
+        brain_mask = (torch.rand_like(image) < 0.8).double()
+        data = (image, (image > 0.5).long(), brain_mask)
         return Scene(
             SegmentationModel(network, likelihood, num_cases=3, evidence=50.0), MeanFieldNormal(locs, scale), data
         )

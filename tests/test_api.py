@@ -1,16 +1,21 @@
-"""The public names: each loads, and a five-line use of them works."""
+"""The public names: each loads, and the examples of their use in the documents run."""
 
+import math
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
-import pyro
-import torch
-from monai.networks.nets import SegResNet
-from pyro.infer import SVI, TraceMeanField_ELBO
+import pytest
+from click.testing import CliRunner
 
 import dwp_pyro
-from dwp_pyro.distributions.kernel_prior import BlockCard
-from dwp_pyro.models.blocks import BLOCKS
+from dwp_pyro.cli import main
+from dwp_pyro.priors.blocks import BLOCKS
+from dwp_pyro.priors.kernel_prior import BlockInfo
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_public_name_loads():
@@ -18,20 +23,24 @@ def test_every_public_name_loads():
         assert getattr(dwp_pyro, name).__name__ == name
 
 
+def test_the_command_line_prints_the_version_of_the_package():
+    assert CliRunner().invoke(main, ["--version"]).output == f"dwp-pyro, version {dwp_pyro.__version__}\n"
+
+
 def test_importing_the_package_is_quick():
     code = "import sys, dwp_pyro; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_use_that_the_readme_shows():
-    """A network of one's own, its kernels under a learned prior, driven by stock Pyro."""
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/own-network.md"])
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    """Custom networks with kernels under a learned prior, trained by stock Pyro."""
     blocks = {name: dwp_pyro.KernelVAE([3, 3, 3], 2, (4,)) for name in BLOCKS}
-    prior = dwp_pyro.KernelPrior("dwp", blocks, {name: BlockCard((), 0) for name in BLOCKS}).requires_grad_(False)
-    network = SegResNet(init_filters=8, in_channels=4, out_channels=2)
-    kernels = dwp_pyro.bayesianize(network, prior)
-    model, guide = dwp_pyro.SegmentationModel(network, "dice-ce", num_cases=5), dwp_pyro.MeanFieldNormal(kernels)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-    image, label = torch.randn(1, 4, 8, 8, 8), torch.ones(1, 1, 8, 8, 8)
-    before = guide.means()["convInit.conv.weight"]
-    svi.step(image, label, torch.ones_like(label))
-    assert not torch.equal(before, guide.means()["convInit.conv.weight"])
+    infos = {name: BlockInfo((), 0) for name in BLOCKS}
+    dwp_pyro.KernelPrior("dwp", blocks, infos).save(tmp_path / "runs/prior-ms")
+    monkeypatch.chdir(tmp_path)
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert math.isfinite(names["loss"])
+    assert any((names["guide"].means()[site] != kernel).any() for site, kernel in names["kernels"].items())

@@ -1,4 +1,4 @@
-"""A case: the files of one scanned person, read and checked against each other."""
+"""Cases: the files of one scan, read and checked for consistency."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dwp_pyro.data.regions import IGNORE
-from dwp_pyro.errors import DataError
+from dwp_pyro.runtime.errors import DataError, LabelsUnknown
 
 __all__ = ["UNREADABLE", "Case", "Scan", "Volume", "read_case", "read_volume"]
 
-# Tools that write the same grid differ by rounding; a real shift is larger.
+# Tools round the same affine differently; a real shift is larger.
 _TOLERANCE_MM = 0.1
 
-# Whole bodies at a millimetre have less; as float32 it is 4 GB.
-_MOST_VOXELS = 10**9
+# 4 GB as float32; whole-body scans at 1 mm are smaller.
+_MAX_VOXELS = 10**9
 
-# Deflate needs a bit more than a byte for a thousand (zlib's technical notes: 1032 to 1).
-_MOST_DEFLATED = 1032
+# Limit of deflate (zlib Technical Details: 1032 to 1).
+_MAX_COMPRESSION = 1032
 
-#: What nibabel raises on damaged headers and contents.
+#: Exceptions that nibabel raises for damaged files.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -51,29 +51,29 @@ class Case:
     """Files of one case.
 
     Args:
-        id: its name in the data set, unique there.
-        images: modality (flair, t1, t1ce, t2, …) → file.
-        label: file of the label, where there is one.
-        brain: file of the brain mask, where there is one; see `read_case` for cases without.
-        channels: modality → its place in the file, from 0, where one four-dimensional file holds several.
-        patient: Name of the patient, where several cases are visits of one; "" for a patient of one case.
+        id: Name, unique in the data set.
+        images: Modality (flair, t1, t1ce, t2, …) → file.
+        label: Label file, if any.
+        brain_mask: Brain mask file, if any; `read_case` describes the fallback.
+        channels: Modality → channel index in its file, from 0, if one four-dimensional file has several modalities.
+        patient: Name of the patient if several cases may be visits of one patient; otherwise "".
     """
 
     id: str
     images: Mapping[str, Path]
     label: Path | None = None
-    brain: Path | None = None
+    brain_mask: Path | None = None
     channels: Mapping[str, int] = field(default_factory=dict)
     patient: str = ""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A three-dimensional image on its grid.
+    """Three-dimensional image and its grid.
 
     Args:
-        data: [X, Y, Z], float32.
-        affine: [4, 4], voxel indices → scanner coordinates in mm (RAS+), as in nibabel.
+        data: Voxels [X, Y, Z], float32.
+        affine: Affine [4, 4], voxel indices → scanner coordinates in mm (RAS+), as in nibabel.
     """
 
     data: NDArray[np.float32]
@@ -87,21 +87,21 @@ class Volume:
 
 @dataclass(frozen=True)
 class Scan:
-    """A case in memory: images [C, X, Y, Z], brain and label [X, Y, Z] on one grid.
+    """Case in memory, all arrays on one grid.
 
     Args:
-        id: of the case.
-        images: float32, one channel a modality.
-        brain: bool.
-        label: int16 label values, where the case has a label.
-        affine: [4, 4], as in `Volume`.
-        reference: the file whose grid this is.
-        ignored: bool, voxels that loss and score leave out; None for none.
+        id: Id of the case.
+        images: Images [C, X, Y, Z], float32, one channel per modality.
+        brain_mask: Brain mask [X, Y, Z].
+        label: Label values [X, Y, Z], int16; None without a label.
+        affine: Affine [4, 4], as in `Volume`.
+        reference: File that defines the grid.
+        ignored: Mask [X, Y, Z] of voxels that loss and metrics ignore; None if there are none.
     """
 
     id: str
     images: NDArray[np.float32]
-    brain: NDArray[np.bool_]
+    brain_mask: NDArray[np.bool_]
     label: NDArray[np.int16] | None
     affine: NDArray[np.float64]
     reference: Path = field(compare=False)
@@ -109,8 +109,8 @@ class Scan:
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """The brain, without what loss and score leave out."""
-        return self.brain if self.ignored is None else self.brain & ~self.ignored
+        """Brain mask without the ignored voxels."""
+        return self.brain_mask if self.ignored is None else self.brain_mask & ~self.ignored
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -126,19 +126,19 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
     """Read a NIfTI file.
 
     Args:
-        path: of the file.
-        channel: of a four-dimensional file, to be read alone; the file is then one of several modalities.
+        path: NIfTI file.
+        channel: Channel to read from a four-dimensional file; None for a three-dimensional file.
 
     Raises:
-        DataError: if it is missing, damaged, not three-dimensional (or has no such channel), holds NaN or infinity,
-            or has a singular affine.
+        DataError: if the file is missing or damaged, has the wrong number of dimensions or channels, holds NaN or
+            infinity, or has a singular affine.
     """
     try:
         path.open("rb").close()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; put it there, or leave the case out") from None
-    except OSError as problem:  # a link that goes in circles, no permission
-        raise DataError(f"{path}: cannot be read ({problem.strerror}); mend that, or leave the case out") from problem
+        raise DataError(f"{path}: no such file; add it or exclude the case") from None
+    except OSError as problem:  # circular link, no permission
+        raise DataError(f"{path}: cannot be read ({problem.strerror}); fix that or exclude the case") from problem
     try:
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
@@ -150,14 +150,14 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
             raise DataError(f"{path}: expected a three-dimensional volume, found {found}; split or convert it first")
         if channel is not None and (len(shape) != 4 or min(shape[:3]) < 2 or shape[3] <= channel):
             raise DataError(
-                f"{path}: expected a four-dimensional file with {channel + 1} channels or more, as dataset.json "
-                f"names them, found {found}; mend one of the two"
+                f"{path}: expected a four-dimensional file with {channel + 1} channels or more, as in dataset.json, "
+                f"found {found}; fix one of the two"
             )
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is infinite, and said below
+        with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite
             data = _voxels(path, image, channel)
     except UNREADABLE as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
-        raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file whole?") from problem
+        raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file complete?") from problem
     if not np.isfinite(data).all():
         raise DataError(f"{path}: holds NaN or infinite voxels; replace them first")
     affine = np.asarray(image.affine, dtype=np.float64)
@@ -167,19 +167,21 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
 
 
 def _check_size(path: Path, image: Any) -> None:
-    """Raise DataError for a header that promises what the file cannot hold, or memory cannot, before any is taken."""
+    """Raise DataError, before allocating memory, if the header states more voxels than file or memory can hold."""
     voxels = math.prod(image.shape)
     size = voxels * image.get_data_dtype().itemsize
     if path.suffix.casefold() == ".gz":
-        size //= _MOST_DEFLATED
+        size //= _MAX_COMPRESSION
     if size > path.stat().st_size:
-        raise DataError(f"{path}: its header promises {voxels:,} voxels, more than there can be; is the file whole?")
-    if voxels > _MOST_VOXELS:
-        raise DataError(f"{path}: holds {voxels:,} voxels, more than {_MOST_VOXELS:,}; crop or resample it first")
+        raise DataError(
+            f"{path}: its header states {voxels:,} voxels, more than the file can hold; is the file complete?"
+        )
+    if voxels > _MAX_VOXELS:
+        raise DataError(f"{path}: holds {voxels:,} voxels, more than {_MAX_VOXELS:,}; crop or resample it first")
 
 
 def _voxels(path: Path, image: Any, channel: int | None) -> NDArray[np.float32]:
-    """The voxels of an image, or of a channel of it. A compressed file is read to its end, where its checksum is."""
+    """Return the voxels of an image or of one channel; read a compressed file to its end, to verify its checksum."""
     if path.suffix.casefold() != ".gz":
         return np.asarray(image.dataobj if channel is None else image.dataobj[..., channel], dtype=np.float32)
     with gzip.open(path) as file:
@@ -193,23 +195,25 @@ def _voxels(path: Path, image: Any, channel: int | None) -> NDArray[np.float32]:
 def read_case(
     case: Case, modalities: Sequence[str], labels: Mapping[int, str], *, may_lack_modalities: bool = False
 ) -> Scan:
-    """Read a case, all of its files on one grid.
+    """Read the files of a case and check that they share one grid.
+
+    Without a brain mask, the brain is where any image is not 0, with holes filled.
 
     Args:
-        case: its files.
-        modalities: the channels, in order.
-        labels: label value → structure; "ignore" marks voxels that loss and score leave out.
-        may_lack_modalities: whether a modality that the case has not is a channel of zeros; one it must have.
+        case: Case to read.
+        modalities: Modalities of the channels, in order.
+        labels: Label value → structure; loss and metrics ignore voxels of "ignore".
+        may_lack_modalities: Whether missing modalities become channels of zeros; at least one must exist.
 
     Raises:
-        DataError: naming the file, if one is missing, damaged, or lies on another grid, if a label holds a
-            fraction or a value that has no name, or if the brain is empty or ignored as a whole.
+        DataError: if a file is missing, damaged or on another grid, if the label has fractions or values without a
+            name, or if the brain is empty or ignored completely.
     """
     missing = [name for name in modalities if name not in case.images]
     if missing and not (may_lack_modalities and len(missing) < len(modalities)):
         raise DataError(
-            f"case {case.id}: has no {missing[0]} scan (it has {', '.join(case.images)}); add the file, leave the "
-            "case out, choose another --modality, or train with --modality-dropout"
+            f"case {case.id}: has no {missing[0]} scan (it has {', '.join(case.images)}); add the file, exclude "
+            "the case, choose other modalities, or train with modality dropout"
         )
     first_name = next(name for name in modalities if name in case.images)
     reference = case.images[first_name]
@@ -220,21 +224,21 @@ def read_case(
             volume = first if name == first_name else read_volume(case.images[name], case.channels.get(name))
             _check_same_grid(volume, case.images[name], first, reference)
             plane[:] = volume.data
-    if case.brain is None:
-        # Air within the head, and dark fluid within a brain, belong to it.
-        brain = ndimage.binary_fill_holes((stack != 0).any(0))
+    if case.brain_mask is None:
+        # Air cavities in the head and dark fluid in the brain are 0, too.
+        brain_mask = ndimage.binary_fill_holes((stack != 0).any(0))
     else:
-        mask = read_volume(case.brain)
-        _check_same_grid(mask, case.brain, first, reference)
-        brain = mask.data > 0
-    if not brain.any():
-        raise DataError(f"{case.brain or reference}: has no voxel above 0; the case has no brain to look at")
+        mask = read_volume(case.brain_mask)
+        _check_same_grid(mask, case.brain_mask, first, reference)
+        brain_mask = mask.data > 0
+    if not brain_mask.any():
+        raise DataError(f"{case.brain_mask or reference}: has no voxel above 0; the brain of the case is empty")
     label = None if case.label is None else _read_label(case.label, labels, first, reference)
     ignore = [value for value, name in labels.items() if name == IGNORE]
     ignored = np.isin(label, ignore) if label is not None and ignore else None
-    scan = Scan(case.id, stack, brain, label, first.affine, reference, ignored)
+    scan = Scan(case.id, stack, brain_mask, label, first.affine, reference, ignored)
     if not scan.counted.any():
-        raise DataError(f"{case.label}: every voxel of the brain is labelled '{IGNORE}'; leave the case out")
+        raise DataError(f"{case.label}: every voxel of the brain is labeled '{IGNORE}'; exclude the case")
     return scan
 
 
@@ -247,9 +251,7 @@ def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference:
     unknown = sorted(set(np.unique(whole).tolist()) - {0, *labels})
     if unknown:
         known = ", ".join(f"{value} {name}" for value, name in {0: "background", **labels}.items())
-        raise DataError(
-            f"{path}: unknown label value {unknown[0]:.0f} ({known}); mend the mask, or name it by --label-map"
-        )
+        raise LabelsUnknown(f"{path}: unknown label value {unknown[0]:.0f} ({known}); fix the mask or name the value")
     return whole.astype(np.int16)
 
 

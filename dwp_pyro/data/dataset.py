@@ -1,4 +1,4 @@
-"""A data set: cases of one layout, and what their label values mean."""
+"""Data sets: cases of one layout, and the names of their label values."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.regions import default_regions
-from dwp_pyro.errors import DataError
+from dwp_pyro.runtime.errors import DataError
 
-__all__ = ["DataSet", "Found", "Layout"]
+__all__ = ["DataSet", "Layout", "LayoutMatch"]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a layout finds in a folder.
+class LayoutMatch:
+    """Cases of a layout found in a folder.
 
     Args:
-        cases: at least one, in any order.
-        labels: label value → name; None where nothing says what the values mean.
-        regions: region → label values, where the data set defines them itself; else they follow from the names.
+        cases: Cases in any order, at least one.
+        labels: Label value → name; None if unknown.
+        regions: Region → label values if the data set defines regions; None to derive them from the names.
     """
 
     cases: Sequence[Case]
@@ -30,30 +30,30 @@ class Found:
 
 @dataclass(frozen=True)
 class Layout:
-    """How data sets of one kind lie on disk.
+    """Arrangement of a kind of data set on disk.
 
     Args:
-        name: as the command line calls it.
-        find: root → what is there; None if the root has another layout. It reads no voxel, and goes by names of
-            folders and files and by descriptions beside the scans, never by values in a mask.
-        expected: what the root should look like, for messages.
+        name: Name on the command line.
+        find: Function from a root to its cases, or to None if the root does not have this layout. It uses the names of
+            folders and files and the descriptions beside the scans, and reads no voxels.
+        expected: Example of the file names, for messages.
     """
 
     name: str
-    find: Callable[[Path], Found | None]
+    find: Callable[[Path], LayoutMatch | None]
     expected: str
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Cases of one layout.
+    """Cases of one layout with names of labels and regions.
 
     Args:
-        root: the folder, or the manifest, that they are from.
-        layout: its name.
-        cases: sorted by id.
-        labels: label value → structure, background left out; see `regions.structure`.
-        regions: region → the label values that make it up.
+        root: Folder or manifest of the cases.
+        layout: Name of the layout.
+        cases: Cases, sorted by id.
+        labels: Label value → structure, without background; see `regions.structure`.
+        regions: Region → label values.
     """
 
     root: Path
@@ -64,24 +64,27 @@ class DataSet:
 
     @property
     def by_id(self) -> dict[str, Case]:
-        """The cases by their ids."""
+        """Cases by id."""
         return {case.id: case for case in self.cases}
 
     @property
     def patients(self) -> dict[str, str]:
-        """Case id → patient; a case that names none is a patient of its own."""
+        """Case id → patient; the patient of a case without one is its id."""
         return {case.id: case.patient or case.id for case in self.cases}
 
     def region_values(self, regions: Sequence[str] | None) -> dict[str, frozenset[int]]:
-        """The label values of some regions, or of the default ones: the whole of a tumour; else every label.
+        """Return the label values of regions.
+
+        Args:
+            regions: Names of the regions; None for those of `regions.default_regions`.
 
         Raises:
-            DataError: if the data set has no such region, or no labels at all.
+            DataError: if the data set does not have such a region or has no labels.
         """
         if not self.regions:
             raise DataError(
-                f"{self.root}: there is nothing to learn, for no case has a label file, or --label-map leaves no "
-                "label but background and ignore; add labels, or name them"
+                f"{self.root}: no case has a label file, or the label map has only background and ignore; add labels "
+                "or name them"
             )
         chosen = default_regions(self.regions) if regions is None else regions
         for name in chosen:

@@ -1,20 +1,20 @@
-"""What label values mean: names of structures, and the regions that they make up."""
+"""Names of label values and the regions that they define."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
-from dwp_pyro.errors import ConfigError
+from dwp_pyro.runtime.errors import ConfigError
 
 __all__ = ["BACKGROUND", "IGNORE", "default_regions", "parse_label_map", "regions_of", "structure"]
 
 BACKGROUND = "background"
 
-#: Voxels of this label are left out of loss and score.
+#: Loss and metrics ignore voxels of this label.
 IGNORE = "ignore"
 
-# Structure → what else data sets call it, after `_words`.
+# Structure → synonyms, as normalized by `_words`.
 _SYNONYMS = {
     "oedema": ("ed", "snfh", "peritumoural-oedema", "vasogenic-oedema", "peritumoural-oedematous-invaded-tissue"),
     "necrosis": ("necrotic", "ncr", "ncr-net", "necrotic-core", "necrotic-tumour-core", "necrotic-tumour"),
@@ -36,52 +36,56 @@ _SYNONYMS = {
 }
 _STRUCTURES = {name: structure for structure, names in _SYNONYMS.items() for name in (structure, *names)}
 
-_TUMOUR = {"oedema", "necrosis", "non-enhancing", "enhancing", "cystic-component"}
-_NO_TUMOUR = {"resection-cavity"}
+_TUMOR = {"oedema", "necrosis", "non-enhancing", "enhancing", "cystic-component"}
+_NOT_TUMOR = {"resection-cavity"}
 
 
 def structure(name: str) -> str:
-    """The one name of a structure: "Peritumoral edema", "ED" and "SNFH" are all "oedema".
+    """Return the common name of a structure: "oedema" for "Peritumoral edema", "ED" and "SNFH".
 
-    Others keep their own, in small letters with hyphens ("Left_Atrium" → "left-atrium"), fit for a file's name.
+    Other names become lower case with hyphens ("Left_Atrium" → "left-atrium"), for use in file names.
 
     Raises:
-        ConfigError: if the name has no letter and no digit.
+        ConfigError: if the name has neither a letter nor a digit.
     """
     words = _words(name)
     if not words:
-        raise ConfigError(f"label name '{name}': has no letter or digit; name what the label marks")
+        raise ConfigError(f"label name '{name}': has no letter or digit; choose another name")
     return _STRUCTURES.get(words, words)
 
 
 def _words(name: str) -> str:
-    """In small letters with hyphens, and in British spelling."""
-    hyphened = "-".join(re.findall(r"[^\W_]+", name.casefold()))
-    return hyphened.replace("tumor", "tumour").replace("edema", "oedema").replace("ooedema", "oedema")
+    """Return a name in lower case with hyphens and in British spelling, as in `_SYNONYMS`."""
+    hyphenated = "-".join(re.findall(r"[^\W_]+", name.casefold()))
+    return hyphenated.replace("tumor", "tumour").replace("edema", "oedema").replace("ooedema", "oedema")
 
 
 def regions_of(labels: Mapping[int, str]) -> dict[str, frozenset[int]]:
-    """The regions that labels make up, each with its label values.
+    """Return the label values of the regions that labels define.
 
-    Structures of a tumour, two at least: whole, all of them; core, whole − oedema; enhancing. A resection cavity
-    may stand beside them and belongs to none. Anything else: each structure by its own name, and of several "all".
+    Two or more structures of a tumor define whole (all of them), core (whole − oedema) and enhancing; a resection
+    cavity belongs to none of them. Other structures are one region each, and several also define "all".
 
     Args:
-        labels: label value → structure; "background" and "ignore" belong to no region.
+        labels: Label value → structure; "background" and "ignore" belong to no region.
     """
-    of = {name: frozenset(value for value in labels if labels[value] == name) for name in labels.values()}
-    of = {name: values for name, values in of.items() if name not in (BACKGROUND, IGNORE)}
-    tumour = of.keys() & _TUMOUR
-    if len(tumour) > 1 and of.keys() <= _TUMOUR | _NO_TUMOUR:
-        whole = _union(of[name] for name in tumour)
-        regions = {"whole": whole, "core": whole - of.get("oedema", frozenset())}
-        return regions | ({"enhancing": of["enhancing"]} if "enhancing" in of else {})
-    return of | ({"all": _union(of.values())} if len(of) > 1 else {})
+    structures = {
+        name: frozenset(value for value in labels if labels[value] == name)
+        for name in labels.values()
+        if name not in (BACKGROUND, IGNORE)
+    }
+    tumor = structures.keys() & _TUMOR
+    if len(tumor) > 1 and structures.keys() <= _TUMOR | _NOT_TUMOR:
+        whole = _union(structures[name] for name in tumor)
+        regions = {"whole": whole, "core": whole - structures.get("oedema", frozenset())}
+        return regions | ({"enhancing": structures["enhancing"]} if "enhancing" in structures else {})
+    return structures | ({"all": _union(structures.values())} if len(structures) > 1 else {})
 
 
 def default_regions(regions: Mapping[str, frozenset[int]]) -> list[str]:
-    """What is segmented where nothing else is asked for: all regions if they exclude each other, "all" aside; else,
-    as of a tumour, the first, which is the whole.
+    """Return the regions to segment by default.
+
+    These are all regions except "all" if they exclude each other, and otherwise the first one (whole for a tumor).
     """
     names = [name for name in regions if name != "all"]
     sets = [regions[name] for name in names]
@@ -93,10 +97,10 @@ def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:
 
 
 def parse_label_map(entries: Iterable[str]) -> dict[int, str]:
-    """ "1=oedema", "2=necrosis" → {1: "oedema", 2: "necrosis"}.
+    """Parse "1=oedema", "2=necrosis" to {1: "oedema", 2: "necrosis"}.
 
     Raises:
-        ConfigError: if an entry has another form, or a value is named twice.
+        ConfigError: if an entry is malformed or a value is named twice.
     """
     labels: dict[int, str] = {}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Which cases train, validate and test."""
+"""Split of the cases into training, validation and test."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dwp_pyro.errors import DataError, UserError
-from dwp_pyro.storage import read_json
+from dwp_pyro.runtime.errors import DataError, UserError
+from dwp_pyro.runtime.files import read_json
 
 __all__ = ["Split", "read_roles", "read_split", "seeded_split"]
 
-_TEST_PART = 0.2
+_TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids by role; no case has two, and no patient.
+    """Case ids by role; all cases of a patient have the same role.
 
-    Training sets are nested: with the same seed, the n first patients of a larger training set are the smaller one.
+    Training sets are nested: with the same seed, the smaller set is the first n patients of the larger one.
     """
 
     train: tuple[str, ...]
@@ -28,88 +28,95 @@ class Split:
     test: tuple[str, ...]
 
     def to_mapping(self) -> dict[str, list[str]]:
-        """Plain lists, as a split file holds them."""
+        """Return plain lists, as in a split file."""
         return {role: list(ids) for role, ids in asdict(self).items()}
 
 
 def seeded_split(patients: Mapping[str, str], n: int | None, validation: int, seed: int) -> Split:
-    """A fifth of the seed's permutation of patients for testing, then the validation patients, then the first n others.
+    """Split a random permutation of the patients: a fifth for testing, then for validation, then n for training.
 
     Args:
-        patients: Case id → patient; all cases of a patient have one role.
-        n: Training patients; None takes all.
-        validation: Validation patients.
+        patients: Case id → patient.
+        n: Number of training patients; None for all.
+        validation: Number of validation patients.
         seed: Seed of the permutation.
 
     Raises:
         DataError: if there are too few patients.
     """
     order = _permutation(patients.values(), seed)
-    tested = round(_TEST_PART * len(order))
-    rest = order[tested + validation :]
-    if n is not None and n > len(order) - tested:
-        remedy = "--n" if rest else "--n and --validation"
+    test = round(_TEST_FRACTION * len(order))
+    rest = order[test + validation :]
+    if n is not None and n > len(order) - test:
+        remedy = "n" if rest else "n and validation"
     else:
-        remedy = "--n or --validation" if rest else "--validation"
-    taken = f"of {len(order)} patients {tested} test and {validation} validate; lower {remedy}"
-    roles = _first(rest, n, taken), order[tested : tested + validation], order[:tested]
+        remedy = "n or validation" if rest else "validation"
+    reason = f"of {len(order)} patients {test} are for testing and {validation} for validation; lower {remedy}"
+    roles = _first(rest, n, reason), order[test : test + validation], order[:test]
     return Split(*(_cases_of(role, patients) for role in roles))
 
 
 def read_roles(path: Path, error: type[UserError] = DataError) -> dict[str, list[str]]:
-    """A split file: JSON lists of case ids under "train", "test" and, if wanted, "validation"; those that are there.
+    """Read a split file: JSON lists of case ids under "train", "test" and optionally "validation".
+
+    Args:
+        path: Split file.
+        error: Class of the error to raise.
+
+    Returns:
+        Role → case ids, for the roles in the file.
 
     Raises:
-        UserError: of the class `error`, naming the file, if it cannot be read, or these are no lists of case ids.
+        UserError: of class `error`, if the file cannot be read or a role is not a list of case ids.
     """
     content = read_json(path, error)
     lists: dict[str, list[str]] = {role: content[role] for role in ("train", "validation", "test") if role in content}
     for role, names in lists.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise error(f"{path}: '{role}' should be a list of case ids; mend it")
+            raise error(f"{path}: '{role}' should be a list of case ids")
     return lists
 
 
 def read_split(path: Path, patients: Mapping[str, str], n: int | None, validation: int, seed: int) -> Split:
-    """The split that a file says; see `read_roles`.
+    """Read a split from a file; see `read_roles`.
 
-    Without "validation", the last of the seed's permutation of the training patients validate.
+    Without "validation" in the file, the last patients of a random permutation of its training patients validate.
 
     Args:
         path: Split file.
-        patients: Case id → patient, of all cases.
-        n: Training patients, the first of the seed's permutation; None takes all.
-        validation: Validation patients, where the file names none.
+        patients: Case id → patient for all cases.
+        n: Number of training patients, the first of the permutation; None for all.
+        validation: Number of validation patients if the file names none.
         seed: Seed of the permutation.
 
     Raises:
-        DataError: naming the file, if it cannot be read, names a case that is not there or one twice, gives a patient
-            two roles, or has too few training patients.
+        DataError: if the file cannot be read, names an unknown case or a case twice, gives a patient two roles, or has
+            too few training patients.
     """
-    given = read_roles(path)
-    lists = {role: given.get(role, []) for role in ("train", "validation", "test")}
+    roles_in_file = read_roles(path)
+    lists = {role: roles_in_file.get(role, []) for role in ("train", "validation", "test")}
     named = [name for names in lists.values() for name in names]
     for name in named:
         if name not in patients:
-            raise DataError(f"{path}: case '{name}' is not among the scans; correct the file or the --root")
+            raise DataError(f"{path}: case '{name}' is not among the scans; fix the file or the folder of the scans")
         if named.count(name) > 1:
-            raise DataError(f"{path}: case '{name}' is named twice; a case has one role")
+            raise DataError(f"{path}: case '{name}' is named twice; give each case one role")
     roles: dict[str, str] = {}
     for role, names in lists.items():
         for name in names:
             if roles.setdefault(patients[name], role) != role:
                 raise DataError(
                     f"{path}: patient '{patients[name]}' has cases in '{roles[patients[name]]}' and in '{role}'; "
-                    "give all of a patient's cases one role"
+                    "give all cases of a patient one role"
                 )
-    of_train = {name: patients[name] for name in lists["train"]}
-    order = _permutation(of_train.values(), seed)
-    if "validation" not in given and validation:
-        lists["validation"] = [*_cases_of(order[-validation:], of_train)]
+    train_patients = {name: patients[name] for name in lists["train"]}
+    order = _permutation(train_patients.values(), seed)
+    if "validation" not in roles_in_file and validation:
+        lists["validation"] = [*_cases_of(order[-validation:], train_patients)]
         order = order[:-validation]
     try:
-        taken = f"beside {len(lists['validation'])} that validate (--validation, or 'validation' in the file)"
-        train = _cases_of(_first(order, n, taken), of_train)
+        reason = f"{len(lists['validation'])} cases are for validation"
+        train = _cases_of(_first(order, n, reason), train_patients)
         return Split(train, tuple(lists["validation"]), tuple(lists["test"]))
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
@@ -124,10 +131,10 @@ def _permutation(names: Iterable[str], seed: int) -> list[str]:
     return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
 
 
-def _first(patients: Sequence[str], n: int | None, taken: str) -> Sequence[str]:
-    wanted = 1 if n is None else n
-    if len(patients) < wanted:
+def _first(patients: Sequence[str], n: int | None, reason: str) -> Sequence[str]:
+    required = 1 if n is None else n
+    if len(patients) < required:
         raise DataError(
-            f"{wanted} training patient{'s' if wanted > 1 else ''} asked for, {len(patients)} left: {taken}"
+            f"{required} training patient{'s' if required > 1 else ''} requested, {len(patients)} available: {reason}"
         )
     return patients[:n]

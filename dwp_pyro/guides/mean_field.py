@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dwp_pyro.distributions.kernel_normal import KernelNormal
+from dwp_pyro.densities.kernel_normal import KernelNormal
 
 __all__ = ["MeanFieldNormal"]
 
@@ -22,28 +22,26 @@ _MAX_LOG_SCALE = 12 * math.log(10)
 
 
 class MeanFieldNormal(PyroModule):
-    """q(W) = Π N(m, s²), independent over every weight of every site, or over its coordinates in a unit of the site.
+    """q(W) = Π N(m, s²), independent over all weights of all sites, or over coordinates in a unit of each site.
 
-    With a unit A a site is w = m₀ + A (μ + s ∘ ε), ε ~ N(0, I), m₀ its initial means: A is a diagonal, or a root of a
-    kernel's covariance (`KernelNormal`). In the units of its prior the posterior is optimized at one rate whatever the
-    size of a site's kernels, and can equal a prior that correlates them.
+    With a unit A the weights of a site are w = m₀ + A (μ + s ∘ ε), ε ~ N(0, I), with initial means m₀: A is diagonal,
+    or a root of a kernel covariance (`KernelNormal`). In units of the prior one learning rate suits kernels of every
+    size, and the posterior can equal a prior that correlates weights.
 
-    Each site is sampled directly (not through an auxiliary site), so the divergences registered for a pair of
-    distributions reach `TraceMeanField_ELBO`.
-
-    Every s lies between 1e-12 and 1e12, whatever optimization makes of its logarithm.
+    Each site is sampled directly (not through an auxiliary site), so that `TraceMeanField_ELBO` finds the KL that is
+    registered for a pair of distributions. Every s is limited to 1e-12 to 1e12.
 
     Args:
-        locs: Site → initial means m₀, of the site's shape: the kernels of a source network, draws of the prior, a
-            random start.
-        scale: Initial s, of every coordinate.
+        locs: Site → initial means m₀, of the site's shape: kernels of a source network, draws of the prior or a
+            random initialization.
+        scale: Initial s of every coordinate.
         units: Site → A, lower triangular [D, D] for kernels of D weights, or the diagonal of such a matrix, [D] or [];
-            1 for a site that is left out.
+            1 for missing sites.
 
     Raises:
-        ValueError: if `scale` is not positive.
+        ValueError: If `scale` is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dwp_pyro import MeanFieldNormal
         >>> guide = MeanFieldNormal({"0.weight": torch.zeros(2, 1, 3, 3, 3)}, scale=0.1)
@@ -58,7 +56,7 @@ class MeanFieldNormal(PyroModule):
         super().__init__("guide")
         if not scale > 0:
             raise ValueError(f"the initial scale must be positive, got {scale}")
-        # A parameter's name may hold no dot; a site's does.
+        # Parameter names must not contain dots, names of sites do.
         self._keys = {site: site.replace(".", "/") for site in locs}
         for site, loc in locs.items():
             self.register_buffer(f"start/{self._keys[site]}", loc.detach().clone())
@@ -71,30 +69,30 @@ class MeanFieldNormal(PyroModule):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The names of the sites."""
+        """Names of the sites."""
         return tuple(self._keys)
 
     def scale(self, site: str) -> Tensor:
-        """s of a site, of its shape."""
+        """Return s of a site, of the site's shape."""
         return _limited(self.log_scales[self._keys[site]]).exp()
 
     def unit(self, site: str) -> Tensor:
-        """A of a site; [D, D], [D] or []."""
+        """Return A of a site: [D, D], [D] or []."""
         return self._buffer("unit", self._keys[site])
 
     def posterior(self, site: str) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each weight at a site, of the site's shape."""
+        """Return mean and standard deviation of each weight of a site, of the site's shape."""
         q = self.distribution(site).base_dist
         return q.mean, q.variance.sqrt()
 
     def distribution(self, site: str) -> Any:
-        """q of the weights at a site, its event the whole weight."""
+        """Return q of the weights of a site; its event is the whole weight."""
         key = self._keys[site]
         return self._distribution(key, self.shifts[key], self.log_scales[key])
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """Sample every site; returns site → weights. Arguments are those of the model, unused."""
-        # Each access to an attribute registers every parameter with Pyro: one access, not one per site.
+        """Sample every site; return site → weights. The model's arguments are unused."""
+        # Each attribute access registers every parameter with Pyro: access once, not per site.
         shifts, log_scales = dict(self.shifts), dict(self.log_scales)
         return {
             site: pyro.sample(site, self._distribution(key, shifts[key], log_scales[key]))
@@ -106,7 +104,7 @@ class MeanFieldNormal(PyroModule):
         loc = start + _times(unit, shift)
         if unit.dim() < 2:
             return Normal(loc, _times(unit, scale)).to_event(loc.dim())
-        return KernelNormal(loc, scale, unit, loc.dim() - 2).to_event(2)
+        return KernelNormal(loc, scale, unit, loc.dim() - 2).to_event(2)  # type: ignore[no-untyped-call]
 
     def _buffer(self, kind: str, key: str) -> Tensor:
         buffer = self._buffers[f"{kind}/{key}"]
@@ -115,17 +113,23 @@ class MeanFieldNormal(PyroModule):
 
     @torch.no_grad()
     def set_scale(self, site: str, scale: Tensor) -> None:
-        """Set s of a site, of its shape."""
+        """Set s of a site, of the site's shape."""
         self.log_scales[self._keys[site]].copy_(scale.log())
 
     @torch.no_grad()
     def means(self) -> dict[str, Tensor]:
-        """Site → posterior mean."""
+        """Return the posterior mean of each site."""
         return {site: self.distribution(site).mean.clone() for site in self._keys}
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Site → one sample of the posterior, outside any effect; noise from the CPU, so alike on every device."""
+        """Return one posterior sample, site → weights, without Pyro effects.
+
+        The noise is drawn on the CPU: a seed gives the same sample on every device.
+
+        Args:
+            generator: Random generator on the CPU; None for the global one.
+        """
         weights = {}
         for site, key in self._keys.items():
             shift = self.shifts[key]
@@ -136,7 +140,7 @@ class MeanFieldNormal(PyroModule):
 
 
 def _times(unit: Tensor, coordinates: Tensor) -> Tensor:
-    """A v for every kernel v, [out, in, k₁, …, k_d]."""
+    """Return A v for every kernel v of [out, in, k₁, …, k_d]."""
     if unit.dim() == 0:
         return unit * coordinates
     kernels = coordinates.flatten(2)
@@ -145,5 +149,5 @@ def _times(unit: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def _limited(log_scale: Tensor) -> Tensor:
-    """The nearest logarithm within bounds, with the gradient of the logarithm itself, which brings it back."""
+    """Clamp a log-scale; the gradient passes through, so that optimization can return within the limits."""
     return log_scale + (log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE) - log_scale).detach()

@@ -1,4 +1,4 @@
-"""Local reparameterisation as an effect handler."""
+"""Local reparameterization as an effect handler."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["LocalReparameterization"]
 
 
 class LocalReparameterization(Messenger):
-    """Samples activations instead of weights: N(x∗m, x²∗s²), two convolutions (Kingma et al. 2015, section 2.3).
+    """Sample activations instead of weights: N(x∗m, x²∗s²), two convolutions (Kingma et al. 2015, section 2.3).
 
-    Enter it around the loss; it answers the convolution effects of `BayesianConv`. Each activation has
-    the mean and variance that one shared kernel would give it, but activations are independent given x,
-    where a shared kernel correlates them. For one convolution under a voxelwise likelihood the expected
-    loss is the same; through norms, further layers or Dice it is another objective (that of the paper).
+    Enter it around the loss; it handles the convolution effects of `BayesianConv`. Each activation has the mean and
+    variance that a shared kernel would give it, but activations are independent given x, where a shared kernel
+    correlates them. For one convolution under a voxelwise likelihood the expected loss is the same; with norms, further
+    layers or Dice the objective differs (it is that of the paper).
 
     Args:
-        posterior: site → mean and standard deviation of its weights, a function of the guide's
-            parameters (`MeanFieldNormal.posterior`).
+        posterior: Site → mean and standard deviation of its weights, as functions of the guide's parameters
+            (`MeanFieldNormal.posterior`).
     """
 
     def __init__(self, posterior: Callable[[str], tuple[Tensor, Tensor]]) -> None:
@@ -33,7 +33,7 @@ class LocalReparameterization(Messenger):
         convolve, input, _, bias = msg["args"]
         loc, scale = self.posterior(msg["infer"]["site"])
         mean = convolve(input, loc, bias)
-        # The floor keeps the gradient of the root finite where the input is all zero.
+        # The floor keeps the gradient of the square root finite where the input is 0.
         variance = convolve(input.square(), scale.square(), None).clamp_min(1e-12)
         msg["value"] = mean + variance.sqrt() * torch.randn_like(mean)
         msg["done"] = True

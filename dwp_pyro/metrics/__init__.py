@@ -1,9 +1,9 @@
-"""Measures of predicted cases: overlap, surfaces, lesions, calibration, uncertainty; all of one region of one case."""
+"""Metrics of one region of one predicted case: overlap, surfaces, lesions, calibration, uncertainty."""
 
 from __future__ import annotations
 
 from dwp_pyro.metrics.case import EMPTY_MASK_POLICY, HEADLINE, MEASURES, CaseMetrics, case_metrics
-from dwp_pyro.metrics.summary import Summary, show, summarise
+from dwp_pyro.metrics.summary import Summary, show, summarize_cases
 
 __all__ = [
     "EMPTY_MASK_POLICY",
@@ -13,5 +13,5 @@ __all__ = [
     "Summary",
     "case_metrics",
     "show",
-    "summarise",
+    "summarize_cases",
 ]

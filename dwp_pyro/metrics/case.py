@@ -1,4 +1,4 @@
-"""All measures of one region of one predicted case against its label."""
+"""All metrics of one region of one predicted case against its label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dwp_pyro.metrics.uncertainty import RiskCoverage, qu_brats, risk_coverage
 
 __all__ = ["EMPTY_MASK_POLICY", "HEADLINE", "MEASURES", "CaseMetrics", "case_metrics"]
 
-#: What a case may have been measured by → its title in tables, and the decimals it is shown with.
+#: Metric → title in tables and number of decimals.
 MEASURES = {
     "dice": ("Dice", 3),
     "iou": ("IoU", 3),
@@ -35,10 +35,10 @@ MEASURES = {
     "pairwise_dice": ("pairwise Dice", 3),
 }
 
-#: Those that tables show; files hold all.
+#: Metrics that tables show; files hold all.
 HEADLINE = ("dice", "hd95", "nsd", "lesion_f1", "nll", "ece", "qu_brats")
 
-#: What is done about empty masks; written beside every figure.
+#: Values for empty masks; written with every result.
 EMPTY_MASK_POLICY = (
     "two masks both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of them empty: "
     "these 0, HD95 the diagonal of the scan"
@@ -48,12 +48,12 @@ _CURVE_POINTS = 100
 
 
 class CaseMetrics(NamedTuple):
-    """Of one region of one case.
+    """Metrics of one region of one case.
 
     Args:
-        measures: those of `MEASURES`, but for "pairwise_dice", which takes the weight samples.
-        reliability: over brain voxels; to be summed over cases.
-        risk_coverage: over brain voxels, 100 points; to be averaged over cases.
+        measures: Values of `MEASURES`, except "pairwise_dice", which needs the weight samples.
+        reliability: Reliability over brain voxels; summed over cases.
+        risk_coverage: Curve over brain voxels, 100 points; averaged over cases.
     """
 
     measures: dict[str, float]
@@ -66,26 +66,26 @@ def case_metrics(
     segmented: NDArray[np.bool_],
     entropy: NDArray[np.float32],
     truth: NDArray[np.bool_],
-    brain: NDArray[np.bool_],
+    brain_mask: NDArray[np.bool_],
     spacing: tuple[float, ...],
 ) -> CaseMetrics:
-    """Measure one region of one case. Empty masks: `EMPTY_MASK_POLICY`.
+    """Measure one region of one case; for empty masks see `EMPTY_MASK_POLICY`.
 
     Args:
-        probability: of the region, [X, Y, Z].
+        probability: Probability of the region, [X, Y, Z].
         segmented: Predicted mask of the region, [X, Y, Z].
-        entropy: of that probability, in nats, [X, Y, Z]: the uncertainty of "qu_brats" and "aurc".
-        truth: the region, [X, Y, Z].
-        brain: voxels over which calibration and uncertainty are measured, [X, Y, Z]; one at least.
-        spacing: sides of a voxel, in mm.
+        entropy: Entropy of the probability in nats, [X, Y, Z]; the uncertainty of "qu_brats" and "aurc".
+        truth: True mask of the region, [X, Y, Z].
+        brain_mask: Voxels of calibration and uncertainty metrics, [X, Y, Z]; at least one.
+        spacing: Voxel sides in mm.
     """
     diagonal = math.hypot(*(side * voxels for side, voxels in zip(spacing, truth.shape, strict=True)))
-    # Masks are compared in the box that holds both: of a brain it is a small part.
+    # Crop both masks to their bounding box, which is small compared with the scan.
     (box,) = ndimage.find_objects((segmented | truth).view(np.uint8)) or [...]
     masks = segmented[box], truth[box]
     lesions = lesion_scores(*masks, spacing)
-    p, y, predicted = probability[brain], truth[brain], segmented[brain]
-    uncertainty = entropy[brain] * (100 / math.log(2))
+    p, y, predicted = probability[brain_mask], truth[brain_mask], segmented[brain_mask]
+    uncertainty = entropy[brain_mask] * (100 / math.log(2))
     reliability = Reliability.of(p, y)
     curve = risk_coverage(uncertainty, predicted != y, _CURVE_POINTS)
     measures = {

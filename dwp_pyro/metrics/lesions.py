@@ -1,4 +1,4 @@
-"""A segmentation lesion by lesion: which are found, and how well."""
+"""Lesion-wise metrics: detection, and overlap per lesion."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from scipy import ndimage
 
 __all__ = ["LesionScores", "lesion_scores"]
 
-_NEIGHBOURS_18, _NEIGHBOURS_26 = (ndimage.generate_binary_structure(3, order) for order in (2, 3))
+_NEIGHBORS_18, _NEIGHBORS_26 = (ndimage.generate_binary_structure(3, order) for order in (2, 3))
 
 
 class LesionScores(NamedTuple):
-    """Each in [0, 1].
+    """Lesion-wise scores, each in [0, 1].
 
     Args:
-        dice: Σ Dice of a lesion / (true lesions + false ones), 0 for the missed.
-        f1: 2 found / (2 found + missed + false ones).
+        dice: Sum of the Dice of all true lesions, 0 for missed ones, over the number of true and false lesions.
+        f1: 2 found / (2 found + missed + false).
     """
 
     dice: float
@@ -34,25 +34,25 @@ def lesion_scores(
     dilation: int = 3,
     smallest: float = 50.0,
 ) -> LesionScores:
-    """Lesion-wise Dice and F1, lesions matched as in BraTS 2023 (Saluja et al. 2023); the defaults are for gliomas.
+    """Return lesion-wise Dice and F1 with the matching of BraTS 2023 (Saluja et al. 2023); defaults are for gliomas.
 
-    The truth is dilated; what is one 26-connected component of that is one lesion, and all 26-connected components of
-    the prediction that touch it are its match (one may match several lesions). A component that touches none is a
-    false lesion. A lesion's Dice is that of its own voxels and of its whole match. Both scores are 1 where no
-    lesion counts, neither a true nor a false one.
+    True voxels in one 26-connected component of the dilated truth are one lesion. Its match is the union of all
+    26-connected components of the prediction that touch the dilated component; a component can match several lesions.
+    A component that touches none is a false lesion. The Dice of a lesion compares its voxels with its whole match. Both
+    scores are 1 if there are neither true nor false lesions.
 
     Args:
-        predicted: mask [X, Y, Z].
-        truth: mask [X, Y, Z].
-        spacing: sides of a voxel, in mm.
-        dilation: steps to the 18 neighbours, in voxels.
-        smallest: true lesions of this volume or less, in mm³, do not count, found or not; false ones always do.
+        predicted: Predicted mask [X, Y, Z].
+        truth: True mask [X, Y, Z].
+        spacing: Voxel sides in mm.
+        dilation: Number of dilations to the 18 neighbors.
+        smallest: Volume in mm³ up to which true lesions are ignored, found or not; false lesions always count.
     """
-    parts, number_of_parts = ndimage.label(predicted, _NEIGHBOURS_26)
-    # SciPy takes 0 iterations for endless ones.
-    merged = ndimage.binary_dilation(truth, _NEIGHBOURS_18, dilation) if dilation else truth
-    lesions, number_of_lesions = ndimage.label(merged, _NEIGHBOURS_26)
-    # Of each lesion (0 is none): its voxels, those of them predicted, the voxels of its match.
+    parts, number_of_parts = ndimage.label(predicted, _NEIGHBORS_26)
+    # SciPy repeats a dilation of 0 iterations until nothing changes.
+    merged = ndimage.binary_dilation(truth, _NEIGHBORS_18, dilation) if dilation else truth
+    lesions, number_of_lesions = ndimage.label(merged, _NEIGHBORS_26)
+    # Per lesion, with 0 for the background: its voxels, its predicted voxels, the voxels of its match.
     size = np.bincount(lesions[truth], minlength=number_of_lesions + 1)
     common = np.bincount(lesions[truth & predicted], minlength=number_of_lesions + 1)
     touching = merged & predicted
@@ -64,8 +64,8 @@ def lesion_scores(
     counts = size * np.prod(spacing) > smallest
     found = int(np.count_nonzero(match[counts]))
     false = number_of_parts - len(np.unique(part))
-    every = int(np.count_nonzero(counts)) + false
-    if not every:
+    total = int(np.count_nonzero(counts)) + false
+    if not total:
         return LesionScores(1.0, 1.0)
-    of_each = 2 * common[counts] / (size[counts] + match[counts])
-    return LesionScores(float(of_each.sum() / every), 2 * found / (found + every))
+    dice = 2 * common[counts] / (size[counts] + match[counts])
+    return LesionScores(float(dice.sum() / total), 2 * found / (found + total))

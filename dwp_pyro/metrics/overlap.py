@@ -1,4 +1,4 @@
-"""How far two masks cover each other, and how far many do."""
+"""Overlap of two masks, and mean overlap of many."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ __all__ = ["PairwiseDice", "as_batch", "dice", "iou"]
 
 
 def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """2 |A ∩ B| / (|A| + |B|) of two masks [X, Y, Z]; 1 if both are empty."""
+    """Return 2 |A ∩ B| / (|A| + |B|) of two masks [X, Y, Z]; 1 if both are empty."""
     return float(compute_dice(as_batch(predicted), as_batch(truth), ignore_empty=False))
 
 
 def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """|A ∩ B| / |A ∪ B| of two masks [X, Y, Z]; 1 if both are empty."""
+    """Return |A ∩ B| / |A ∪ B| of two masks [X, Y, Z]; 1 if both are empty."""
     return float(compute_iou(as_batch(predicted), as_batch(truth), ignore_empty=False))
 
 
 def as_batch(mask: NDArray[np.bool_]) -> torch.Tensor:
-    """[X, Y, Z] → [1, 1, X, Y, Z], as MONAI measures masks."""
+    """Return a mask [X, Y, Z] as [1, 1, X, Y, Z], the shape of MONAI's metrics."""
     return torch.from_numpy(mask)[None, None]
 
 
 class PairwiseDice:
-    """The mean Dice over all pairs of masks that come one by one, 1 for a pair of empty ones.
+    """Running mean of Dice over all pairs of masks; 1 for a pair of empty masks.
 
-    Of the segmentations of S weight samples it says how far the samples agree: low where a segmentation is likely to
-    have failed (Roy et al. 2019; Zenk et al. 2025). A mask is kept at a bit a voxel: 32 of them weigh what one
-    float32 map does.
+    Over the segmentations of S weight samples it measures their agreement; low values predict a failed segmentation
+    (Roy et al. 2019; Zenk et al. 2025). Masks are kept at one bit per voxel.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class PairwiseDice:
         self._total = 0.0
 
     def add(self, mask: NDArray[np.bool_]) -> None:
-        """Compare a mask with those that came before it; all have the same number of voxels."""
+        """Compare a mask with all earlier ones; all must have the same number of voxels."""
         packed = np.packbits(mask)
         bits = np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
         size = _count(bits)
@@ -50,7 +49,7 @@ class PairwiseDice:
         self._sizes.append(size)
 
     def mean(self) -> float:
-        """Over S (S − 1) / 2 pairs; NaN where there is none."""
+        """Return the mean over S (S − 1) / 2 pairs; NaN if there are none."""
         pairs = len(self._masks) * (len(self._masks) - 1) // 2
         return self._total / pairs if pairs else float("nan")
 

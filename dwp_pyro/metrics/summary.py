@@ -1,4 +1,4 @@
-"""Measures over cases."""
+"""Summaries of metrics over cases."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 
 from dwp_pyro.metrics.case import MEASURES
 
-__all__ = ["Summary", "show", "summarise"]
+__all__ = ["Summary", "show", "summarize_cases"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one measure over cases: mean, standard error of the mean (NaN for one case), number of cases."""
+    """Mean of a metric over cases, its standard error (NaN for a single case), and the number of cases."""
 
     mean: float
     standard_error: float
     cases: int
 
 
-def summarise(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
-    """Each measure over the cases that have it."""
+def summarize_cases(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
+    """Summarize each metric over the cases that have it."""
     rows = list(cases)
     summaries = {}
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -33,7 +33,7 @@ def summarise(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
 
 
 def show(measure: str, summary: Summary | None) -> str:
-    """Mean ± standard error, of one case the mean alone, of none a dash; no decimals if it is none of `MEASURES`."""
+    """Format as mean ± standard error; a dash without cases; no decimals for metrics outside `MEASURES`."""
     if summary is None:
         return "-"
     _, digits = MEASURES.get(measure, ("", 0))

@@ -1,4 +1,4 @@
-"""How far the surfaces of two masks lie apart."""
+"""Distances between the surfaces of two masks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["hd95", "surface_dice"]
 
 
 def hd95(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float], one_empty: float) -> float:
-    """The 95th percentile of the distance from one surface to the other, the larger of both directions, in mm.
+    """Return the 95th percentile of the distances between two surfaces in mm, the larger of both directions.
 
     Args:
-        predicted: mask [X, Y, Z].
-        truth: mask [X, Y, Z].
-        spacing: sides of a voxel, in mm.
-        one_empty: what is returned if one of the masks is empty, in mm; if both are it is 0.
+        predicted: Predicted mask [X, Y, Z].
+        truth: True mask [X, Y, Z].
+        spacing: Voxel sides in mm.
+        one_empty: Value in mm if exactly one mask is empty; it is 0 if both are.
     """
     if not (truth.any() and predicted.any()):
         return one_empty if truth.any() or predicted.any() else 0.0
@@ -34,16 +34,16 @@ def hd95(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequen
 def surface_dice(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float], tolerance: float = 1.0
 ) -> float:
-    """Normalised surface Dice (NSD): the part of both surfaces that lies within a tolerance of the other one.
+    """Return the normalized surface Dice (NSD): the fraction of both surfaces within a tolerance of the other.
 
-    A surface is the voxels of a mask with a face on its outside (Seidlitz et al. 2022, after Nikolov et al. 2018).
-    Both masks empty: 1; one of them: 0.
+    Surface voxels have a face on the outside of the mask (Seidlitz et al. 2022, after Nikolov et al. 2018). The value
+    is 1 if both masks are empty, 0 if one is.
 
     Args:
-        predicted: mask [X, Y, Z].
-        truth: mask [X, Y, Z].
-        spacing: sides of a voxel, in mm.
-        tolerance: in mm.
+        predicted: Predicted mask [X, Y, Z].
+        truth: True mask [X, Y, Z].
+        spacing: Voxel sides in mm.
+        tolerance: Tolerance in mm.
     """
     if not (truth.any() and predicted.any()):
         return float(not (truth.any() or predicted.any()))
@@ -53,5 +53,5 @@ def surface_dice(
 
 
 def _quiet() -> warnings.catch_warnings[None]:
-    """Without MONAI's warnings of its own calls."""
+    """Suppress the FutureWarnings that MONAI raises about its own calls."""
     return warnings.catch_warnings(category=FutureWarning, action="ignore")

@@ -1,4 +1,4 @@
-"""Whether what is uncertain is what is wrong: of voxels in a case, and of cases among others."""
+"""Whether uncertainty ranks errors: of voxels in a case, and of cases in a test set."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ _THRESHOLDS = np.linspace(0, 100, 41)
 
 
 def qu_brats(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], uncertainty: NDArray[np.float32]) -> float:
-    """The QU-BraTS score of a region (Mehta et al. 2022), in [0, 1].
+    """Return the QU-BraTS score of a region (Mehta et al. 2022), in [0, 1].
 
-    At each of 41 thresholds τ from 0 to 100 the voxels of uncertainty u ≤ τ are kept. Over τ / 100, by trapezia,
+    At each of 41 thresholds τ from 0 to 100 the voxels with uncertainty u ≤ τ are kept. With areas over τ / 100 by the
+    trapezoidal rule, the score is
 
         [AUC Dice + (1 − AUC FTP) + (1 − AUC FTN)] / 3
 
-    with Dice that of the kept voxels (1 where they hold no region, neither true nor predicted), FTP the part of all
-    true positives that is not kept, FTN that of all true negatives (0 where there are none): high where the wrong
-    voxels are uncertain, and the right ones certain.
+    with Dice of the kept voxels (1 if both masks are empty there), FTP the fraction of true positives that is not kept,
+    and FTN that of true negatives (0 if there are none). It is high if errors are uncertain and correct voxels certain.
 
     Args:
-        predicted: of the brain's voxels, [V].
-        truth: [V].
-        uncertainty: from 0 to 100, [V].
+        predicted: Predicted mask of the brain's voxels, [V].
+        truth: True mask, [V].
+        uncertainty: Uncertainty from 0 to 100, [V].
     """
-    # Of each voxel the first threshold that keeps it, and its kind: true, false negative, false, true positive.
+    # Per voxel: the first threshold that keeps it, and its kind (true negative, false negative, false positive, true
+    # positive).
     first = np.minimum(np.searchsorted(_THRESHOLDS, uncertainty), len(_THRESHOLDS) - 1)
     kind = 2 * predicted.astype(np.int64) + truth
     table = np.bincount(4 * first + kind, minlength=4 * len(_THRESHOLDS)).reshape(-1, 4)
@@ -40,35 +41,34 @@ def qu_brats(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], uncertainty
 
 
 class RiskCoverage(NamedTuple):
-    """Selective risk against coverage, [C] each: the mean risk of the most certain part, and how large it is."""
+    """Selective risk against coverage, [C] each: the mean risk of the most certain fraction, and that fraction."""
 
     coverage: NDArray[np.float64]
     risk: NDArray[np.float64]
 
     @property
     def aurc(self) -> float:
-        """The area under the curve, as the mean of its risks."""
+        """Area under the curve: the mean of its risks."""
         return float(self.risk.mean())
 
 
 def risk_coverage(
     uncertainty: NDArray[np.floating], risk: NDArray[np.floating] | NDArray[np.bool_], points: int
 ) -> RiskCoverage:
-    """The risk-coverage curve of n things (Geifman and El-Yaniv 2017; Jaeger et al. 2023).
+    """Return the risk-coverage curve of n items (Geifman and El-Yaniv 2017; Jaeger et al. 2023).
 
-    At coverage c = 1 / C, 2 / C, …, 1 the selective risk is the sum of the risks of the c·n most certain, divided by
-    c·n; one that c·n covers in part counts in part. Things that are equally uncertain have their mean risk, as if in
-    random order. With C = n the mean of the curve is the AURC of Geifman, Uziel and El-Yaniv 2019; with fewer points it
-    is that area by steps of 1 / C.
+    At coverage c = 1 / C, 2 / C, …, 1 the selective risk is the sum of the risks of the c·n most certain items over
+    c·n; an item covered in part counts in part. Ties have their mean risk. With C = n the mean of the curve is the AURC
+    of Geifman, Uziel and El-Yaniv 2019; with fewer points it approximates that area in steps of 1 / C.
 
     Args:
-        uncertainty: [n], in any unit: their order is what counts.
-        risk: [n]; of a voxel, whether it is wrong; of a case, 1 − Dice.
-        points: C.
+        uncertainty: Uncertainty in any unit, of which only the order matters, [n].
+        risk: Risk, [n]: the error of a voxel, or 1 − Dice of a case.
+        points: Number of points C.
     """
     order = np.argsort(uncertainty)
     ranked = uncertainty[order]
-    ends = np.append(np.flatnonzero(ranked[1:] > ranked[:-1]) + 1, len(ranked))  # of what is equally uncertain
+    ends = np.append(np.flatnonzero(ranked[1:] > ranked[:-1]) + 1, len(ranked))  # of ties
     totals = risk[order].cumsum(dtype=np.float64)[ends - 1]
     coverage = np.arange(1, points + 1) / points
     covered = coverage * len(ranked)

@@ -1,4 +1,4 @@
-"""Likelihoods of a segmentation: what a network's outputs say about labels."""
+"""Likelihoods of a segmentation given a network's outputs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ __all__ = [
     "region_probability",
 ]
 
-#: "softmax" over background and regions, which exclude each other; or a "sigmoid" per region, which may overlap.
+#: "softmax" over background and mutually exclusive regions, or a "sigmoid" per region, for regions that may overlap.
 ACTIVATIONS = ("softmax", "sigmoid")
 
-_SMOOTHING = 6e-5  # of the brain in a patch: two voxels of 32³
+_SMOOTHING = 6e-5  # fraction of a patch's brain voxels: two of 32³
 
 
 def choose_activation(regions: Iterable[Set[int]]) -> str:
-    """ "softmax" if no label value belongs to two regions, else "sigmoid".
+    """Return "softmax" if no label value belongs to two regions, else "sigmoid".
 
-    Example:
+    Args:
+        regions: Label values of each region.
+
+    Examples:
         >>> from dwp_pyro.models.likelihoods import choose_activation
         >>> choose_activation([{1}, {2}]), choose_activation([{1, 2, 4}, {1, 4}])
         ('softmax', 'sigmoid')
@@ -38,18 +41,18 @@ def choose_activation(regions: Iterable[Set[int]]) -> str:
 
 
 def region_probability(logits: Tensor, activation: str) -> Tensor:
-    """Logits [B, 1 + R, X, Y, Z], background first → probability of each region, [B, R, X, Y, Z].
+    """Return the probability of each region, [B, R, X, Y, Z], of logits [B, 1 + R, X, Y, Z], background first.
 
-    A sigmoid takes the difference of a region's logit and that of the background, so that for one region it is the
-    softmax of the two.
+    The sigmoid is applied to the difference of a region's logit and the background's: for one region it equals the
+    softmax.
     """
     return logits.softmax(1)[:, 1:] if activation == "softmax" else _region_logits(logits).sigmoid()
 
 
 def region_masks(probability: Tensor, activation: str) -> Tensor:
-    """Probability [R, X, Y, Z] → mask of each region, bool [R, X, Y, Z].
+    """Return the mask of each region, bool [R, X, Y, Z], of probabilities [R, X, Y, Z].
 
-    "softmax": the most probable class, the background being one of them; "sigmoid": where it is above 1/2.
+    "softmax": the most probable class, background included; "sigmoid": probability above 1/2.
     """
     if activation == "sigmoid":
         return probability > 0.5
@@ -62,48 +65,49 @@ def _region_logits(logits: Tensor) -> Tensor:
     return logits[:, 1:] - logits[:, :1]
 
 
-def categorical(logits: Tensor, label: Tensor, brain: Tensor, activation: str = "sigmoid") -> Tensor:
-    """Mean over the brain voxels of a patch of log p(y|x), in nats; [B]. With "sigmoid" it is summed over the regions.
+def categorical(logits: Tensor, label: Tensor, brain_mask: Tensor, activation: str = "sigmoid") -> Tensor:
+    """Return log p(y|x) in nats, the mean over the brain voxels of each patch, [B]; "sigmoid" sums over regions.
 
     Args:
-        logits: [B, 1 + R, X, Y, Z], background first.
-        label: [B, R, X, Y, Z], 1 in the region and 0 outside.
-        brain: [B, 1, X, Y, Z], 1 where a voxel counts and 0 elsewhere.
+        logits: Logits, [B, 1 + R, X, Y, Z], background first.
+        label: Masks of the regions, [B, R, X, Y, Z], 1 inside and 0 outside.
+        brain_mask: Voxels that count, [B, 1, X, Y, Z], 1 inside and 0 outside.
         activation: One of `ACTIVATIONS`.
     """
-    return -_mean_cross_entropy(logits, label, brain, activation).sum(1)
+    return -_mean_cross_entropy(logits, label, brain_mask, activation).sum(1)
 
 
 def dice_ce(
-    logits: Tensor, label: Tensor, brain: Tensor, activation: str = "sigmoid", dice_weight: float = 0.5
+    logits: Tensor, label: Tensor, brain_mask: Tensor, activation: str = "sigmoid", dice_weight: float = 0.5
 ) -> Tensor:
-    """−(a·Dice loss + (1 − a)·mean cross-entropy) of a patch, a the `dice_weight`; [B].
+    """Return −(a·Dice loss + (1 − a)·mean cross-entropy) of each patch, [B], with a = `dice_weight`.
 
-    A generalized (Gibbs) likelihood; Kuzina et al. 2019 have a = 0.99. The Dice loss is 1 − soft Dice over brain
-    voxels, its mean over the regions; so is the cross-entropy's with "sigmoid". Other arguments as for `categorical`.
+    A generalized (Gibbs) likelihood; Kuzina et al. 2019 use a = 0.99. The Dice loss is 1 − soft Dice over brain voxels,
+    the mean over regions; the cross-entropy is the mean over regions with "sigmoid". Other arguments as for
+    `categorical`.
     """
-    probability = region_probability(logits, activation) * brain
+    probability = region_probability(logits, activation) * brain_mask
     label = label.to(probability.dtype)
     voxels = (2, 3, 4)
     # Fractions of the brain, not voxels: the same volume has the same Dice at every resolution.
-    size = brain.sum(voxels).clamp_min(1)
+    size = brain_mask.sum(voxels).clamp_min(1)
     overlap = (probability * label).sum(voxels) / size
-    total = (probability.sum(voxels) + (label * brain).sum(voxels)) / size
-    # A case without foreground then has the Dice 1 for an empty prediction.
+    total = (probability.sum(voxels) + (label * brain_mask).sum(voxels)) / size
+    # With smoothing, an empty prediction for a case without foreground has Dice 1.
     dice = (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
-    cross_entropy = _mean_cross_entropy(logits, label, brain, activation)
+    cross_entropy = _mean_cross_entropy(logits, label, brain_mask, activation)
     return -(dice_weight * (1 - dice).mean(1) + (1 - dice_weight) * cross_entropy.mean(1))
 
 
-def _mean_cross_entropy(logits: Tensor, label: Tensor, brain: Tensor, activation: str) -> Tensor:
-    """Cross-entropy, its mean over the brain voxels: of each region [B, R] with "sigmoid", [B, 1] with "softmax"."""
+def _mean_cross_entropy(logits: Tensor, label: Tensor, brain_mask: Tensor, activation: str) -> Tensor:
+    """Return the mean cross-entropy over brain voxels: [B, R] with "sigmoid", [B, 1] with "softmax"."""
     label = label.to(logits.dtype)
     if activation == "softmax":
         target = torch.cat([1 - label.sum(1, keepdim=True), label], 1)
         loss = -(target * logits.log_softmax(1)).sum(1, keepdim=True)
     else:
         loss = F.binary_cross_entropy_with_logits(_region_logits(logits), label, reduction="none")
-    return (loss * brain).flatten(2).sum(2) / brain.flatten(1).sum(1, keepdim=True).clamp_min(1)
+    return (loss * brain_mask).flatten(2).sum(2) / brain_mask.flatten(1).sum(1, keepdim=True).clamp_min(1)
 
 
 #: Name → log-likelihood of each patch of a batch, per observation.

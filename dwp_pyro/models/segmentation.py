@@ -1,4 +1,4 @@
-"""The generative program: a network, a likelihood, a plate over cases."""
+"""The Pyro program of a segmentation: a network, a likelihood and a plate over cases."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from dwp_pyro.distributions.prior_scales import PriorScales
 from dwp_pyro.models.likelihoods import ACTIVATIONS, LIKELIHOODS
+from dwp_pyro.priors.prior_scales import PriorScales
 
-__all__ = ["LOG_PRIOR", "SegmentationModel", "in_precision"]
+__all__ = ["LOG_PRIOR", "SegmentationModel", "autocast"]
 
-#: Name of the factor by which a model adds the log-prior of weights that are no sites.
+#: Name of the factor for the log-prior of deterministic weights and of prior scales.
 LOG_PRIOR = "log_prior"
 
 
-def in_precision(name: str, device: torch.device) -> AbstractContextManager[None]:
-    """A context for a network's forward pass: "bf16" for autocast to bfloat16; "float32" changes nothing."""
+def autocast(name: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context for a network's forward pass: autocast to bfloat16 for "bf16", else a null context."""
     return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
 
 
 class SegmentationModel(nn.Module):
     """p(y, W | x) = p(W) Π_cases p(y|x, W)^λ, as a Pyro program.
 
-    A plate over cases scales a minibatch of B up to N. A network without sample sites makes a model without
-    latent variables, whose ELBO is the log-likelihood: the deterministic arms.
+    A plate over cases scales a minibatch of B cases to N. Without sample sites the ELBO is the log-likelihood, as for
+    the deterministic methods.
 
-    Neighboring voxels are not independent observations. A segmentation counts as λ of them, whatever its voxels: the
-    posterior is tempered by λ over their number.
+    Neighboring voxels are not independent observations. A segmentation counts as λ observations whatever its size: the
+    posterior is tempered by λ over the number of voxels.
 
     Args:
         network: Images [B, channels, X, Y, Z] → logits [B, 1 + R, X, Y, Z], background first; see `bayesianize`.
         likelihood: One of `LIKELIHOODS`.
-        num_cases: N.
-        evidence: λ, the independent observations that the segmentation of a case counts as.
-        prior_modules: Modules that the priors of the network's sites belong to (a `KernelPrior`, `PriorScales`): they
-            move and save with the model, and what of them requires a gradient is trained with the guide.
-        l2_sp: α of the factor exp(−α/2 Σ (θ − θ₀)²) over the network's parameters θ, θ₀ their values now
+        num_cases: Number of training cases N.
+        evidence: Number of independent observations λ that the segmentation of a case counts as.
+        prior_modules: Modules of the priors of the network's sites (a `KernelPrior`, `PriorScales`): they move and
+            save with the model; their parameters that require gradients are trained with the guide.
+        l2_sp: Precision α of the factor exp(−α/2 Σ (θ − θ₀)²) over the network's parameters θ with present values θ₀
             (L2-SP; Li et al. 2018, eq. 3): the MAP of θ ~ N(θ₀, 1/α). 0 for none.
-        precision: "float32", or "bf16" for the network in bfloat16 (autocast); weights, prior and likelihood stay.
-        activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
-        dice_weight: Share of the Dice loss in "dice-ce", from 0 to 1.
+        precision: "float32", or "bf16" for a network in bfloat16 (autocast); weights, prior and likelihood stay
+            float32.
+        activation: "softmax" for mutually exclusive regions, "sigmoid" for regions that may overlap.
+        dice_weight: Weight of the Dice loss in "dice-ce", from 0 to 1.
 
     Raises:
-        ValueError: if likelihood or activation have no such name.
+        ValueError: If the likelihood or the activation is unknown.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class SegmentationModel(nn.Module):
         self.evidence = evidence
         self.l2_sp = l2_sp
         self.precision = precision
-        # A ParameterList makes trainable what is no parameter yet.
+        # ParameterList would convert plain tensors to trainable parameters.
         self.start = nn.ParameterList(
             nn.Parameter(parameter.detach().clone(), requires_grad=False)
             for parameter in (network.parameters() if l2_sp else ())
@@ -85,19 +86,19 @@ class SegmentationModel(nn.Module):
         )
         self.num_cases = num_cases
 
-    def forward(self, image: Tensor, label: Tensor, brain: Tensor) -> Tensor:
-        """Returns logits; shapes as for `categorical`, image [B, channels, X, Y, Z]."""
+    def forward(self, image: Tensor, label: Tensor, brain_mask: Tensor) -> Tensor:
+        """Score a minibatch and return its logits; shapes as for `categorical`, image [B, channels, X, Y, Z]."""
         for child, module in self.named_children():
-            if isinstance(module, pyro.nn.PyroModule):  # which registers its parameters itself
+            if isinstance(module, pyro.nn.PyroModule):  # registers its own parameters
                 continue
             for name, parameter in module.named_parameters(child):
                 if parameter.requires_grad:
                     pyro.param(name, parameter)
-        with in_precision(self.precision, image.device):
+        with autocast(self.precision, image.device):
             logits: Tensor = self.network(image)
-        if self.precision == "bf16":  # the likelihood sums over many voxels
-            logits = logits.float()
-        log_likelihood = self.evidence * self.log_likelihood(logits, label, brain)
+        if self.precision == "bf16":
+            logits = logits.float()  # the likelihood sums over many voxels
+        log_likelihood = self.evidence * self.log_likelihood(logits, label, brain_mask)
         with pyro.plate("cases", self.num_cases, subsample=torch.arange(len(image), device=image.device)):
             pyro.factor("label", log_likelihood)
         if terms := self._log_prior():
@@ -105,7 +106,7 @@ class SegmentationModel(nn.Module):
         return logits
 
     def _log_prior(self) -> list[Tensor]:
-        """Log-prior terms of the deterministic weights and of the scales of priors."""
+        """Return the log-prior terms of the deterministic weights and of the prior scales."""
         terms = [module.log_prob() for module in self.prior_modules.values() if isinstance(module, PriorScales)]
         if self.l2_sp:
             pairs = zip(self.network.parameters(), self.start, strict=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dwp_pyro.models.convolution import Conv3d
-from dwp_pyro.models.instance_norm import InstanceNorm3d
+from dwp_pyro.models.ops.conv3d import Conv3d
+from dwp_pyro.models.ops.instance_norm import InstanceNorm3d
 
 __all__ = ["ResidualUNet3d"]
 
@@ -38,7 +38,8 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
-        return h + self.shortcut(x)
+        output: Tensor = h + self.shortcut(x)
+        return output
 
 
 class _UpBlock(_ResidualBlock):
@@ -49,7 +50,7 @@ class _UpBlock(_ResidualBlock):
         self.reduce = _conv1x1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        # To the skip's own size: ×2, but for a side that the stride had rounded up.
+        # The skip's size is ×2, except for a side that the stride has rounded up.
         x = F.interpolate(self.reduce(x), size=skip.shape[2:], mode="trilinear", align_corners=False)
         return super().forward(x + skip)
 
@@ -58,28 +59,24 @@ class ResidualUNet3d(nn.Module):
     """Residual pre-activation U-Net for volumes, after Kuzina et al. 2019, section 4.
 
     A 3×3×3 input convolution; six down blocks of strides 2,1,2,1,2,1; three up blocks; InstanceNorm, ReLU and a 1×1×1
-    output. Instance norms have a learned scale and shift per channel, the output has a bias, and weights start as
-    PyTorch's do. With one input channel, two output channels and the default widths the network has 2,346,450
-    parameters and 86,032 kernels of 3×3×3.
+    output. Instance norms have a learned scale and shift per channel, the output has a bias, and PyTorch's default
+    initialization is used. With one input channel, two output channels and the default widths the network has
+    2,346,450 parameters and 86,032 kernels of 3×3×3.
 
-    `paper=True` is the published form: nine down blocks of strides 2,1,2,1,2,1,1,1,1, no affine norms, no output bias,
-    and the start of He et al. 2015 with an output near 0; 4,998,608 parameters and 184,336 kernels. It hardly learns.
-
-    Six down blocks learn better than nine, and faster: Dice .495 against .469 on gliomas from a random start, mean of
-    8 draws. What each other ingredient is worth, measured on the form with nine down blocks, Dice after 400 steps on
-    5 cases, hippocampus / gliomas / MS lesions, one draw (docs/results.md): PyTorch's start .77 / .49 / .35; the start
-    of He et al. .77 / .45 / .22, then without affine norms .76 / .46 / .22, without the output bias .76 / .49 / .23,
-    without the final norm .75 / .45 / .00, with output weights of .01 .00 / .31 / .00; the published form
-    .00 / .00 / .00.
+    `paper=True` builds the published network: nine down blocks of strides 2,1,2,1,2,1,1,1,1, no affine norms, no output
+    bias, and the initialization of He et al. 2015 with small output weights; 4,998,608 parameters and 184,336 kernels.
+    It hardly learns: Dice .00 / .00 / .00 on hippocampus / gliomas / MS lesions after 400 steps on 5 cases, where nine
+    down blocks with the default's other choices reach .77 / .49 / .35 (one draw; studies/network). Six down blocks
+    learn better than nine: Dice .495 against .469 on gliomas from a random initialization, mean of 8 draws.
 
     Args:
-        in_channels: Input channels, one per modality.
-        out_channels: Classes, background included.
+        in_channels: Number of input channels, one per modality.
+        out_channels: Number of classes, background included.
         widths: Channels at full, half, quarter and eighth resolution.
-        paper: Whether to build the published form.
+        paper: Whether to build the published network.
 
     Raises:
-        ValueError: if `widths` does not hold four positive numbers.
+        ValueError: If `widths` does not hold four positive numbers.
     """
 
     def __init__(
@@ -91,7 +88,7 @@ class ResidualUNet3d(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != 4 or min(widths) < 1:
-            raise ValueError(f"widths must be four positive numbers, one a resolution; got {widths}")
+            raise ValueError(f"widths must be four positive numbers, one per resolution; got {widths}")
         affine = not paper
         self.input = _conv3x3x3(in_channels, widths[0])
         strides = _PAPER_DOWN_STRIDES if paper else _DOWN_STRIDES
@@ -116,11 +113,11 @@ class ResidualUNet3d(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.Conv3d):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            # Small logits start at 1/2 everywhere: a saturated softmax gives a pure Dice loss no gradient.
+            # Small logits avoid a saturated softmax, under which a pure Dice loss has no gradient.
             nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, X, Y, Z], sides of at least 16 voxels → logits [B, out_channels, X, Y, Z]."""
+        """Return logits [B, out_channels, X, Y, Z] of images [B, in_channels, X, Y, Z], sides of at least 16 voxels."""
         h = self.input(x)
         features = {"input": h}
         for name in self._downs:
@@ -128,4 +125,5 @@ class ResidualUNet3d(nn.Module):
             features[name] = h
         for up, skip in zip((self.up1, self.up2, self.up3), reversed(self._skips), strict=True):
             h = up(h, features[skip])
-        return self.output(F.relu(self.norm(h)))
+        logits: Tensor = self.output(F.relu(self.norm(h)))
+        return logits

@@ -1,10 +1,10 @@
-"""What each ingredient of the default network is worth, beside MONAI's networks, on validation cases of three sets.
+"""Ablation of the default network, beside MONAI's networks, on validation cases of three data sets.
 
     python studies/network/ablation.py DATA OUT.jsonl [--sets lgg,hippocampus,ms] [--variants …] [--draws 0]
 
 One plain training loop for all: AdamW, one cosine from the highest learning rate to a hundredth, softmax Dice +
-cross-entropy (½ and ½), two augmented patches of 32³ per step. Each line of OUT.jsonl is one run; runs that are there
-are skipped, so an interrupted study resumes. Cases of the sets' test roles are not read.
+cross-entropy (½ and ½), two augmented patches of 32³ per step. Each line of OUT.jsonl is one run; finished runs are
+skipped, so an interrupted study resumes. Test cases are not read.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from dwp_pyro.data.case import Case, read_case
 from dwp_pyro.data.layouts import open_dataset
-from dwp_pyro.data.transforms import Example, Patches, Preprocessing
-from dwp_pyro.models.instance_norm import InstanceNorm3d
+from dwp_pyro.data.patches import PatchDataset
+from dwp_pyro.data.preprocessing import Example, Preprocessing
+from dwp_pyro.models.ops.instance_norm import InstanceNorm3d
 from dwp_pyro.models.unet import ResidualUNet3d
 
 STEPS, RATE, SIDE, BATCH, N, VALIDATION = 400, 4e-3, 32, 2, 5, 8
@@ -43,7 +44,7 @@ def _default(
     small_output: bool = False,
     widths: tuple[int, ...] = WIDTHS,
 ) -> Callable[[int], nn.Module]:
-    """The default network without one of its ingredients; `he` and `small_output` are starts of the published form."""
+    """Return a builder of the default network without one ingredient, or initialized as in the published form."""
 
     def build(classes: int) -> nn.Module:
         network = ResidualUNet3d(1, classes, widths)
@@ -93,7 +94,7 @@ def _ms_cases(data: Path) -> tuple[list[Case], dict[str, str]]:
 
 @cache
 def examples(name: str, data: Path) -> tuple[dict[str, Example], dict[str, str]]:
-    """The cases that may be learned from, id → example, and id → patient."""
+    """Return id → example and id → patient of the cases that are not for testing."""
     if name == "ms":
         cases, patients = _ms_cases(data)
         labels, regions = {1: "lesion"}, [frozenset({1})]
@@ -111,7 +112,7 @@ def examples(name: str, data: Path) -> tuple[dict[str, Example], dict[str, str]]
 
 
 def split(patients: dict[str, str], draw: int, validation: int) -> tuple[list[str], list[str]]:
-    """Training cases of the draw, and validation cases, which are the same in each."""
+    """Return the training cases of a draw, and the validation cases, which are the same for all draws."""
     groups = sorted(set(patients.values()))
     order = [groups[i] for i in np.random.default_rng(2026).permutation(len(groups))]
     held, rest = order[:validation], order[validation:]
@@ -124,8 +125,8 @@ def one_hot(label: Tensor) -> Tensor:
 
 
 def train(network: nn.Module, cases: list[Example], seed: int) -> float:
-    """Train in place; returns seconds."""
-    patches = Patches(cases, (SIDE,) * 3, seed, STEPS * BATCH)
+    """Train in place; return the seconds."""
+    patches = PatchDataset(cases, (SIDE,) * 3, seed, STEPS * BATCH)
     loss_of = DiceCELoss(include_background=False, softmax=True, lambda_dice=0.5, lambda_ce=0.5)
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     start = time.perf_counter()
@@ -144,19 +145,19 @@ def train(network: nn.Module, cases: list[Example], seed: int) -> float:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, cases: list[Example]) -> tuple[list[list[float]], float, float]:
-    """Dice [case][structure], mean NLL per brain voxel, and the false positives in ml per case."""
+    """Return Dice [case][structure], mean NLL per brain voxel, and mean false positive voxels per case."""
     network.eval()
-    scores, nll, false_ml = [], [], []
+    scores, nll, false_voxels = [], [], []
     for case in cases:
         logits = sliding_window_inference(case.image.as_tensor()[None], (SIDE,) * 3, 4, network, 0.25, mode="gaussian")
         target = one_hot(case.label.as_tensor()[None])
-        brain = case.brain.as_tensor()[None] > 0
-        predicted = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1) * brain
+        brain_mask = case.brain_mask.as_tensor()[None] > 0
+        predicted = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1) * brain_mask
         both, total = (predicted * target).sum((0, 2, 3, 4)), (predicted + target).sum((0, 2, 3, 4))
         scores.append([float(2 * b / t) if t else 1.0 for b, t in zip(both[1:], total[1:], strict=True)])
-        nll.append(float(-(logits.log_softmax(1) * target).sum(1, keepdim=True)[brain].mean()))
-        false_ml.append(float((predicted[:, 1:].sum(1) * target[:, 0]).sum()))
-    return scores, float(np.mean(nll)), float(np.mean(false_ml))
+        nll.append(float(-(logits.log_softmax(1) * target).sum(1, keepdim=True)[brain_mask].mean()))
+        false_voxels.append(float((predicted[:, 1:].sum(1) * target[:, 0]).sum()))
+    return scores, float(np.mean(nll)), float(np.mean(false_voxels))
 
 
 def main() -> None:
@@ -179,9 +180,9 @@ def main() -> None:
                 torch.manual_seed(draw)
                 network = VARIANTS[variant](1 + len(next(iter(cases.values())).label))
                 seconds = train(network, [cases[c] for c in trained], draw)
-                scores, nll, false_ml = evaluate(network, [cases[c] for c in held])
+                scores, nll, false_voxels = evaluate(network, [cases[c] for c in held])
                 row = key | {"dice": np.mean(scores, 0).round(4).tolist(), "nll": round(nll, 4),
-                             "false_voxels": round(false_ml), "seconds": round(seconds, 1),
+                             "false_voxels": round(false_voxels), "seconds": round(seconds, 1),
                              "parameters": sum(p.numel() for p in network.parameters())}  # fmt: skip
                 with chosen.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")

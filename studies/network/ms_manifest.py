@@ -1,6 +1,6 @@
 """Write a manifest of the MS scans: `python studies/network/ms_manifest.py DATA ms.csv`.
 
-The scans of DATA/real/ms and DATA/openms, 14 of 12 patients; three are visits of one patient.
+It lists DATA/real/ms and DATA/openms: 14 scans of 12 patients, three of which are visits of one patient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a case, and the one line that each kind of bad file gets."""
+"""Reading of cases, and one-line errors for bad files."""
 
 import gzip
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dwp_pyro.data.case import Case, read_case, read_volume
-from dwp_pyro.errors import DataError
+from dwp_pyro.runtime.errors import DataError
 
 LABELS = {1: "necrosis", 2: "oedema", 4: "enhancing"}
 AFFINE = np.diag([-3.0, -3.0, 3.0, 1.0])
@@ -42,23 +42,23 @@ def test_a_case_is_read_in_the_order_of_the_modalities(case):
 
 def test_without_a_mask_the_brain_is_where_an_image_is_not_0(case):
     scan = read_case(case, ("flair",), LABELS)
-    np.testing.assert_array_equal(scan.brain, scan.images[0] != 0)
-    assert not scan.brain[0].any()
+    np.testing.assert_array_equal(scan.brain_mask, scan.images[0] != 0)
+    assert not scan.brain_mask[0].any()
 
 
-def test_air_within_a_head_belongs_to_it(case):
+def test_air_in_the_head_belongs_to_the_brain_mask(case):
     image = np.ones((8, 9, 10), np.int16)
     image[0], image[3:5, 4:6, 5] = 0, 0
     write(case.images["flair"], image)
     scan = read_case(case, ("flair",), LABELS)
-    assert scan.brain[1:].all() and not scan.brain[0].any()
+    assert scan.brain_mask[1:].all() and not scan.brain_mask[0].any()
 
 
 def test_a_brain_mask_is_used(case, tmp_path):
     mask = np.zeros((8, 9, 10), np.uint8)
     mask[2] = 1
     scan = read_case(Case("c", case.images, case.label, write(tmp_path / "mask.nii", mask)), ("flair",), LABELS)
-    np.testing.assert_array_equal(scan.brain, mask == 1)
+    np.testing.assert_array_equal(scan.brain_mask, mask == 1)
 
 
 def test_spacing_is_the_length_of_the_affines_columns(tmp_path):
@@ -97,19 +97,19 @@ def another_affine(path: Path) -> None:
 
 
 def rgb(path: Path) -> None:
-    colours = np.zeros((8, 9, 10), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nibabel.save(nibabel.Nifti1Image(colours, AFFINE), path)
+    colors = np.zeros((8, 9, 10), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colors, AFFINE), path)
 
 
 def another_datatype(path: Path) -> None:
-    """A header whose code for the type of voxels means nothing."""
+    """Set an unknown datatype code in the header."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[70:72] = (999).to_bytes(2, "little")
     path.write_bytes(gzip.compress(bytes(content)))
 
 
 def rotated(path: Path) -> None:
-    """By five degrees, about one corner of the grid."""
+    """Rotate the grid by five degrees about one corner."""
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(0.09), -np.sin(0.09)], [np.sin(0.09), np.cos(0.09)]]
     write(path, np.ones((8, 9, 10), np.uint8), turn @ AFFINE)
@@ -165,7 +165,7 @@ def test_a_missing_modality_is_named(case):
 
 def test_an_empty_brain_is_refused(case):
     write(case.images["flair"], np.zeros((8, 9, 10), np.int16))
-    with pytest.raises(DataError, match="no brain"):
+    with pytest.raises(DataError, match="the brain of the case is empty"):
         read_case(case, ("flair",), LABELS)
 
 
@@ -180,11 +180,11 @@ def test_ignored_voxels_are_in_the_brain_and_do_not_count(case):
     labels = {1: "lesion", 4: "ignore"}
     scan = read_case(case, ("flair",), labels)
     np.testing.assert_array_equal(scan.ignored, scan.label == 4)
-    np.testing.assert_array_equal(scan.counted, scan.brain & (scan.label != 4))
-    assert scan.ignored.sum() == 8 and scan.brain[scan.ignored].all()
+    np.testing.assert_array_equal(scan.counted, scan.brain_mask & (scan.label != 4))
+    assert scan.ignored.sum() == 8 and scan.brain_mask[scan.ignored].all()
     assert read_case(case, ("flair",), LABELS).ignored is None
     write(case.label, np.full((8, 9, 10), 4, np.uint8))
-    with pytest.raises(DataError, match="every voxel of the brain is labelled 'ignore'"):
+    with pytest.raises(DataError, match="every voxel of the brain is labeled 'ignore'"):
         read_case(case, ("flair",), labels)
 
 

@@ -1,4 +1,4 @@
-"""Layouts against folders that the tests make."""
+"""Detection and reading of layouts in generated folders."""
 
 import json
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from dwp_pyro.config import DATASETS
+from dwp_pyro.config.data import DATASETS
 from dwp_pyro.data.case import read_case
-from dwp_pyro.data.layouts import LAYOUTS, fitting, open_dataset
-from dwp_pyro.errors import DataError
+from dwp_pyro.data.layouts import LAYOUTS, detect_layouts, open_dataset
+from dwp_pyro.runtime.errors import DataError, LabelsUnknown
 
 
 def touch(root: Path, *names: str) -> None:
@@ -87,7 +87,7 @@ PATIENTS = {
 
 
 @pytest.mark.parametrize("name", PATIENTS)
-def test_visits_are_of_one_patient(name, tmp_path):
+def test_visits_belong_to_one_patient(name, tmp_path):
     KNOWN[name][0](tmp_path)
     assert open_dataset(tmp_path).patients == PATIENTS[name]
 
@@ -111,7 +111,7 @@ BRATS = ["flair", "t1", "t1ce", "t2"]
 LESION = {1: "lesion"}
 TUMOUR = {1: "necrosis", 2: "oedema", 4: "enhancing"}
 
-#: What makes a data set, its layout, ids of its cases in order, modalities of the first, labels, first region.
+#: Name → function that makes a data set, layout, sorted ids, modalities of the first case, labels, first region.
 KNOWN: dict[str, tuple[Callable[[Path], object], str, list[str], list[str], dict[int, str], str]] = {
     "brats2018": (
         lambda root: (underscored(root, "HGG/Brats18_A_1"), underscored(root, "LGG/Brats18_B_1", label=False)),
@@ -235,10 +235,10 @@ def test_the_command_line_knows_every_layout():
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_each_layout_is_told_from_the_others_and_read(tmp_path, name):
+def test_each_layout_is_detected_and_read(tmp_path, name):
     make, layout, ids, modalities, labels, region = KNOWN[name]
     make(tmp_path)
-    assert set(fitting(tmp_path)) == {layout}
+    assert set(detect_layouts(tmp_path)) == {layout}
     data = open_dataset(tmp_path)
     assert data.layout == layout
     assert [case.id for case in data.cases] == ids
@@ -247,25 +247,25 @@ def test_each_layout_is_told_from_the_others_and_read(tmp_path, name):
     assert next(iter(data.regions), "") == region
     assert bool(data.cases[0].label) == bool(labels)
     for case in data.cases:
-        assert all(path.is_file() for path in (*case.images.values(), case.label, case.brain) if path is not None)
+        assert all(path.is_file() for path in (*case.images.values(), case.label, case.brain_mask) if path is not None)
     assert open_dataset(tmp_path, layout) == data
 
 
-def test_a_part_of_a_data_set_will_do(tmp_path):
-    """The folder of a grade, of a release, of the training cases."""
+def test_a_subfolder_of_a_data_set_is_enough(tmp_path):
+    """Folder of a grade, of a site, of the training cases."""
     underscored(tmp_path, "HGG/Brats18_A_1")
     msseg(tmp_path)
     touch(tmp_path, "Utrecht/0/pre/FLAIR.nii.gz")
     assert [case.id for case in open_dataset(tmp_path / "HGG").cases] == ["Brats18_A_1"]
     assert [case.id for case in open_dataset(tmp_path / "Training").cases] == ["Center_01_Patient_01"]
     assert [case.id for case in open_dataset(tmp_path / "Utrecht").cases] == ["0"]
-    with pytest.raises(DataError, match=r"several layouts \(brats, msseg2016, wmh2017\); choose one by --dataset"):
+    with pytest.raises(DataError, match=r"several layouts \(brats, msseg2016, wmh2017\); choose one"):
         open_dataset(tmp_path)
     assert open_dataset(tmp_path, "msseg2016").layout == "msseg2016"
 
 
-def test_files_are_those_that_are_meant(tmp_path):
-    """The first rater, the consensus, preprocessed images, `pre` before `orig`, an odd name, capitals."""
+def test_alternative_files_have_the_documented_priority(tmp_path):
+    """First rater, consensus, preprocessed images, `pre` before `orig`, an unusual name, upper case."""
     for name in ("isbi2015", "msseg2016", "wmh2017", "mslesseg", "bids"):
         KNOWN[name][0](tmp_path / name)
     odd = "BraTS20_Training_355/W39_1998.09.19_Segm.nii"
@@ -275,7 +275,7 @@ def test_files_are_those_that_are_meant(tmp_path):
     }
     assert cases["isbi2015"][0].label.name == "training01_01_mask1.nii"
     assert cases["msseg2016"][0].label.name == "Consensus.nii.gz"
-    assert cases["msseg2016"][0].brain.name == "Brain_Mask.nii.gz"
+    assert cases["msseg2016"][0].brain_mask.name == "Brain_Mask.nii.gz"
     assert cases["msseg2016"][0].images["t1ce"].name == "GADO_preprocessed.nii.gz"
     assert cases["wmh2017"][1].images["t1"].parent.name == "pre"
     assert cases["brats"][0].label == tmp_path / "brats" / odd
@@ -294,7 +294,7 @@ def test_files_are_those_that_are_meant(tmp_path):
 )
 def test_glioma_of_an_unknown_year_is_refused_until_its_labels_are_named(tmp_path, case, says):
     hyphened(tmp_path, case)
-    with pytest.raises(DataError, match="--label-map, for example 1=oedema,2=necrosis,3=enhancing") as caught:
+    with pytest.raises(LabelsUnknown, match="does not define the meaning of its label values") as caught:
         open_dataset(tmp_path)
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert open_dataset(tmp_path, label_map={1: "necrosis", 3: "enhancing"}).labels == {1: "necrosis", 3: "enhancing"}
@@ -319,7 +319,7 @@ def without_description(make: Callable[[Path], None]) -> Callable[[Path], None]:
     def make_without(root: Path) -> None:
         make(root)
         (root / "dataset.json").unlink()
-        for path in root.glob("images*/*.nii.gz"):  # MSD counts channels by a header
+        for path in root.glob("images*/*.nii.gz"):  # the header gives the number of MSD channels
             nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 2, 2), np.float32), np.eye(4)), path)
 
     return make_without
@@ -341,23 +341,23 @@ def segmentation_without_table(root: Path) -> None:
 def test_labels_without_names_are_refused_until_they_are_named(tmp_path, make, layout, modalities):
     make(tmp_path)
     with pytest.raises(
-        DataError, match=rf"\({layout}\) does not say what its label values mean; .* --label-map"
+        LabelsUnknown, match=rf"\({layout}\) does not define the meaning of its label values$"
     ) as caught:
         open_dataset(tmp_path)
-    assert "--label-map" in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     data = open_dataset(tmp_path, label_map={1: "oedema", 2: "necrosis"})
     assert data.layout == layout and data.regions == {"whole": {1, 2}, "core": {2}}
     assert sorted(data.cases[0].images) == modalities
 
 
-def test_a_label_map_wins_over_the_layouts_names(tmp_path):
+def test_a_label_map_overrides_the_names_of_the_layout(tmp_path):
     underscored(tmp_path, "HGG/Brats18_A_1")
     data = open_dataset(tmp_path, label_map={4: "ignore"})
     assert data.labels == {1: "necrosis", 2: "oedema", 4: "ignore"}
     assert data.regions == {"whole": {1, 2}, "core": {1}}
 
 
-def test_regions_of_nnunet_are_taken_as_they_are(tmp_path):
+def test_regions_of_nnunet_are_used_as_defined(tmp_path):
     labels = {"background": 0, "whole tumor": [1, 2, 3], "Tumor Core": [2, 3], "enhancing tumor": 3, "ignore": 4}
     nnunet(tmp_path, labels)
     data = open_dataset(tmp_path)
@@ -387,8 +387,8 @@ def test_files_of_nnunet_may_be_listed(tmp_path):
         ({"file_ending": ".mha"}, "convert the scans"),
         ({"channel_names": ["T1"]}, "'channel_names' should be like"),
         ({"channel_names": {"0": "T1", "1": "t1w"}}, "names a modality twice"),
-        ({"labels": {"lesion": "x"}}, "mend them"),
-        ({"labels": {"-": 1}}, "mend them"),
+        ({"labels": {"lesion": "x"}}, "fix them"),
+        ({"labels": {"-": 1}}, "fix them"),
     ],
 )
 def test_a_bad_dataset_json_is_named(tmp_path, content, says):
@@ -400,7 +400,7 @@ def test_a_bad_dataset_json_is_named(tmp_path, content, says):
 
 
 def test_channels_of_one_file(tmp_path):
-    """MSD: a voxel of channel c is 10 + c; each modality is its own channel, the label beside it."""
+    """MSD: voxels of channel c are 10 + c, and each modality is read from its channel."""
     msd(tmp_path)
     data = np.broadcast_to(np.arange(10, 14, dtype=np.int16), (3, 4, 5, 4)).copy()
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "imagesTr/BRATS_001.nii.gz")
@@ -435,12 +435,14 @@ def test_segmentations_of_bids_have_a_table(tmp_path, table):
     data = open_dataset(tmp_path)
     assert data.labels == {1: "oedema", 2: "enhancing"} and list(data.regions) == ["whole", "core", "enhancing"]
     segmented(tmp_path, table, "value,name\n1,x\n")
-    with pytest.raises(DataError, match=r"dseg\.tsv: should be a table with the columns 'index' and 'name'"):
+    with pytest.raises(
+        DataError, match=r"dseg\.tsv: expected a tab-separated table with the columns 'index' and 'name'"
+    ):
         open_dataset(tmp_path)
 
 
 def test_masks_of_bids(tmp_path):
-    """Image and brain in the mask's space; the mask that a sidecar calls a lesion; a plain mask; two are too many."""
+    """Images and brain mask in the space of the lesion mask; sidecar; plain mask; two masks."""
     raw, derived = "sub-1/anat/sub-1", "derivatives/x/sub-1/anat/sub-1"
     touch(tmp_path, f"{raw}_FLAIR.nii.gz", f"{raw}_acq-ax_FLAIR.nii.gz", f"{derived}_space-MNI_FLAIR.nii.gz")
     touch(tmp_path, f"{derived}_desc-brain_mask.nii.gz", f"{derived}_space-MNI_desc-brain_mask.nii.gz")
@@ -449,9 +451,9 @@ def test_masks_of_bids(tmp_path):
     (case,) = open_dataset(tmp_path).cases
     assert case.label == tmp_path / f"{derived}_space-MNI_mask.nii.gz"
     assert case.images == {"flair": tmp_path / f"{derived}_space-MNI_FLAIR.nii.gz"}
-    assert case.brain == tmp_path / f"{derived}_space-MNI_desc-brain_mask.nii.gz"
+    assert case.brain_mask == tmp_path / f"{derived}_space-MNI_desc-brain_mask.nii.gz"
     touch(tmp_path, f"{derived}_desc-other_mask.nii.gz")
-    with pytest.raises(DataError, match="which is meant cannot be told"):
+    with pytest.raises(DataError, match="is a second lesion mask beside"):
         open_dataset(tmp_path)
     (tmp_path / f"{derived}_desc-other_mask.json").write_text('{"Type": "Lesion"}')
     (case,) = open_dataset(tmp_path).cases
@@ -462,14 +464,14 @@ def test_masks_of_bids(tmp_path):
 def test_a_manifest(tmp_path):
     manifest(tmp_path)
     path = tmp_path / "scans.csv"
-    assert set(fitting(path)) == {"manifest"}
-    with pytest.raises(DataError, match=r"scans\.csv: \(manifest\) does not say what its label values mean"):
+    assert set(detect_layouts(path)) == {"manifest"}
+    with pytest.raises(DataError, match=r"scans\.csv: \(manifest\) does not define the meaning of its label values"):
         open_dataset(path)
     data = open_dataset(path, label_map={1: "lesion"})
     first, second = data.cases
     assert (first.id, first.images) == ("A-1", {"flair": tmp_path / "a/f.nii.gz"})
-    assert (first.label, first.brain) == (tmp_path / "a/l.nii.gz", tmp_path / "a/b.nii.gz")
-    assert second.label is None and second.brain is None
+    assert (first.label, first.brain_mask) == (tmp_path / "a/l.nii.gz", tmp_path / "a/b.nii.gz")
+    assert second.label is None and second.brain_mask is None
     assert data.regions == {"lesion": {1}}
 
 
@@ -478,11 +480,11 @@ def test_a_manifest(tmp_path):
     [
         ("name,flair\nA,f2.nii.gz\n", "has no column 'id' .*'name,flair'"),
         ("id;flair\nA;f2.nii.gz\n", "has no column 'id' .*by commas"),
-        ("id,label\nA,f2.nii.gz\n", "no column of a modality"),
-        ("id,flair,FLAIR\nA,f2.nii.gz,f2.nii.gz\n", "two columns are called 'flair'"),
+        ("id,label\nA,f2.nii.gz\n", "no modality column"),
+        ("id,flair,FLAIR\nA,f2.nii.gz,f2.nii.gz\n", "two columns have the name 'flair'"),
         ("id,flair\nA,nowhere.nii.gz\n", "line 2: flair .*nowhere.nii.gz: no such file"),
         ("id,flair,label\nA,f2.nii.gz,a\n", "line 2: label .*a: no such file"),
-        ("id,flair\nA,f2.nii.gz\nA,f2.nii.gz\n", "line 3: id 'A' is there twice"),
+        ("id,flair\nA,f2.nii.gz\nA,f2.nii.gz\n", "line 3: id 'A' is a duplicate"),
         ("id,flair\n../A,f2.nii.gz\n", "'../A' cannot name a file"),
         ("id,flair\n,f2.nii.gz\n", "'' cannot name a file"),
         ("id,flair\nA\n", "line 2: has 1 cells for 2 columns"),
@@ -500,7 +502,7 @@ def test_a_bad_manifest_is_named(tmp_path, text, says):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_data_is_reported(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         open_dataset(tmp_path / "nowhere", "brats")
     with pytest.raises(DataError, match="no case of the layout 'brats'; expected HGG/"):
@@ -512,24 +514,24 @@ def test_what_is_not_there_is_said(tmp_path):
         open_dataset(tmp_path / "table.xlsx")
 
 
-def test_doubles_are_refused(tmp_path):
+def test_duplicates_are_refused(tmp_path):
     for grade in ("HGG", "LGG"):
         underscored(tmp_path / "a", f"{grade}/Brats18_A_1")
-    with pytest.raises(DataError, match="two cases are called 'Brats18_A_1'"):
+    with pytest.raises(DataError, match="two cases have the id 'Brats18_A_1'"):
         open_dataset(tmp_path / "a", "brats")
     touch(tmp_path / "b", *(f"patient01/FLAIR{suffix}" for suffix in (".nii", ".nii.gz")))
-    with pytest.raises(DataError, match=r"FLAIR\.nii\.gz: stands beside FLAIR\.nii;"):
+    with pytest.raises(DataError, match=r"FLAIR\.nii\.gz: has the same stem as FLAIR\.nii;"):
         open_dataset(tmp_path / "b")
 
 
-def test_unfinished_and_hidden_folders_are_no_cases(tmp_path):
+def test_unfinished_and_hidden_folders_are_ignored(tmp_path):
     underscored(tmp_path, "HGG/Brats18_A_1")
     touch(tmp_path, "HGG/.Brats18_C_1-tmp/Brats18_C_1/Brats18_C_1_flair.nii.gz", "HGG/Brats18_D_1/readme.txt")
     assert [case.id for case in open_dataset(tmp_path).cases] == ["Brats18_A_1"]
 
 
 @pytest.mark.parametrize("name", ["brats2018", "wmh2017", "bids", "msd"])
-def test_links_in_a_circle_and_unreadable_folders_stop_nothing(tmp_path, name, monkeypatch):
+def test_circular_links_and_unreadable_folders_are_ignored(tmp_path, name, monkeypatch):
     make, layout, ids, *_ = KNOWN[name]
     make(tmp_path)
     for link, target in {
@@ -548,11 +550,11 @@ def test_links_in_a_circle_and_unreadable_folders_stop_nothing(tmp_path, name, m
         return listed(path)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    assert set(fitting(tmp_path)) == {layout}
+    assert set(detect_layouts(tmp_path)) == {layout}
     assert {case.id for case in open_dataset(tmp_path, layout).cases} == set(ids)
 
 
-def test_regions_that_are_not_there(tmp_path):
+def test_missing_regions_are_refused(tmp_path):
     underscored(tmp_path, "HGG/Brats18_A_1")
     data = open_dataset(tmp_path, "brats")
     assert data.region_values(None) == {"whole": {1, 2, 4}}

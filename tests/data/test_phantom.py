@@ -1,4 +1,4 @@
-"""The generated scans: the same again, laid out like the real sets, and with the disease where the label is."""
+"""Generated scans: reproducible, in the layouts of real data sets, with the disease at the label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dwp_pyro.data import phantom
 from dwp_pyro.data.phantom import write_phantoms
-from dwp_pyro.errors import DataError, RunError
+from dwp_pyro.runtime.errors import DataError, RunError
 
 SHAPE = (32, 32, 32)
 CASES = 3
@@ -46,21 +46,21 @@ def voxels(folder: Path, name: str) -> NDArray[np.integer]:
     return np.asarray(nib.Nifti1Image.from_filename(folder / f"{folder.name}_{name}.nii.gz").dataobj)
 
 
-def test_a_longer_set_begins_with_the_shorter_byte_for_byte(dataset: Dataset, root: Path, tmp_path: Path) -> None:
+def test_a_larger_data_set_begins_with_the_smaller_one(dataset: Dataset, root: Path, tmp_path: Path) -> None:
     write_phantoms(dataset, tmp_path, CASES - 1, shape=SHAPE)
     short, long = contents(tmp_path), contents(root)
     assert short == {name: long[name] for name in short}
 
 
-def test_another_seed_another_case_and_another_set_are_other_heads(tmp_path: Path) -> None:
+def test_heads_differ_between_seeds_cases_and_data_sets(tmp_path: Path) -> None:
     for dataset in ("ms", "brats"):
         write_phantoms(dataset, tmp_path / f"{dataset}0", 2, shape=SHAPE)
         write_phantoms(dataset, tmp_path / f"{dataset}1", 2, seed=1, shape=SHAPE)
-    brains = [
+    brain_masks = [
         nib.as_closest_canonical(nib.Nifti1Image.from_filename(scan)).get_fdata() > 0
         for scan in sorted([*tmp_path.rglob("*_FLAIR.nii.gz"), *tmp_path.rglob("*_flair.nii.gz")])
     ]
-    assert len({brain.tobytes() for brain in brains}) == len(brains) == 8
+    assert len({brain_mask.tobytes() for brain_mask in brain_masks}) == len(brain_masks) == 8
 
 
 def test_layout_of_open_ms_data(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_layout_of_brats(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_every_file_of_a_case_is_on_the_grid_of_the_real_set(dataset: Dataset, tmp_path: Path) -> None:
+def test_every_file_of_a_case_has_the_orientation_of_the_real_data_set(dataset: Dataset, tmp_path: Path) -> None:
     write_phantoms(dataset, tmp_path, 1, shape=(28, 32, 24), spacing=2.0)
     expected = {
         "ms": [[2, 0, 0, -27], [0, 2, 0, -31], [0, 0, 2, -23], [0, 0, 0, 1]],
@@ -97,14 +97,14 @@ def test_every_file_of_a_case_is_on_the_grid_of_the_real_set(dataset: Dataset, t
 def test_brain_is_positive_and_the_rest_exactly_zero(dataset: Dataset, root: Path) -> None:
     for folder in folders(root):
         scans = [voxels(folder, name) for name in SCANS[dataset]]
-        brain = voxels(folder, "brainmask") if dataset == "ms" else scans[0] > 0
-        assert 0.1 < brain.mean() < 0.6
+        brain_mask = voxels(folder, "brainmask") if dataset == "ms" else scans[0] > 0
+        assert 0.1 < brain_mask.mean() < 0.6
         for scan in scans:
             assert scan.dtype == np.int16 and scan.min() == 0
-            np.testing.assert_array_equal(scan > 0, brain)
+            np.testing.assert_array_equal(scan > 0, brain_mask)
 
 
-def test_label_has_the_set_s_values_and_stays_in_the_brain(dataset: Dataset, root: Path) -> None:
+def test_label_has_the_values_of_the_data_set_and_stays_in_the_brain(dataset: Dataset, root: Path) -> None:
     seen: set[int] = set()
     for folder in folders(root):
         label = voxels(folder, LABEL[dataset])
@@ -114,12 +114,12 @@ def test_label_has_the_set_s_values_and_stays_in_the_brain(dataset: Dataset, roo
     assert seen == VALUES[dataset]
 
 
-def test_disease_shows_on_the_scans_as_it_should(dataset: Dataset, root: Path) -> None:
+def test_disease_has_the_expected_contrast(dataset: Dataset, root: Path) -> None:
     for folder in folders(root):
         flair, t1, t1ce, t2 = (voxels(folder, name).astype(float) for name in SCANS[dataset])
         label = voxels(folder, LABEL[dataset])
         healthy = (flair > 0) & (label == 0)
-        white = healthy & (t1 > np.quantile(t1[healthy], 0.7))  # nothing healthy is brighter on T1
+        white = healthy & (t1 > np.quantile(t1[healthy], 0.7))  # white matter is the brightest healthy tissue on T1
         water = label == (1 if dataset == "ms" else 2)
         assert np.median(flair[water]) > np.median(flair[white])
         assert np.median(t2[water]) > np.median(t2[white])
@@ -128,16 +128,18 @@ def test_disease_shows_on_the_scans_as_it_should(dataset: Dataset, root: Path) -
             assert np.median(t1ce[label == 4]) > np.median(t1ce[white])
 
 
-def test_a_taken_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "patient02").mkdir()
     (tmp_path / "patient02" / "mine.txt").write_text("keep me")
-    with pytest.raises(DataError, match=r"patient02 exists already.*choose another folder"):
+    with pytest.raises(DataError, match=r"patient02: exists already.*choose another folder"):
         write_phantoms("ms", tmp_path, 3, shape=SHAPE)
     assert [path.name for path in tmp_path.iterdir()] == ["patient02"]
     assert contents(tmp_path) == {"patient02/mine.txt": b"keep me"}
 
 
-def test_a_case_cut_short_leaves_no_folder(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_case_leaves_no_folder(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved: list[Path] = []
 
     def full_disk(image: nib.Nifti1Image, path: Path) -> None:

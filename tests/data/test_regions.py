@@ -1,9 +1,9 @@
-"""Names of structures, the regions they make up, and label maps."""
+"""Names of structures, the regions that they define, and label maps."""
 
 import pytest
 
 from dwp_pyro.data.regions import default_regions, parse_label_map, regions_of, structure
-from dwp_pyro.errors import ConfigError
+from dwp_pyro.runtime.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_regions_follow_from_names(labels, regions):
     ],
 )
 def test_labels_that_exclude_each_other_are_all_segmented(labels, chosen):
-    """Of regions that overlap the first."""
+    """Of overlapping regions, the first is segmented."""
     assert default_regions(regions_of(labels)) == chosen
 
 
@@ -76,7 +76,7 @@ def test_a_label_map():
 @pytest.mark.parametrize(
     "entry", ["oedema", "0=oedema", "-1=oedema", "1.5=oedema", "1:oedema", "x=oedema", "40000=a", "1=", "1=+"]
 )
-def test_what_is_no_label_map(entry):
+def test_invalid_label_maps_are_refused(entry):
     with pytest.raises(ConfigError, match="label"):
         parse_label_map([entry])
     with pytest.raises(ConfigError, match="names 3 twice"):

@@ -1,11 +1,11 @@
-"""Splits: disjoint, seeded, nested in n."""
+"""Splits: disjoint roles, seed, training sets nested in n."""
 
 import json
 
 import pytest
 
 from dwp_pyro.data.split import read_split, seeded_split
-from dwp_pyro.errors import DataError
+from dwp_pyro.runtime.errors import DataError
 
 IDS = [f"case{i:02d}" for i in range(24)]
 ALONE = {name: name for name in IDS}
@@ -22,7 +22,7 @@ def test_roles_are_disjoint_and_training_sets_nested(seed):
     assert len(set(named)) == len(named)
 
 
-def test_the_seed_alone_decides_not_the_order_on_disk():
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_cases():
     assert seeded_split(ALONE, 5, 4, 0) == seeded_split({name: name for name in IDS[::-1]}, 5, 4, 0)
     assert seeded_split(ALONE, 5, 4, 0) != seeded_split(ALONE, 5, 4, 1)
 
@@ -80,14 +80,19 @@ def test_a_bad_file_is_named(tmp_path, content, says):
 @pytest.mark.parametrize(
     ("patients", "n", "validation", "says"),
     [
-        (24, 30, 4, "30 training patients asked for, 15 left: of 24 patients 5 test and 4 validate; lower --n$"),
-        (24, 16, 4, "16 training patients asked for, 15 left: .* lower --n or --validation$"),
-        # The five patients of isbi2015, with the default of svi, of fit-prior, and with fewer.
-        (5, 5, 4, "5 training patients asked for, 0 left: of 5 patients 1 test and 4 validate; lower --n and --valid"),
-        (5, None, 4, "1 training patient asked for, 0 left: of 5 patients 1 test and 4 validate; lower --validation$"),
-        (5, 4, 4, "4 training patients asked for, 0 left: of 5 patients 1 test and 4 validate; lower --validation$"),
+        (
+            24,
+            30,
+            4,
+            "30 training patients requested, 15 available: of 24 patients 5 are for testing and 4 .*; lower n$",
+        ),
+        (24, 16, 4, "16 training patients requested, 15 available: .* lower n or validation$"),
+        # The five patients of isbi2015 with the defaults of svi and fit-prior, and with fewer training patients.
+        (5, 5, 4, "5 training patients requested, 0 available: of 5 patients 1 .* and 4 .*; lower n and validation$"),
+        (5, None, 4, "1 training patient requested, 0 available: .* lower validation$"),
+        (5, 4, 4, "4 training patients requested, 0 available: .* lower validation$"),
     ],
 )
-def test_too_few_patients_are_said_with_what_to_lower(patients, n, validation, says):
+def test_too_few_patients_are_reported_with_a_remedy(patients, n, validation, says):
     with pytest.raises(DataError, match=says):
         seeded_split({name: name for name in IDS[:patients]}, n, validation, 0)

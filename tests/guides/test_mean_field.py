@@ -1,4 +1,4 @@
-"""`MeanFieldNormal`: the posterior it says it is."""
+"""`MeanFieldNormal` against Normal distributions of its parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def guide() -> MeanFieldNormal:
 
 
 def test_sites_are_sampled_in_order_by_name(guide):
-    """As given, dots and all: a direct Normal a site, no auxiliary ones."""
+    """Names keep their dots; one Normal per site, no auxiliary sites."""
     trace = poutine.trace(guide).get_trace("any", argument=1)
     assert list(guide.sites) == list(SITES)
     assert trace.stochastic_nodes == list(SITES)
@@ -40,7 +40,7 @@ def test_sites_are_sampled_in_order_by_name(guide):
 
 
 def test_posterior_and_means_are_the_parameters(guide):
-    """The posterior is differentiable; the means are a copy that training does not move."""
+    """The posterior is differentiable; the means are a copy that training does not change."""
     loc, scale = guide.posterior("a.weight")
     assert_close(loc, SITES["a.weight"])
     assert_close(scale, torch.full_like(loc, 0.2))
@@ -54,7 +54,7 @@ def test_posterior_and_means_are_the_parameters(guide):
     assert_close(guide.means()["a.weight"], SITES["a.weight"] + 1)
 
 
-def test_it_keeps_its_own_copy_of_the_first_means():
+def test_it_copies_the_initial_means():
     first = {"w": torch.zeros(3)}
     guide = MeanFieldNormal(first)
     first["w"] += 1
@@ -63,7 +63,7 @@ def test_it_keeps_its_own_copy_of_the_first_means():
 
 @pytest.mark.parametrize("unit", ["number", "diagonal", "root"])
 def test_a_unit_is_a_change_of_coordinates(unit):
-    """w = m₀ + A (μ + s ∘ ε): mean, standard deviation and samples, by hand."""
+    """w = m₀ + A (μ + s ∘ ε): mean, standard deviation and samples against the formula."""
     root = random_density("gaussian", (2, 2)).scale_tril
     matrix = {"number": 0.3 * torch.eye(4).double(), "diagonal": root.diagonal().diag(), "root": root}[unit]
     start = torch.randn(3, 2, 2, 2, dtype=torch.double)
@@ -94,7 +94,7 @@ def test_set_scale(guide):
 
 @pytest.mark.parametrize("way", ["draw", "forward"])
 def test_samples_are_the_normals_of_the_posterior(way):
-    """Kolmogorov–Smirnov of 8,000 weights; fresh at every call, independent between sites."""
+    """Kolmogorov–Smirnov of 8,000 weights; independent between calls and sites."""
     locs = {"a": torch.full((8_000,), 1.5), "b": torch.full((8_000,), -1.0)}
     guide = MeanFieldNormal(locs, scale=0.3)
     guide.set_scale("b", torch.full((8_000,), 2.0))
@@ -107,7 +107,7 @@ def test_samples_are_the_normals_of_the_posterior(way):
     assert (sample()["a"] != drawn["a"]).all()
 
 
-def test_a_draw_is_no_effect(guide):
+def test_a_draw_has_no_pyro_effect(guide):
     assert len(poutine.trace(guide.draw).get_trace().stochastic_nodes) == 0
 
 
@@ -125,7 +125,7 @@ def test_every_parameter_receives_a_gradient_and_moves(scene, prior):
 
 
 def test_state_dict_round_trip(guide):
-    """Another guide of the same sites becomes this one."""
+    """Another guide of the same sites receives this one's state."""
     guide.set_scale("c", torch.tensor([0.1, 0.2, 0.3, 0.4]))
     other = MeanFieldNormal({site: torch.zeros_like(loc) for site, loc in SITES.items()})
     other.load_state_dict(guide.state_dict())
@@ -142,7 +142,7 @@ def test_a_scale_that_is_not_positive_raises(scale):
 
 
 @pytest.mark.parametrize("far", [-500.0, 500.0])
-def test_a_scale_far_off_is_limited_and_keeps_its_gradient(far):
+def test_an_extreme_scale_is_limited_and_keeps_its_gradient(far):
     """exp(−500) is 0 and exp(500) infinite in float32."""
     guide = MeanFieldNormal({"w": torch.zeros(3)})
     log_scale = guide.log_scales["w"]

@@ -1,4 +1,4 @@
-"""The ELBO put together by hand: what is summed, what is scaled, and what is differentiated."""
+"""The ELBO against its parts computed by hand: sums, scales and gradients."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch.distributions import kl_divergence
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
-from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.distributions.prior_scales import PriorScales
-from dwp_pyro.distributions.priors import PRIORS
+from dwp_pyro.config.names import PRIORS
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.likelihoods import LIKELIHOODS
+from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
+from dwp_pyro.priors.prior_scales import PriorScales
 from tests.conftest import random_density
 
 MEAN_FIELD = [MeanFieldELBO, TraceMeanField_ELBO]
 
-#: Every prior where it is by itself, and moved and scaled if it can be.
+#: Every prior in its own place, and with a center and a scale where it supports them.
 MOVED = [(prior, moved) for prior in PRIORS for moved in (False, True) if not (moved and prior == "log-uniform")]
 
 
 def at_seed(elbo, tiny, data=None) -> float:
-    """The loss, always at the same draws."""
+    """Return the loss at a fixed seed."""
     pyro.set_rng_seed(7)
     return elbo().loss(tiny.model, tiny.guide, *(data or tiny.data))
 
@@ -44,7 +44,7 @@ def tempered(beta) -> Callable[[], MeanFieldELBO]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What `at_seed` should be made of, without an ELBO: sums over the cases, and over the weights."""
+    """The expected parts of `at_seed`: sums over the cases and over the weights."""
 
     log_likelihood: float
     kl: float
@@ -52,7 +52,7 @@ class Parts:
 
 @torch.no_grad()
 def parts_at_seed(tiny, data=None) -> Parts:
-    """The encoder of the scene is exact: a divergence without a closed form needs no mean over z."""
+    """Compute the parts without an ELBO; the scene's encoder is exact, so every draw of z gives the same KL."""
     image, *truth = data or tiny.data
     pyro.set_rng_seed(7)
     weights = tiny.guide()
@@ -66,13 +66,13 @@ def parts_at_seed(tiny, data=None) -> Parts:
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 def test_the_loss_is_its_parts(scene, prior, moved, likelihood, beta):
-    """−N/B Σ log p(y|x, W) + β Σ KL(q‖p), the divergence once for all kernels and unscaled by the plate."""
+    """−N/B Σ log p(y|x, W) + β Σ KL(q‖p); the plate does not scale the KL."""
     tiny = scene(prior, likelihood, moved=moved)
     batch = [x[1:2] for x in tiny.data]
     parts = parts_at_seed(tiny, batch)
     expected = -3 * parts.log_likelihood + beta * parts.kl
     assert_close(at_seed(tempered(beta), tiny, batch), expected, rtol=1e-10, atol=0)
-    if beta == 1 and prior != "dwp":  # the stock estimator draws z once more, and then other weights
+    if beta == 1 and prior != "dwp":  # the stock estimator draws z once more, so its weights differ
         assert_close(at_seed(TraceMeanField_ELBO, tiny, batch), expected, rtol=1e-10, atol=0)
 
 
@@ -80,7 +80,7 @@ def test_the_loss_is_its_parts(scene, prior, moved, likelihood, beta):
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_minibatches_average_to_the_full_batch(scene, elbo, prior, likelihood):
-    """At one draw of the weights, the mean over all minibatches of one case is the loss of all cases."""
+    """At a fixed weight sample, the mean over all minibatches of one case is the loss of all cases."""
     tiny = scene(prior, likelihood)
     singles = [at_seed(elbo, tiny, [x[i : i + 1] for x in tiny.data]) for i in range(3)]
     assert_close(sum(singles) / 3, at_seed(elbo, tiny), rtol=1e-10, atol=0)
@@ -90,7 +90,7 @@ def test_minibatches_average_to_the_full_batch(scene, elbo, prior, likelihood):
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("prior", ["normal", "gaussian", "mixture", "dwp"])
 def test_beta_tempers_the_divergence_alone(scene, prior, beta):
-    """As a number, or as a tensor that is written to between two evaluations."""
+    """β as a number, and as a tensor that changes between two evaluations."""
     tiny = scene(prior)
     parts = parts_at_seed(tiny)
     expected = -parts.log_likelihood + beta * parts.kl
@@ -103,8 +103,8 @@ def test_beta_tempers_the_divergence_alone(scene, prior, beta):
 
 
 @pytest.mark.parametrize("prior", ["normal", "dwp"])
-def test_a_scale_of_the_guide_counts_too(scene, prior):
-    """Pyro's own way to temper; a prior's density beside a scaled draw of the guide is not scaled by it."""
+def test_a_scale_of_the_guide_scales_the_kl(scene, prior):
+    """Pyro's own tempering: `poutine.scale` on the guide multiplies the KL and nothing else."""
     tiny = scene(prior)
     parts = parts_at_seed(tiny)
     pyro.set_rng_seed(7)
@@ -113,7 +113,7 @@ def test_a_scale_of_the_guide_counts_too(scene, prior):
 
 
 def test_terms_are_the_parts(scene):
-    """In nats, the divergence without its β; they make up the loss."""
+    """`terms` are in nats, the KL without β, and add up to the loss."""
     tiny = scene("dwp")
     tiny.model.prior_modules["scales"] = PriorScales({"all": 10}, 0.5)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_terms_are_the_parts(scene):
 
 
 def test_particles_are_averaged(scene):
-    """With local reparameterization too: as many samples of the activations."""
+    """With and without local reparameterization."""
     tiny = scene("normal")
     for handler in (nullcontext(), LocalReparameterization(tiny.guide.posterior)):
         with handler:
@@ -141,10 +141,10 @@ def test_particles_are_averaged(scene):
         assert_close(pair, sum(singles) / 2)
 
 
-def test_a_guide_that_it_would_get_wrong_is_refused(scene):
-    """An `AutoNormal` has auxiliary sites, whose entropy a sum of divergences would leave out."""
+def test_unsupported_guides_are_rejected(scene):
+    """An `AutoNormal` has auxiliary sites, whose entropy a sum of KL terms would ignore."""
     tiny = scene("normal")
-    with pytest.raises(ValueError, match="which is no site of the model"):
+    with pytest.raises(ValueError, match="which is not a site of the model"):
         MeanFieldELBO().loss(tiny.model, AutoNormal(tiny.model), *tiny.data)
 
     def laplace(*args):
@@ -159,7 +159,7 @@ def test_a_guide_that_it_would_get_wrong_is_refused(scene):
 
 def test_a_trained_center_of_the_prior_gets_its_gradient():
     center = torch.zeros(4, 2, 3, dtype=torch.double, requires_grad=True)
-    prior = DeepWeightPrior(random_density("gaussian", (2, 3)), centre=center).to_event(1)
+    prior = DeepWeightPrior(random_density("gaussian", (2, 3)), center=center).to_event(1)
     guide = MeanFieldNormal({"w": torch.randn(4, 2, 3, dtype=torch.double)}, 0.1)
     MeanFieldELBO().loss_and_grads(lambda: pyro.sample("w", prior), guide)
     assert center.grad is not None and (center.grad != 0).all()
@@ -176,7 +176,7 @@ def test_a_site_without_a_guide_is_drawn_from_its_prior(scene):
 
 @pytest.mark.parametrize(("prior", "moved"), MOVED)
 def test_its_gradient_is_the_derivative_of_the_loss(scene, prior, moved):
-    """Against central differences at fixed draws, in a random direction of all means and log-scales."""
+    """Central differences at a fixed seed, in a random direction of all means and log-scales."""
     tiny = scene(prior, moved=moved)
     elbo = MeanFieldELBO()
     pyro.set_rng_seed(7)

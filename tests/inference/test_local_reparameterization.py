@@ -1,4 +1,4 @@
-"""The handler: which convolutions it answers, with what, and that training through it is sound."""
+"""Which convolutions the handler replaces, its activations, and its gradients."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pyro.optim import Adam
 from torch import nn
 from torch.testing import assert_close
 
-from dwp_pyro.distributions.priors import prior_at
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
-from dwp_pyro.models.bayesian import bayesianize
+from dwp_pyro.models.bayesianize import bayesianize
+from dwp_pyro.priors.make_prior import make_prior
 
 
 @pytest.fixture
 def pair() -> tuple[nn.Module, MeanFieldNormal]:
-    """Two convolutions in double precision, the first Bayesian, and its guide."""
+    """Return two convolutions in double precision, the first of them Bayesian, and a guide."""
     network = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Conv2d(3, 1, 1)).double()
-    locs = bayesianize(network, {"0.weight": prior_at("normal", "0.weight", network[0].weight)})
+    locs = bayesianize(network, {"0.weight": make_prior("normal", "0.weight", network[0].weight)})
     return network, MeanFieldNormal(locs, scale=0.3)
 
 
 def test_outside_the_handler_it_is_the_plain_convolution(pair):
-    """Of the weight at its site, whether conditioned, replayed or sampled."""
+    """The weight is the value of its site."""
     network, guide = pair
     plain = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
     image = torch.randn(2, 2, 6, 5, dtype=torch.double)
@@ -40,7 +40,7 @@ def test_outside_the_handler_it_is_the_plain_convolution(pair):
 
 
 def test_without_variance_it_is_the_convolution_of_the_mean(pair):
-    """Stride, padding and bias included; the sampled weight plays no part, the variance's floor 1e-6."""
+    """With stride, padding and bias; the sampled weight is unused, and the standard deviation's floor is 1e-6."""
     network, guide = pair
     guide.set_scale("0.weight", torch.full((3, 2, 3, 3), 1e-9).double())
     image = torch.randn(2, 2, 6, 5, dtype=torch.double)
@@ -50,7 +50,7 @@ def test_without_variance_it_is_the_convolution_of_the_mean(pair):
     assert_close(activations, expected, rtol=0, atol=2e-5)
 
 
-def test_activations_are_drawn_anew_for_every_voxel_and_call(pair):
+def test_activations_are_independent_between_voxels_and_calls(pair):
     network, guide = pair
     image = torch.ones(2, 2, 6, 6, dtype=torch.double)
     with LocalReparameterization(guide.posterior):
@@ -59,7 +59,7 @@ def test_activations_are_drawn_anew_for_every_voxel_and_call(pair):
     assert (first != second).all()
 
 
-def test_it_asks_for_the_bayesian_sites_alone(pair):
+def test_only_bayesian_sites_are_queried(pair):
     network, guide = pair
     asked = []
     with LocalReparameterization(lambda site: asked.append(site) or guide.posterior(site)):
@@ -68,7 +68,7 @@ def test_it_asks_for_the_bayesian_sites_alone(pair):
 
 
 def test_gradients_match_finite_differences(pair):
-    """Through mean and scale of the activations, at fixed noise."""
+    """With respect to mean and log-scale of the weights, at fixed noise."""
     network, guide = pair
     image = torch.randn(1, 2, 5, 5, dtype=torch.double)
 
@@ -83,7 +83,7 @@ def test_gradients_match_finite_differences(pair):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_input_of_zeros_has_finite_gradients(pair, dtype):
-    """The background of a scan: the root of a variance of 0 has no derivative."""
+    """As in the background of a scan; the square root has no derivative at a variance of 0."""
     network, guide = (module.to(dtype) for module in pair)
     image = torch.zeros(1, 2, 8, 8, dtype=dtype, requires_grad=True)
     with LocalReparameterization(guide.posterior):
@@ -94,18 +94,18 @@ def test_an_input_of_zeros_has_finite_gradients(pair, dtype):
 
 @pytest.mark.parametrize("prior", ["normal", "dwp"])
 def test_a_step_of_svi_under_the_handler(scene, prior):
-    """The likelihood alone changes: at the same weights the divergence is that of the shared estimator."""
+    """Only the likelihood changes: the KL is that of the weight-sample estimator."""
     tiny = scene(prior)
     elbo = MeanFieldELBO()
     pyro.set_rng_seed(7)
     elbo.loss(tiny.model, tiny.guide, *tiny.data)
-    shared = elbo.terms
+    weight_sample = elbo.terms
     before = [p.detach().clone() for p in tiny.guide.parameters()]
     svi = SVI(tiny.model, tiny.guide, Adam({"lr": 1e-3}), elbo)
     pyro.set_rng_seed(7)
     with LocalReparameterization(tiny.guide.posterior):
         svi.step(*tiny.data)
-    if prior == "normal":  # in closed form; that of a VAE is taken at draws of its own
-        assert_close(elbo.terms["kl"], shared["kl"])
-    assert abs(elbo.terms["log_likelihood"] - shared["log_likelihood"]) > 1e-3
+    if prior == "normal":  # in closed form; the KL of a VAE is estimated with its own draws
+        assert_close(elbo.terms["kl"], weight_sample["kl"])
+    assert abs(elbo.terms["log_likelihood"] - weight_sample["log_likelihood"]) > 1e-3
     assert all((p != old).all() for p, old in zip(tiny.guide.parameters(), before, strict=True))

@@ -1,4 +1,4 @@
-"""Calibration of a few voxels by hand, and the bins beside MONAI's."""
+"""Calibration against values by hand, MONAI and TorchMetrics."""
 
 import math
 
@@ -11,13 +11,13 @@ from dwp_pyro.metrics.calibration import Reliability, ace, brier, nll
 
 
 def voxels(*groups: tuple[float, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each (probability, voxels in the region, voxels outside)."""
+    """Return probabilities and truth of groups (probability, voxels in the region, voxels outside)."""
     probability = np.concatenate([np.full(inside + outside, p, np.float32) for p, inside, outside in groups])
     return probability, np.concatenate([np.arange(inside + outside) < inside for _, inside, outside in groups])
 
 
 def test_errors_of_two_bins():
-    # Of .1: one of four in the region, .15 apart. Of .9: none of one, .9 apart.
+    # At .1: one of four voxels in the region, gap .15. At .9: none of one, gap .9.
     reliability = Reliability.of(*voxels((0.1, 1, 3), (0.9, 0, 1)))
     assert reliability.ece == pytest.approx((4 * 0.15 + 0.9) / 5)
     assert reliability.mce == pytest.approx(0.9)
@@ -51,24 +51,37 @@ def test_bins_are_those_of_monai():
     np.testing.assert_allclose(ours.frequency, frequency, rtol=1e-4)
 
 
+@pytest.mark.parametrize("skew", [0.5, 1.0, 3.0])
+def test_calibration_errors_are_those_of_torchmetrics(skew):
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    rng = np.random.default_rng(1)
+    probability = rng.random(20_000).astype(np.float32) ** np.float32(skew)
+    truth = rng.random(20_000) < 0.2 + 0.5 * probability
+    reliability = Reliability.of(probability, truth)
+    batches = torch.from_numpy(probability).double(), torch.from_numpy(truth).long()
+    for ours, norm in ((reliability.ece, "l1"), (reliability.mce, "max")):
+        theirs = functional.binary_calibration_error(*batches, n_bins=15, norm=norm)
+        assert ours == pytest.approx(float(theirs), rel=1e-5)
+
+
 def test_small_probabilities_of_many_voxels_add_up():
-    """In float32 the sum would stop growing."""
+    """A float32 sum would stop growing."""
     probability = np.concatenate([np.full(40_000, 0.06), np.full(200_000, 1e-5)]).astype(np.float32)
     reliability = Reliability.of(probability, np.zeros(240_000, bool))
     assert reliability.probability.sum() == pytest.approx(2402, rel=1e-6)
 
 
 def test_adaptive_bins_tell_apart_what_equal_ones_cancel():
-    # Both groups in the first of 15 equal bins: 2 of 8 in the region, where .03 are expected on the mean.
+    # Both groups are in the first of 15 equal bins: 2 of 8 voxels in the region at a mean probability of .03.
     probability, truth = voxels((0.01, 2, 2), (0.05, 0, 4))
     assert Reliability.of(probability, truth).ece == pytest.approx(0.22)
     assert ace(probability, truth) == pytest.approx((4 * 0.49 + 4 * 0.05) / 8)
 
 
 def test_adaptive_bins_of_equal_mass():
-    """Of 30 different probabilities each bin holds two neighbours, in any order of the voxels."""
+    """Each bin holds two neighbors of 30 different probabilities, in any order of the voxels."""
     probability = np.arange(1, 31, dtype=np.float32) / 100
-    truth = np.arange(30) % 4 < 2  # both of a bin in the region, or none
+    truth = np.arange(30) % 4 < 2  # both voxels of a bin in the region, or none
     gaps = [abs(probability[i : i + 2].mean() - truth[i]) for i in range(0, 30, 2)]
     shuffled = np.random.default_rng(0).permutation(30)
     assert ace(probability, truth) == pytest.approx(np.mean(gaps))

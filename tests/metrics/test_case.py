@@ -1,4 +1,4 @@
-"""All measures of a case: what each is given, and what is done about empty masks."""
+"""All metrics of a case: inputs, and the policy on empty masks."""
 
 import math
 
@@ -21,8 +21,8 @@ def entropy(p: np.ndarray) -> np.ndarray:
     return -sum(q * np.log(q, where=q > 0, out=np.zeros_like(q)) for q in (p, 1 - p))
 
 
-def measure(probability, truth, brain=BRAIN, spacing=(1.0, 1.0, 1.0)):
-    return case_metrics(probability, probability > 0.5, entropy(probability), truth > 0, brain, spacing).measures
+def measure(probability, truth, brain_mask=BRAIN, spacing=(1.0, 1.0, 1.0)):
+    return case_metrics(probability, probability > 0.5, entropy(probability), truth > 0, brain_mask, spacing).measures
 
 
 def test_every_measure_has_a_title():
@@ -39,33 +39,33 @@ def test_two_boxes():
     assert measures["lesion_f1"] == 1
     assert measures["iou"] == pytest.approx(1 / 3)
     assert measures["hd95"] == pytest.approx(6.0)
-    # 56 surface voxels each. Within 1 mm of the other's are those of the shared slices: a rim of 12 on an end, and an
-    # end of 16, of which 12 lie on a rim and 4 beside it.
+    # Each surface has 56 voxels. Those of the shared slices are within 1 mm of the other: a rim of 12 voxels on an end,
+    # and an end of 16, of which 12 are on a rim and 4 next to it.
     assert measures["nsd"] == pytest.approx(2 * (12 + 16) / (2 * 56))
 
 
 def test_a_whole_case_by_one_probability():
-    brain = box(slice(0, 4)) > 0  # 64 voxels
+    brain_mask = box(slice(0, 4)) > 0  # 64 voxels
     truth = box(slice(0, 3))  # 48 of them
     probability = np.full(SHAPE, 0.6, np.float32)
-    measures = measure(probability, truth, brain)
+    measures = measure(probability, truth, brain_mask)
     assert measures["nll"] == pytest.approx(-(48 * math.log(0.6) + 16 * math.log(0.4)) / 64, rel=1e-5)
     assert measures["brier"] == pytest.approx((48 * 0.16 + 16 * 0.36) / 64, rel=1e-5)
     # One bin, confidence .6, frequency .75.
     for name in ("ece", "ace", "mce"):
         assert measures[name] == pytest.approx(0.15, abs=1e-6)
-    # All equally uncertain, a quarter wrong. Their entropy, 97.1 of 100, is reached at the 40th of 41 thresholds:
-    # until then Dice is 1 and no true positive is kept.
+    # All voxels are equally uncertain, a quarter is wrong. Their uncertainty of 97.1 is reached at the 40th of 41
+    # thresholds; below it Dice is 1 and no true positive is kept.
     assert measures["aurc"] == pytest.approx(0.25)
     dice = (38 + (1 + 96 / 112) / 2 + 96 / 112) / 40
     assert measures["qu_brats"] == pytest.approx((dice + (1 - 38.5 / 40) + 1) / 3)
 
 
 def test_curves_are_over_the_brain():
-    brain = box(slice(0, 4)) > 0
+    brain_mask = box(slice(0, 4)) > 0
     probability = box(slice(0, 12), 0.9)
     case = case_metrics(
-        probability, probability > 0.5, entropy(probability), box(slice(0, 2)) > 0, brain, (1.0, 1.0, 1.0)
+        probability, probability > 0.5, entropy(probability), box(slice(0, 2)) > 0, brain_mask, (1.0, 1.0, 1.0)
     )
     assert case.reliability.count.sum() == 64
     assert case.risk_coverage.risk == pytest.approx([0.5] * 100)

@@ -1,4 +1,4 @@
-"""Lesions by hand: lines of voxels of 1 mm³."""
+"""Lesion-wise metrics by hand: lines of voxels of 1 mm³."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def point(*at: int) -> np.ndarray:
 
 
 def one_by_one(predicted: np.ndarray, truth: np.ndarray, dilation: int, smallest: float) -> tuple[float, float]:
-    """The definition, lesion by lesion, each dilated by itself."""
+    """Compute the scores by definition, dilating each lesion separately."""
     near, around = (ndimage.generate_binary_structure(3, order) for order in (2, 3))
     parts, number = ndimage.label(predicted, around)
     merged, lesions = ndimage.label(ndimage.binary_dilation(truth, near, dilation), around)
@@ -43,7 +43,7 @@ def one_by_one(predicted: np.ndarray, truth: np.ndarray, dilation: int, smallest
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_lesions_are_scored_as_if_one_by_one(seed):
-    """Also where a case's masks are cut to the box that holds them."""
+    """The result is the same when `case_metrics` crops the masks."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.normal(size=(2, 40, 36, 32)), (0, 1.2, 1.2, 1.2))
     field = np.pad(field[:, 4:30, 6:30, 2:30], ((0, 0), (4, 10), (6, 6), (2, 2)))
@@ -51,16 +51,16 @@ def test_random_lesions_are_scored_as_if_one_by_one(seed):
     expected = one_by_one(predicted, truth, 1, 5.0)
     assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=5.0) == pytest.approx(expected)
     assert 0.05 < expected[0] < expected[1] < 1
-    brain = np.ones(truth.shape, bool)
+    brain_mask = np.ones(truth.shape, bool)
     zeros = np.zeros(truth.shape, np.float32)
-    measures = case_metrics(predicted.astype(np.float32), predicted, zeros, truth, brain, SPACING)
+    measures = case_metrics(predicted.astype(np.float32), predicted, zeros, truth, brain_mask, SPACING)
     of_case = measures.measures["lesion_dice"], measures.measures["lesion_f1"]
     assert of_case == pytest.approx(one_by_one(predicted, truth, 3, 50.0))
 
 
 def test_found_missed_and_false():
     truth = line(0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23)
-    # Half of the first and as much beside it; the second missed; the third in two parts; one where nothing is.
+    # First lesion: half found, as much beside it; second: missed; third: found in two parts; and a false one.
     predicted = line(2, 3, 4, 5, 20, 21, 23, 28)
     scores = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
     assert scores.dice == pytest.approx((2 * 2 / 8 + 0 + 2 * 3 / 7) / (3 + 1))
@@ -96,19 +96,19 @@ def test_small_lesions_do_not_count():
     truth, predicted = line(0, 1, 2, 10), line(0, 1, 2)
     assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=1) == (1, 1)
     assert lesion_scores(predicted, truth, (1.5, 1.0, 1.0), dilation=1, smallest=1) == pytest.approx((0.5, 2 / 3))
-    # One that is found is not false either; one predicted where nothing is always is.
+    # A small lesion that is found is not false either; a prediction without any lesion is.
     assert lesion_scores(line(10), line(10), SPACING, dilation=1, smallest=1) == (1, 1)
     assert lesion_scores(line(20), line(10), SPACING, dilation=1, smallest=1) == (0, 0)
 
 
 def test_the_defaults_are_those_of_gliomas():
-    """Three voxels of dilation; 50 mm³ do not count, 51 do."""
+    """Three dilations; 50 mm³ are ignored, 51 count."""
     truth = line(*range(25)) & False
     truth[0:5, :5, :2] = True
     assert lesion_scores(truth & False, truth, SPACING) == (1, 1)
     truth[0, 0, 2] = True
     assert lesion_scores(truth & False, truth, SPACING) == (0, 0)
-    truth[11:16, :5, :2] = True  # six voxels further: three of each side
+    truth[11:16, :5, :2] = True  # at a distance of six voxels, three per side
     found_one = truth.copy()
     found_one[11:] = False
     assert lesion_scores(found_one, truth, SPACING) == pytest.approx((2 * 51 / (51 + 101), 1.0))

@@ -1,10 +1,13 @@
-"""Overlap by hand, and the mean over pairs against its definition."""
+"""Overlap against values by hand, SciPy and MONAI, and the mean over pairs against its definition."""
 
 import math
 from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import DiceMetric
+from scipy.spatial import distance
 
 from dwp_pyro.metrics.overlap import PairwiseDice, dice, iou
 
@@ -30,8 +33,24 @@ def test_overlap_of_two_masks():
         assert (measure(a, line()), measure(line(), a), measure(line(), line())) == (0, 0, 1)
 
 
+def test_overlap_is_that_of_scipy():
+    a, b = np.random.default_rng(0).random((2, 7, 6, 5)) < np.reshape([0.3, 0.6], (2, 1, 1, 1))
+    assert dice(a, b) == pytest.approx(1 - distance.dice(a.ravel(), b.ravel()))
+    assert iou(a, b) == pytest.approx(1 - distance.jaccard(a.ravel(), b.ravel()))
+
+
+@pytest.mark.parametrize("densities", [(0.3, 0.6), (0.01, 0.5), (0.0, 0.2), (0.0, 0.0)])
+def test_dice_is_that_of_monai_with_the_policy_on_empty_masks(densities):
+    a, b = np.random.default_rng(1).random((2, 9, 8, 7)) < np.reshape(densities, (2, 1, 1, 1))
+    metric = DiceMetric(include_background=True, ignore_empty=False)
+    metric(*(torch.from_numpy(mask)[None, None].float() for mask in (a, b)))
+    expected = float(metric.aggregate())
+    assert dice(a, b) == pytest.approx(expected)
+    assert pairwise([a, b]) == pytest.approx(expected)
+
+
 def test_pairs_by_hand():
-    # Two masks that share half, and two empty ones: of six pairs one has .5, the empty one 1, four 0.
+    # Two masks that share half, and two empty ones: Dice of the six pairs is .5, 1 for the empty pair, and 0 for four.
     assert pairwise([line(0, 1, 2, 3), line(2, 3, 4, 5), line(), line()]) == pytest.approx(1.5 / 6)
     assert pairwise([line(0, 1), line(0, 1)]) == 1
 
@@ -42,7 +61,7 @@ def test_one_mask_has_no_pair():
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (8, 8, 8)])
 def test_pairs_are_those_of_the_definition(shape):
-    """Of any number of voxels, also one that fills no whole word."""
+    """The number of voxels need not fill whole words."""
     masks = np.random.default_rng(0).random((5, *shape)) < 0.3
     expected = np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in combinations(masks, 2)])
     assert pairwise(masks) == pytest.approx(expected, rel=1e-12)

@@ -1,29 +1,29 @@
-"""Means over cases, and how they are shown."""
+"""Summaries over cases, and their format."""
 
 import math
 
 import pytest
 
-from dwp_pyro.metrics import show, summarise
+from dwp_pyro.metrics import show, summarize_cases
 
 
 def test_summary_is_the_mean_and_its_standard_error():
-    summary = summarise([{"dice": 0.2}, {"dice": 0.4}, {"dice": 0.9}])["dice"]
+    summary = summarize_cases([{"dice": 0.2}, {"dice": 0.4}, {"dice": 0.9}])["dice"]
     assert summary.mean == pytest.approx(0.5)
     assert summary.standard_error == pytest.approx(math.sqrt(0.13 / 3))
     assert summary.cases == 3
-    assert math.isnan(summarise([{"dice": 0.2}])["dice"].standard_error)
+    assert math.isnan(summarize_cases([{"dice": 0.2}])["dice"].standard_error)
 
 
 def test_a_measure_is_summarised_over_the_cases_that_have_it():
-    summaries = summarise([{"dice": 0.2}, {"dice": 0.4, "nsd": 0.5}])
+    summaries = summarize_cases([{"dice": 0.2}, {"dice": 0.4, "nsd": 0.5}])
     assert (summaries["nsd"].mean, summaries["nsd"].cases) == (0.5, 1)
     assert summaries["dice"].cases == 2
 
 
 def test_what_tables_show():
-    summaries = summarise([{"dice": 0.2, "hd95": 10.0}, {"dice": 0.4, "hd95": 20.0}])
+    summaries = summarize_cases([{"dice": 0.2, "hd95": 10.0}, {"dice": 0.4, "hd95": 20.0}])
     assert show("dice", summaries["dice"]) == "0.300 ± 0.100"
     assert show("hd95", summaries["hd95"]) == "15.0 ± 5.0"
-    assert show("dice", summarise([{"dice": 0.2}])["dice"]) == "0.200"
+    assert show("dice", summarize_cases([{"dice": 0.2}])["dice"]) == "0.200"
     assert show("nsd", summaries.get("nsd")) == "-"

@@ -1,4 +1,4 @@
-"""Distances between surfaces by hand: lines of voxels, all of them surface."""
+"""Surface distances by hand: lines of voxels, all on the surface."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def line(x: slice) -> np.ndarray:
 
 @pytest.mark.parametrize(("side", "tolerance", "expected"), [(1.0, 1.0, 6 / 10), (2.0, 1.0, 4 / 10), (2.0, 2.0, 0.6)])
 def test_surface_dice_counts_what_lies_within_the_tolerance(side, tolerance, expected):
-    # Truth 2 to 5, prediction 4 to 9: 2 voxels on each other, and the neighbours, 3 and 6, a side away.
+    # Truth 2 to 5, prediction 4 to 9: 2 voxels coincide; their neighbors 3 and 6 are one voxel side away.
     assert surface_dice(line(slice(4, 10)), line(slice(2, 6)), (side, 1.0, 1.0), tolerance) == pytest.approx(expected)
 
 
@@ -24,7 +24,7 @@ def test_the_default_tolerance_is_a_millimetre():
 
 
 def test_hd95_is_in_mm_and_of_the_worse_direction():
-    # Prediction 4 to 9 is 0, 0, 1, 2, 3, 4 sides of 2 mm from the truth: 95 % of the way is 3.75 of them.
+    # Prediction 4 to 9 is 0, 0, 1, 2, 3, 4 sides of 2 mm from the truth; the 95th percentile is 3.75 sides.
     assert hd95(line(slice(4, 10)), line(slice(2, 6)), (2.0, 1.0, 1.0), 99.0) == pytest.approx(7.5)
     assert hd95(line(slice(2, 6)), line(slice(4, 10)), (2.0, 1.0, 1.0), 99.0) == pytest.approx(7.5)
 

@@ -1,4 +1,4 @@
-"""The QU-BraTS score and risk-coverage curves of a few voxels by hand."""
+"""QU-BraTS score and risk-coverage curves of a few voxels by hand."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def score(*voxels: tuple[str, float]) -> float:
 
 
 def test_an_error_that_is_uncertain_is_filtered():
-    # Dice 1 below τ = 50, 2/3 from there; over 40 steps: 19 at 1, one between, 20 at 2/3. Nothing true is filtered.
+    # Dice is 1 below τ = 50 and 2/3 above; of 40 steps 19 are at 1, one between, 20 at 2/3. Correct voxels are kept.
     area = (19 + (1 + 2 / 3) / 2 + 20 * 2 / 3) / 40
     for error in ("FP", "FN"):
         assert score(("TP", 0), ("TN", 0), (error, 50)) == pytest.approx((area + 2) / 3)
@@ -29,7 +29,7 @@ def test_what_is_right_and_filtered_costs(kind):
 
 def test_a_voxel_is_kept_at_its_own_threshold():
     assert score(("FP", 0)) == pytest.approx(2 / 3)
-    assert score(("FP", 100 + 1e-4)) == pytest.approx((39.5 / 40 + 2) / 3)  # rounding may exceed the maximum
+    assert score(("FP", 100 + 1e-4)) == pytest.approx((39.5 / 40 + 2) / 3)  # rounding may exceed 100
 
 
 def test_nothing_there_and_nothing_uncertain_is_perfect():
@@ -50,7 +50,7 @@ def test_what_is_equally_uncertain_has_its_mean_risk():
 
 
 def test_what_is_covered_in_part_counts_in_part():
-    # 1.5 of 3: all of the first, half of the second.
+    # 1.5 of 3 items: all of the first, half of the second.
     curve = risk_coverage(np.array([1, 2, 3]), np.array([0.2, 0.8, 1.0]), 2)
     assert curve.risk == pytest.approx([(0.2 + 0.5 * 0.8) / 1.5, 2 / 3])
 

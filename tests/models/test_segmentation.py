@@ -1,4 +1,4 @@
-"""Likelihoods by hand, and the program's scales."""
+"""Likelihoods against hand calculations, and the scales of the Pyro program."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ EPSILON = 6e-5
 
 @pytest.fixture
 def by_hand() -> tuple[Tensor, Tensor, Tensor]:
-    """One row of four voxels; the probability of the lesion is .5, .75, .25 and, outside the brain, .9."""
+    """Return a row of four voxels with lesion probabilities .5, .75, .25 and, outside the brain, .9."""
     lesion = torch.tensor([0.5, 0.75, 0.25, 0.9], dtype=torch.double).reshape(1, 1, 4, 1, 1)
-    logits = torch.cat([1 - lesion, lesion], 1).log() + 3.0  # a constant is nothing to a softmax
+    logits = torch.cat([1 - lesion, lesion], 1).log() + 3.0  # a softmax ignores a constant
     label = torch.tensor([0, 1, 1, 0]).reshape(1, 1, 4, 1, 1)
-    brain = torch.tensor([1.0, 1, 1, 0], dtype=torch.double).reshape(1, 1, 4, 1, 1)
-    return logits, label, brain
+    brain_mask = torch.tensor([1.0, 1, 1, 0], dtype=torch.double).reshape(1, 1, 4, 1, 1)
+    return logits, label, brain_mask
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_categorical_by_hand(by_hand, activation):
-    """log(½ · ¾ · ¼) / 3: no voxel outside the brain counts; softmax and sigmoid of one region are the same."""
+    """log(½ · ¾ · ¼) / 3: voxels outside the brain do not count; softmax and sigmoid agree for one region."""
     assert_close(categorical(*by_hand, activation), torch.tensor([math.log(3 / 32) / 3], dtype=torch.double))
 
 
@@ -56,11 +56,11 @@ def test_regions_overlap_and_dice_averages_them():
     """Two regions of two voxels, the second inside the first: each has its own sigmoid, Dice and cross-entropy."""
     sure = torch.tensor([[0.0, 0], [60, 60], [-60, 60]]).double().reshape(1, 3, 2, 1, 1) + 5  # whole: both; core: one
     label = torch.tensor([[1, 1], [1, 0]]).reshape(1, 2, 2, 1, 1)
-    brain = torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
+    brain_mask = torch.ones(1, 1, 2, 1, 1, dtype=torch.double)
     # whole: Dice 1; core: overlap 0, sizes 1/2 + 1/2 → ε / (1 + ε). Cross-entropy of core: (60 + 60) / 2.
     expected = -(0.5 * (1 - (1 + EPSILON / (1 + EPSILON)) / 2) + 0.5 * 60 / 2)
-    assert_close(dice_ce(sure, label, brain), torch.tensor([expected], dtype=torch.double))
-    assert_close(categorical(sure, label, brain), torch.tensor([-60.0], dtype=torch.double))
+    assert_close(dice_ce(sure, label, brain_mask), torch.tensor([expected], dtype=torch.double))
+    assert_close(categorical(sure, label, brain_mask), torch.tensor([-60.0], dtype=torch.double))
 
 
 def test_one_region_is_the_softmax_of_two_classes():
@@ -82,7 +82,7 @@ def test_disjoint_regions_are_classes_by_hand():
     assert_close(dice_ce(*batch, "softmax", 0.3), torch.tensor([expected], dtype=torch.double))
 
 
-def test_the_labels_say_whether_regions_exclude_each_other():
+def test_the_labels_determine_whether_regions_are_exclusive():
     assert choose_activation([{1}]) == choose_activation([{1, 2}, {3}, {4}]) == "softmax"
     assert choose_activation([{1, 2, 4}, {1, 4}, {4}]) == "sigmoid"
 
@@ -102,23 +102,23 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 class TestEveryLikelihood:
     def test_nothing_outside_the_brain_counts(self, by_hand, name):
-        logits, label, brain = by_hand
+        logits, label, brain_mask = by_hand
         logits.requires_grad_()
-        before = LIKELIHOODS[name](logits, label, brain)
+        before = LIKELIHOODS[name](logits, label, brain_mask)
         (gradient,) = torch.autograd.grad(before.sum(), logits)
         assert (gradient[0, :, :3] != 0).all()
         assert (gradient[0, :, 3] == 0).all()
-        assert_close(LIKELIHOODS[name](logits, torch.where(brain > 0, label, 1 - label), brain), before)
+        assert_close(LIKELIHOODS[name](logits, torch.where(brain_mask > 0, label, 1 - label), brain_mask), before)
 
     def test_a_volume_counts_alike_at_every_resolution(self, name):
-        """Fields and labels repeated 2³ and 3³ times."""
+        """Every voxel repeated 2³ and 3³ times."""
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.double)
         label = (torch.rand(2, 2, 4, 5, 6, generator=generator) < 0.2).long()
-        brain = (torch.rand(2, 1, 4, 5, 6, generator=generator) < 0.8).double()
-        once = LIKELIHOODS[name](logits, label, brain)
+        brain_mask = (torch.rand(2, 1, 4, 5, 6, generator=generator) < 0.8).double()
+        once = LIKELIHOODS[name](logits, label, brain_mask)
         for times in (2, 3):
-            repeated = (_repeated(volume, times) for volume in (logits, label, brain))
+            repeated = (_repeated(volume, times) for volume in (logits, label, brain_mask))
             assert_close(LIKELIHOODS[name](*repeated), once, rtol=1e-12, atol=0)
 
     def test_a_smooth_field_counts_alike_at_every_spacing(self, name):
@@ -132,18 +132,18 @@ class TestEveryLikelihood:
             values.append(LIKELIHOODS[name](logits, (inside > 0).long(), torch.ones_like(inside)))
         assert_close(torch.cat(values), values[0].expand(3), rtol=0.02, atol=0)
 
-    def test_cases_are_apart(self, by_hand, name):
-        """One number per case, its own."""
-        logits, label, brain = by_hand
-        other = 2 * logits, label, brain
+    def test_cases_are_independent(self, by_hand, name):
+        """One number per case, independent of the others."""
+        logits, label, brain_mask = by_hand
+        other = 2 * logits, label, brain_mask
         values = LIKELIHOODS[name](*(torch.cat(pair) for pair in zip(by_hand, other, strict=True)))
         assert_close(values, torch.cat([LIKELIHOODS[name](*by_hand), LIKELIHOODS[name](*other)]))
         assert values[0] != values[1]
 
     def test_a_patch_without_brain_is_finite(self, by_hand, name):
-        logits, label, brain = by_hand
+        logits, label, brain_mask = by_hand
         logits.requires_grad_()
-        value = LIKELIHOODS[name](logits, label, 0 * brain)
+        value = LIKELIHOODS[name](logits, label, 0 * brain_mask)
         value.sum().backward()
         assert_close(value, torch.zeros(1, dtype=torch.double))
         assert (logits.grad == 0).all()
@@ -157,7 +157,7 @@ def _repeated(volume: Tensor, times: int) -> Tensor:
 
 @pytest.mark.parametrize("bayesian", [False, True])
 def test_the_program_scales_the_likelihood_alone(scene, bayesian):
-    """log p = N/B λ Σ log p(y|x, W) + log p(W), put together from its parts."""
+    """log p = N/B λ Σ log p(y|x, W) + log p(W), composed of its parts."""
     tiny = scene("normal", "dice-ce")
     weights = tiny.guide.draw()
     network = poutine.condition(tiny.model.network, weights)
@@ -171,7 +171,7 @@ def test_the_program_scales_the_likelihood_alone(scene, bayesian):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, MeanFieldELBO])
 def test_l2_sp_is_a_quadratic_about_the_start(scene, elbo):
-    """−α/2 Σ (θ − θ₀)², all weights and none else; the plate does not scale it, and it has its gradient."""
+    """−α/2 Σ (θ − θ₀)² over all weights, not scaled by the plate, with its gradient."""
     data = [x[:2] for x in scene("normal").data]
     network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 1)).double()
     model = SegmentationModel(network, "categorical", 6, l2_sp=3.0)
@@ -201,7 +201,7 @@ def test_l2_sp_is_a_quadratic_about_the_start(scene, elbo):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, MeanFieldELBO])
 def test_without_sites_the_elbo_is_the_log_likelihood(scene, elbo):
-    """The deterministic arms: a plain network, a guide that samples nothing, every parameter with a gradient."""
+    """Deterministic methods: a plain network, a guide without sites, gradients for every parameter."""
     data = [x[:2] for x in scene("normal").data]
     network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1)).double()
     loss = elbo().loss_and_grads(SegmentationModel(network, "categorical", 6), lambda *args: None, *data)
@@ -210,7 +210,7 @@ def test_without_sites_the_elbo_is_the_log_likelihood(scene, elbo):
 
 
 def test_in_bf16_the_network_alone_is_rounded():
-    """Logits and likelihood come in float32, near those of float32 and not equal; gradients reach every weight."""
+    """Logits and likelihood are float32, near those without autocast and not equal; every weight has a gradient."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
     data = torch.randn(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8)

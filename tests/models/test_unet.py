@@ -1,4 +1,4 @@
-"""`ResidualUNet3d`: the numbers of both forms, its blocks, and volumes of any size."""
+"""`ResidualUNet3d`: parameters of both variants, blocks, and volumes of any size."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dwp_pyro.models.blocks import kernel_sites
-from dwp_pyro.models.instance_norm import InstanceNorm3d
-from dwp_pyro.models.networks import build_network
+from dwp_pyro.models.ops.instance_norm import InstanceNorm3d
+from dwp_pyro.models.registry import build_network
 from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.priors.blocks import kernel_sites
 
 WIDTHS = (2, 3, 4, 5)
 
 
-def test_the_published_form_has_the_numbers_of_the_paper():
+def test_the_published_network_has_the_parameters_of_the_paper():
     """4,998,608 parameters; 184,336 kernels of 3×3×3; without biases or affine norms."""
     network = build_network("paper-unet", 1, 2, (16, 32, 64, 128))
     assert sum(p.numel() for p in network.parameters()) == 4_998_608
@@ -43,7 +43,7 @@ def test_the_numbers_of_the_default():
 
 
 def test_the_default_adds_affine_norms_and_an_output_bias_and_lacks_three_down_blocks():
-    """Nothing else: its kernels, and so the sites of a prior, are those of the published form without these blocks."""
+    """Its kernels, and so the sites of a prior, are those of the published network without these blocks."""
     ours, papers = (ResidualUNet3d(1, 2, WIDTHS, paper=paper) for paper in (False, True))
     added = dict(ours.named_parameters()).keys() - dict(papers.named_parameters()).keys()
     norms = [name for name, module in ours.named_modules() if isinstance(module, InstanceNorm3d)]
@@ -55,7 +55,7 @@ def test_the_default_adds_affine_norms_and_an_output_bias_and_lacks_three_down_b
 
 @pytest.mark.parametrize("paper", [False, True])
 def test_strides_of_the_down_blocks(paper):
-    """2,1,2,1,2,1, of the published form 2,1,2,1,2,1,1,1,1: sides at half, quarter and eighth resolution."""
+    """2,1,2,1,2,1, for the published network 2,1,2,1,2,1,1,1,1: half, quarter and eighth resolution."""
     network = ResidualUNet3d(1, 2, WIDTHS, paper=paper)
     sides = []
     for name in network._downs:
@@ -73,7 +73,7 @@ def test_logits_have_the_size_of_the_image(paper, size, in_channels, out_channel
 
 
 def test_cases_of_a_batch_do_not_mix():
-    """Instance norms have no running statistics: a case's logits are its own, training or not."""
+    """Instance norms have no running statistics: cases are independent in training and evaluation mode."""
     network = ResidualUNet3d(1, 2, WIDTHS).double()
     image = torch.randn(2, 1, 16, 16, 16, dtype=torch.double)
     together = network(image)
@@ -82,7 +82,7 @@ def test_cases_of_a_batch_do_not_mix():
 
 
 def test_a_residual_block_is_pre_activated():
-    """x + conv(ReLU(norm(conv(ReLU(norm(x)))))), written out."""
+    """x + conv(ReLU(norm(conv(ReLU(norm(x))))))."""
     block = ResidualUNet3d(1, 2, WIDTHS).double().get_submodule("down2")
     x = torch.randn(1, 3, 4, 4, 4, dtype=torch.double)
     h = F.conv3d(F.relu(F.instance_norm(x)), block.conv1.weight, padding=1)
@@ -91,7 +91,7 @@ def test_a_residual_block_is_pre_activated():
 
 
 def test_the_skips_join_equal_resolutions():
-    """Each up block adds the last features before a stride: of up1, down4; of up2, down2; of up3, the input's."""
+    """Each up block adds the last features before a stride: up1 down4, up2 down2, up3 the input's."""
     network = ResidualUNet3d(1, 2, WIDTHS)
     produced, joined = {}, {}
     for name in ("input", "down2", "down4"):
@@ -106,8 +106,8 @@ def test_the_skips_join_equal_resolutions():
     assert joined["up3"] is produced["input"]
 
 
-def test_the_output_meets_normalised_features():
-    """The residual stream of the last up block, normed and rectified by channel: of whatever size, it stays put."""
+def test_the_output_layer_sees_normalized_features():
+    """The last up block's residual stream is normalized and rectified per channel, whatever its scale."""
     network = ResidualUNet3d(1, 2, WIDTHS).double()
     seen = {}
     network.up3.register_forward_hook(lambda module, args, out: seen.update(stream=out))

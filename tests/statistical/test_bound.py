@@ -1,4 +1,4 @@
-"""The bound of `KernelVAE` against densities known exactly or by quadrature."""
+"""The bound of `KernelVAE` against exact densities and quadrature."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.densities.vae import KernelVAE
+from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
 
 
 def standard_error(draws: Tensor) -> Tensor:
@@ -21,21 +21,21 @@ def standard_error(draws: Tensor) -> Tensor:
 @pytest.mark.parametrize("kernel_shape", [(3, 3), (2, 2, 3)])
 @pytest.mark.parametrize("latent_size", [1, 3])
 @pytest.mark.parametrize("particles", [1, 5])
-@pytest.mark.parametrize("standardised", [False, True])
+@pytest.mark.parametrize("standardized", [False, True])
 def test_exact_encoder_gives_the_gaussian_density_on_every_draw(
-    linear_gaussian, kernel_shape, latent_size, particles, standardised
+    linear_gaussian, kernel_shape, latent_size, particles, standardized
 ):
-    """With r(z|w) = p(z|w) every importance weight is p(w) itself: a multivariate normal density."""
-    vae, exact = linear_gaussian(kernel_shape, latent_size, standardised)
+    """With r(z|w) = p(z|w) every importance weight is p(w), a multivariate normal density."""
+    vae, exact = linear_gaussian(kernel_shape, latent_size, standardized)
     kernels = 3 * torch.randn(20, *kernel_shape, dtype=torch.double)
     prior = DeepWeightPrior(vae, particles)
     for _ in range(3):
         assert_close(prior.log_prob(kernels), exact.log_prob(kernels.flatten(1)), rtol=1e-10, atol=0)
 
 
-def test_wrong_encoder_lies_below_by_its_divergence_and_particles_close_the_gap(linear_gaussian):
-    """L₁ = log p(w) − KL(r‖p(z|w)), and L_K rises with K towards log p(w) (Burda et al. 2016, theorem 1)."""
-    vae, exact = linear_gaussian((3, 3), latent_size=3, standardised=True)
+def test_a_wrong_encoder_lowers_the_bound_by_its_divergence_and_particles_close_the_gap(linear_gaussian):
+    """L₁ = log p(w) − KL(r‖p(z|w)), and L_K increases with K to log p(w) (Burda et al. 2016, theorem 1)."""
+    vae, exact = linear_gaussian((3, 3), latent_size=3, standardized=True)
     kernel = exact.sample().reshape(3, 3)
     posterior = Normal(*vae.encode(kernel))
     with torch.no_grad():
@@ -56,22 +56,22 @@ def test_wrong_encoder_lies_below_by_its_divergence_and_particles_close_the_gap(
 
 @pytest.fixture
 def random_vae_1d() -> KernelVAE:
-    """Curved decoder and encoder, neither near the other's posterior, of one number w."""
+    """Return a VAE of one weight w with nonlinear networks, whose encoder is far from its posterior."""
     torch.manual_seed(1)
     vae = KernelVAE([1], latent_size=1, hidden=(6,)).double()
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.copy_(0.6 * torch.randn_like(parameter))
-        # An encoder wider than p(z) keeps the importance weights bounded, and their mean estimable.
+        # An encoder wider than p(z) keeps the importance weights bounded, so that their mean can be estimated.
         for network, log_scale in ((vae.decoder, -0.3), (vae.encoder, 0.4)):
             network[-1].weight[1] *= 0.2
             network[-1].bias[1] = log_scale
-    vae.standardise_by(torch.tensor([0.5]), torch.tensor([[1.5]]))
+    vae.standardize_by(torch.tensor([0.5]), torch.tensor([[1.5]]))
     return vae
 
 
 def density_by_quadrature(vae: KernelVAE, w: Tensor) -> Tensor:
-    """p(w) = ∫ N(w; b + A μ(z), A² σ²(z)) N(z; 0, 1) dz on a grid of z; w of shape [n]."""
+    """Compute p(w) = ∫ N(w; b + A μ(z), A² σ²(z)) N(z; 0, 1) dz on a grid of z; w of shape [n]."""
     z = torch.linspace(-9, 9, 4001, dtype=torch.double)
     loc, scale = vae.decode(z[:, None])
     a = vae.scale_tril.squeeze()

@@ -1,4 +1,4 @@
-"""The estimated divergence, and the estimators of the ELBO, against closed forms and each other."""
+"""KL estimates and ELBO estimators against closed forms and each other."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pyro.distributions import Normal
 from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
-from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.distributions.priors import PRIORS
+from dwp_pyro.config.names import PRIORS
 from dwp_pyro.inference.elbo import MeanFieldELBO
+from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
 from tests.conftest import random_density
 
 
 def test_divergence_from_a_diagonal_normal_has_the_analytic_mean(linear_gaussian):
-    """With an exact encoder the bound on KL(q‖p) is tight: that of a diagonal from a full normal."""
-    vae, exact = linear_gaussian((3, 3), latent_size=3, standardised=True)
+    """With an exact encoder the bound on KL(q‖p) is tight: the KL of a diagonal from a full normal."""
+    vae, exact = linear_gaussian((3, 3), latent_size=3, standardized=True)
     loc = torch.randn(3, 3, dtype=torch.double)
     scale = 0.2 + torch.rand(3, 3, dtype=torch.double)
     truth = kl_divergence(Normal(loc.flatten(), scale.flatten()).to_event(1), exact)
@@ -39,7 +39,7 @@ def test_divergence_from_an_exact_density_has_the_mean_by_quadrature(family, mov
     """∫ q (log q − log p) over two weights; the estimate is unbiased, not a bound."""
     density = random_density(family, (1, 2))
     prior = (
-        DeepWeightPrior(density, centre=torch.randn(1, 2).double(), scale=0.6) if moved else DeepWeightPrior(density)
+        DeepWeightPrior(density, center=torch.randn(1, 2).double(), scale=0.6) if moved else DeepWeightPrior(density)
     )
     q = Normal(torch.randn(1, 2).double(), torch.tensor([[0.3, 0.7]]).double()).to_event(2)
     side = torch.linspace(-8, 8, 801, dtype=torch.double)
@@ -59,14 +59,14 @@ MOVED = [(prior, moved) for prior in PRIORS for moved in (False, True) if not (m
 
 @pytest.mark.parametrize(("prior", "moved"), MOVED)
 def test_the_elbo_has_the_mean_of_the_stock_one(scene, prior, moved):
-    """Two estimators of one number agree within their combined standard error."""
+    """The two estimators agree within their combined standard error."""
     tiny = scene(prior, moved=moved)
     losses = {}
     for elbo in (MeanFieldELBO(), TraceMeanField_ELBO()):
         with torch.no_grad():
             draws = [elbo.loss(tiny.model, tiny.guide, *tiny.data) for _ in range(300)]
         losses[type(elbo)] = torch.tensor(draws, dtype=torch.double)
-    ours, stock = losses.values()
-    error = (ours.var() / len(ours) + stock.var() / len(stock)).sqrt()
+    tested, stock = losses.values()
+    error = (tested.var() / len(tested) + stock.var() / len(stock)).sqrt()
     assert error < 0.01 * stock.mean().abs()
-    assert abs(ours.mean() - stock.mean()) < 4 * error
+    assert abs(tested.mean() - stock.mean()) < 4 * error

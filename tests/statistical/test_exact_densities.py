@@ -1,4 +1,4 @@
-"""Mixture and flow: they integrate to one, and their samples follow their density."""
+"""Mixture and flow integrate to one, and their samples follow their densities."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.distributions.kernel_density import KernelDensity
+from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
 from tests.conftest import random_density
+
+pytestmark = pytest.mark.slow
 
 DRAWS = 50_000
 
 
-def grid(density: KernelDensity, side: int = 1601) -> tuple[Tensor, Tensor]:
-    """Kernels of two weights on a grid over ±24 of the standardised kernel u, and the mass of each cell."""
+def grid(density: KernelDistribution, side: int = 1601) -> tuple[Tensor, Tensor]:
+    """Return kernels of two weights on a grid over ±24 of the standardized kernel u, and the mass of each cell."""
     u = torch.linspace(-24, 24, side, dtype=torch.double)
     points = torch.cartesian_prod(u, u)
     w = (density.loc + points @ density.scale_tril.T).reshape(-1, *density.kernel_shape)
-    cell = (u[1] - u[0]) ** 2 * density.log_volume().exp()
+    cell = (u[1] - u[0]) ** 2 * density.log_abs_det().exp()
     return w, density.log_prob_estimate(w).exp() * cell
 
 
 @pytest.mark.parametrize("family", ["mixture", "flow"])
 @pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
-def test_two_weights_integrate_to_one_and_are_drawn_as_dense(family, seed):
-    """Mean, spread, mixed and oscillating functions of 50,000 draws, within 4.5 of their standard errors."""
+def test_two_weights_integrate_to_one_and_samples_follow_the_density(family, seed):
+    """Moments and nonlinear functions of 50,000 draws, within 4.5 standard errors."""
     torch.manual_seed(seed)
     density = random_density(family, (1, 2))
     w, mass = grid(density)
@@ -49,7 +51,7 @@ def test_two_weights_integrate_to_one_and_are_drawn_as_dense(family, seed):
 
 @torch.no_grad()
 def test_one_weight_of_a_mixture():
-    """∫ p = 1, and Kolmogorov–Smirnov against the sum of the components' own distributions."""
+    """∫ p = 1, and a Kolmogorov–Smirnov test against the mixture of the components' distributions."""
     density = random_density("mixture", (1,))
     w = torch.linspace(-40, 40, 40_001, dtype=torch.double)
     p = density.log_prob_estimate(w[:, None]).exp()
@@ -80,26 +82,26 @@ def test_a_mixture_has_the_moments_of_its_components():
 
 
 @torch.no_grad()
-def test_a_moved_prior_has_its_centre_and_its_scale():
-    """Mean a and covariance c² AAᵀ of a Gaussian, a kernel of the batch; within 4.5 standard errors."""
+def test_a_prior_with_center_and_scale_has_their_moments():
+    """Mean a and covariance c² AAᵀ of each kernel of a Gaussian prior, within 4.5 standard errors."""
     density = random_density("gaussian", (2, 2))
-    centre = 3 * torch.randn(2, 1, 2, 2, dtype=torch.double)
-    draws = DeepWeightPrior(density, centre=centre, scale=0.25).expand([2, 3]).sample((DRAWS,)).flatten(3)
+    center = 3 * torch.randn(2, 1, 2, 2, dtype=torch.double)
+    draws = DeepWeightPrior(density, center=center, scale=0.25).expand([2, 3]).sample((DRAWS,)).flatten(3)
     truth = 0.25**2 * density.scale_tril @ density.scale_tril.T
     variance = truth.diagonal()
     error = ((variance[:, None] * variance + truth.square()) / DRAWS).sqrt()
     for i in range(2):
         for j in range(3):
             sample = draws[:, i, j]
-            assert ((sample.mean(0) - centre[i, 0].flatten()).abs() < 4.5 * (variance / DRAWS).sqrt()).all()
+            assert ((sample.mean(0) - center[i, 0].flatten()).abs() < 4.5 * (variance / DRAWS).sqrt()).all()
             assert ((sample.T.cov() - truth).abs() < 4.5 * error).all()
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_the_closed_divergence_of_a_moved_gaussian_is_that_of_its_draws(scale):
-    """KL(q‖p) = E_q [log q − log p], within 4 standard errors, with p's own log-density."""
+def test_the_closed_form_kl_of_a_gaussian_with_center_and_scale_is_that_of_its_draws(scale):
+    """KL(q‖p) = E_q [log q − log p], within 4 standard errors."""
     density = random_density("gaussian", (2, 2))
-    prior = DeepWeightPrior(density, centre=torch.randn(2, 2, dtype=torch.double), scale=scale)
+    prior = DeepWeightPrior(density, center=torch.randn(2, 2, dtype=torch.double), scale=scale)
     q = Normal(torch.randn(2, 2).double(), 0.2 + torch.rand(2, 2).double()).to_event(2)
     w = q.sample((DRAWS,))
     draws = q.log_prob(w) - prior.log_prob(w)

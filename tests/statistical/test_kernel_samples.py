@@ -6,21 +6,21 @@ import torch
 from scipy import stats
 from torch.distributions import Normal
 
-from dwp_pyro.distributions.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.distributions.kernel_vae import KernelVAE
+from dwp_pyro.densities.vae import KernelVAE
+from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
 
 
 def test_one_weight_follows_the_linear_gaussian_marginal(linear_gaussian):
-    """Kolmogorov–Smirnov against the normal marginal."""
-    vae, exact = linear_gaussian((1,), standardised=True)
+    """Kolmogorov–Smirnov test against the normal marginal."""
+    vae, exact = linear_gaussian((1,), standardized=True)
     draws = DeepWeightPrior(vae).sample((5_000,))
     assert draws.shape == (5_000, 1)
     marginal = stats.norm(exact.mean.item(), exact.stddev.item())
     assert stats.kstest(draws.flatten().numpy(), marginal.cdf).pvalue > 0.05
 
 
-def test_one_weight_follows_a_curved_decoder():
-    """Kolmogorov–Smirnov against ∫ Φ((w − μ(z)) / σ(z)) p(z) dz, by quadrature."""
+def test_one_weight_follows_a_nonlinear_decoder():
+    """Kolmogorov–Smirnov test against ∫ Φ((w − μ(z)) / σ(z)) p(z) dz, by quadrature."""
     vae = KernelVAE([1], latent_size=1, hidden=(6,)).double()
     with torch.no_grad():
         for parameter in vae.decoder.parameters():
@@ -37,8 +37,8 @@ def test_one_weight_follows_a_curved_decoder():
 
 
 def test_three_weights_have_the_exact_mean_and_covariance(linear_gaussian):
-    """Moments of 50,000 kernels within 4.5 of their own standard errors, Var S_ij = (Σ_ii Σ_jj + Σ_ij²) / n."""
-    vae, exact = linear_gaussian((3,), latent_size=2, standardised=True)
+    """Moments of 50,000 kernels within 4.5 standard errors, Var S_ij = (Σ_ii Σ_jj + Σ_ij²) / n."""
+    vae, exact = linear_gaussian((3,), latent_size=2, standardized=True)
     draws = DeepWeightPrior(vae).sample((50_000,))
     truth = exact.covariance_matrix
     assert ((draws.mean(0) - exact.mean).abs() < 4.5 * (exact.variance / len(draws)).sqrt()).all()

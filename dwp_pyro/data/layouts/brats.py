@@ -1,7 +1,7 @@
-"""BraTS: a folder per case, under the root, its grades (HGG, LGG), or the release in it.
+"""BraTS: one folder per case in the root, in a grade (HGG, LGG) or in a release folder.
 
 2018 to 2021: `Brats18_CBICA_AAP_1/Brats18_CBICA_AAP_1_{flair,t1,t1ce,t2,seg}.nii[.gz]`, `BraTS19_TCIA10_410_1/…`,
-`BraTS20_Training_001/…`, `BraTS2021_00000/…`. Glioma before treatment (2023) and after it (2024), and children (PED):
+`BraTS20_Training_001/…`, `BraTS2021_00000/…`. Glioma before (2023) and after treatment (2024), and pediatric (PED):
 `BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz`, `BraTS-PED-00001-000/…`.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwp_pyro.data.case import Case
-from dwp_pyro.data.dataset import Found, Layout
-from dwp_pyro.data.layouts.files import case_of_stems, distinct, found, nifti_files, subfolders
+from dwp_pyro.data.dataset import Layout, LayoutMatch
+from dwp_pyro.data.layouts.files import case_from_stems, distinct, match_cases, nifti_files, subfolders
 
 __all__ = ["LAYOUTS"]
 
@@ -27,8 +27,8 @@ class _Release(NamedTuple):
         folders: Patterns of the names of case folders.
         stems: Endings of the files of `_MODALITIES` and of the label, after the name of the case folder.
         labels: Label value → name.
-        expected: See `Layout`.
-        year: Year of the glioma cases, which their names may not tell; None for others.
+        expected: Example of the file names, see `Layout`.
+        year: Year of the glioma release, because 2023 and 2024 differ only in the labels; None for others.
     """
 
     folders: tuple[str, ...]
@@ -71,45 +71,47 @@ _RELEASES = {
     ),
 }
 
-# A folder between the root and the cases: a grade, or a release ("MICCAI_BraTS2020_TrainingData").
-_BETWEEN = r"hgg|lgg|(training|validation)_?data.*|(?!brats20_).*brats.*(train|valid|data|challenge).*"
-_LABEL_OF_355 = "w39_1998.09.19_segm"  # what a common copy calls the label of BraTS20_Training_355
+# Folders between the root and the cases: grades, releases ("MICCAI_BraTS2020_TrainingData").
+_PARENTS = r"hgg|lgg|(training|validation)_?data.*|(?!brats20_).*brats.*(train|valid|data|challenge).*"
+_LABEL_OF_355 = "w39_1998.09.19_segm"  # label of BraTS20_Training_355 in a common copy
 
 
-def _find(release: _Release, root: Path) -> Found | None:
-    """The cases of a release.
+def _find(release: _Release, root: Path) -> LayoutMatch | None:
+    """Find the cases of a release.
 
-    Ids of the glioma cases of 2023 end in -000 and so on, those of 2024 in -100 and so on; the folder that holds them
-    may name a year. Where they say nothing, or contradict each other, the cases may be of either year, and are found
-    for both.
+    Ids of glioma cases end in -000 to -099 in 2023 and in -100 and above in 2024, and the folder of the cases may name
+    a year. If there is no evidence or it is contradictory, the cases match both years.
     """
-    releases = subfolders(root, _BETWEEN)
-    parts = [part for folder in releases for part in subfolders(folder, _BETWEEN)]
-    places = distinct([root, *releases, *parts])
-    folders = [folder for name in release.folders for place in places for folder in subfolders(place, name)]
+    parents = subfolders(root, _PARENTS)
+    nested = [folder for parent in parents for folder in subfolders(parent, _PARENTS)]
+    all_parents = distinct([root, *parents, *nested])
+    folders = [folder for name in release.folders for parent in all_parents for folder in subfolders(parent, name)]
     cases = [case for folder in folders if (case := _case(folder, release.stems)) is not None]
-    if release.year and {year for case in cases for year in _told_years(case)} not in ({release.year}, {2023, 2024}):
+    if release.year and {year for case in cases for year in _possible_years(case)} not in (
+        {release.year},
+        {2023, 2024},
+    ):
         return None
-    return found(cases, release.labels)
+    return match_cases(cases, release.labels)
 
 
 def _case(folder: Path, stems: tuple[str, ...]) -> Case | None:
     name = folder.name.casefold()
     *images, label = ((name + stem,) for stem in stems)
     labels = (*label, _LABEL_OF_355) if name.startswith("brats20_") else label
-    # BraTS-GLI-00005-001 is the second visit of BraTS-GLI-00005.
+    # BraTS-GLI-00005-001 is a visit of patient BraTS-GLI-00005.
     visit = re.fullmatch(r"(brats-[a-z]+-\d+)(-\d+)?", folder.name, re.IGNORECASE)
     by_modality = dict(zip(_MODALITIES, images, strict=True))
-    return case_of_stems(folder.name, nifti_files(folder), by_modality, labels, patient=visit[1] if visit else "")
+    return case_from_stems(folder.name, nifti_files(folder), by_modality, labels, patient=visit[1] if visit else "")
 
 
-def _told_years(case: Case) -> set[int]:
-    """The years that a case may be of, by all that its id and its release say."""
-    release = next(iter(case.images.values())).resolve().parents[1].name
-    named = re.search(r"brats[^0-9]*(2023|2024)", release, re.IGNORECASE)
-    numbered = re.search(r"-\d+-(\d+)$", case.id)
-    years = {int(named[1])} if named else set()
-    years |= {2023 if int(numbered[1]) < 100 else 2024} if numbered else set()
+def _possible_years(case: Case) -> set[int]:
+    """Return the years in a case's parent folder and id; both without any."""
+    parent = next(iter(case.images.values())).resolve().parents[1].name
+    folder_year = re.search(r"brats[^0-9]*(2023|2024)", parent, re.IGNORECASE)
+    visit = re.search(r"-\d+-(\d+)$", case.id)
+    years = {int(folder_year[1])} if folder_year else set()
+    years |= {2023 if int(visit[1]) < 100 else 2024} if visit else set()
     return years or {2023, 2024}
 
 

@@ -1,4 +1,4 @@
-"""What the layouts share: listing folders, and files by their stems."""
+"""Helpers of the layouts: folders, files by stem, and names of modalities."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dwp_pyro.data.case import Case
-from dwp_pyro.data.dataset import Found
-from dwp_pyro.errors import DataError
+from dwp_pyro.data.dataset import LayoutMatch
+from dwp_pyro.runtime.errors import DataError
 
-__all__ = ["case_of_stems", "distinct", "entries", "found", "modality_name", "nifti_files", "subfolders"]
+__all__ = ["case_from_stems", "distinct", "entries", "match_cases", "modality_name", "nifti_files", "subfolders"]
 
-# What data sets call the modalities → what they are called here.
+# Modality → names in data sets.
 _MODALITIES = {
     "flair": ("t2f", "t2flair", "3dflair"),
     "t1": ("t1w", "t1n", "3dt1", "mprage"),
@@ -25,13 +25,13 @@ _NAMES = {alias: name for name, aliases in _MODALITIES.items() for alias in alia
 
 
 def modality_name(name: str) -> str:
-    """The one name of a modality: "T1w", "t1n" and "MPRAGE" are "t1"; others keep theirs, in small letters."""
+    """Return the common name of a modality: "t1" for "T1w", "t1n" and "MPRAGE"; other names in lower case."""
     plain = re.sub(r"[\W_]+", "", name.casefold())
     return _NAMES.get(plain, plain)
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without what is hidden; nothing if it cannot be read."""
+    """Return the sorted entries of a folder without hidden ones; empty if it cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -39,21 +39,21 @@ def entries(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path, pattern: str = ".+") -> list[Path]:
-    """The folders in a folder whose whole name matches, in capitals or not."""
+    """Return the subfolders whose full name matches a pattern, ignoring case."""
     matching = (path for path in entries(folder) if re.fullmatch(pattern, path.name, re.IGNORECASE))
     return [path for path in matching if os.path.isdir(path)]
 
 
 def distinct(folders: Iterable[Path]) -> list[Path]:
-    """The folders, each once, by whatever links it is reached."""
+    """Return the folders without duplicates through links."""
     return list({folder.resolve(): folder for folder in reversed(list(folders))}.values())[::-1]
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:
-    """The `.nii` and `.nii.gz` files of a folder by their stems, in small letters.
+    """Return the `.nii` and `.nii.gz` files of a folder by stem in lower case.
 
     Raises:
-        DataError: if two have one stem: which of them is meant cannot be known.
+        DataError: if two files have the same stem.
     """
     files: dict[str, Path] = {}
     for path in entries(folder):
@@ -62,38 +62,38 @@ def nifti_files(folder: Path) -> dict[str, Path]:
         if name not in (f"{stem}.nii", f"{stem}.nii.gz") or os.path.isdir(path):
             continue
         if stem in files:
-            raise DataError(f"{path}: stands beside {files[stem].name}; remove one of the two")
+            raise DataError(f"{path}: has the same stem as {files[stem].name}; remove one of the two")
         files[stem] = path
     return files
 
 
-def case_of_stems(
+def case_from_stems(
     name: str,
     files: Mapping[str, Path],
     images: Mapping[str, tuple[str, ...]],
     label: tuple[str, ...],
-    brain: tuple[str, ...] = (),
+    brain_mask: tuple[str, ...] = (),
     patient: str = "",
 ) -> Case | None:
-    """A case of the files whose stems are known; None if no image is there.
+    """Return a case from files with known stems; None if it has no image.
 
     Args:
-        name: of the case.
-        files: as `nifti_files` gives them.
-        images: modality → stems that its file may have, in small letters; the first that is there counts.
-        label: stems that the label may have.
-        brain: stems that the brain mask may have.
-        patient: See `Case`.
+        name: Id of the case.
+        files: Files by stem, from `nifti_files`.
+        images: Modality → possible stems of its file, in lower case; the first existing one is used.
+        label: Possible stems of the label.
+        brain_mask: Possible stems of the brain mask.
+        patient: Name of the patient, see `Case`.
     """
 
     def first(stems: tuple[str, ...]) -> Path | None:
         return next((files[stem] for stem in stems if stem in files), None)
 
-    found = {modality: path for modality, stems in images.items() if (path := first(stems)) is not None}
-    return Case(name, found, first(label), first(brain), patient=patient) if found else None
+    paths = {modality: path for modality, stems in images.items() if (path := first(stems)) is not None}
+    return Case(name, paths, first(label), first(brain_mask), patient=patient) if paths else None
 
 
-def found(cases: Iterable[Case | None], labels: Mapping[int, str] | None) -> Found | None:
-    """What a layout has found, if any case is there; see `Found`."""
-    there = [case for case in cases if case is not None]
-    return Found(there, labels) if there else None
+def match_cases(cases: Iterable[Case | None], labels: Mapping[int, str] | None) -> LayoutMatch | None:
+    """Return a `LayoutMatch` of the cases that are not None; None without any."""
+    existing = [case for case in cases if case is not None]
+    return LayoutMatch(existing, labels) if existing else None

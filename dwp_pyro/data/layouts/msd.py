@@ -1,57 +1,56 @@
 """Medical Segmentation Decathlon: `imagesTr/BRATS_001.nii.gz`, `labelsTr/BRATS_001.nii.gz`, `imagesTs`.
 
-A file holds all modalities, along its fourth axis, in the order of `modality` in dataset.json; `labels` there names
-the values. Without dataset.json modalities are called 0, 1, … and the values are not known.
+A file has all modalities, along its fourth axis, in the order of `modality` in dataset.json, whose `labels` names the
+values. Without dataset.json the modalities are 0, 1, … and the names of the values are unknown.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import nibabel
 
 from dwp_pyro.data.case import UNREADABLE, Case
-from dwp_pyro.data.dataset import Found, Layout
-from dwp_pyro.data.layouts.files import found, modality_name, nifti_files
-from dwp_pyro.errors import DataError
-from dwp_pyro.storage import read_json
+from dwp_pyro.data.dataset import Layout, LayoutMatch
+from dwp_pyro.data.layouts.files import match_cases, modality_name, nifti_files
+from dwp_pyro.runtime.errors import DataError
+from dwp_pyro.runtime.files import read_json
 
 __all__ = ["LAYOUT"]
 
 
-def _find(root: Path) -> Found | None:
+def _find(root: Path) -> LayoutMatch | None:
     images = {"Tr": nifti_files(root / "imagesTr"), "Ts": nifti_files(root / "imagesTs")}
     files = [*images["Tr"].values(), *images["Ts"].values()]
-    if not files or any(re.search(r"_0000$", stem) for part in images.values() for stem in part):  # nnU-Net
+    if not files or any(stem.endswith("_0000") for stems in images.values() for stem in stems):  # nnU-Net
         return None
     path = root / "dataset.json"
-    about = read_json(path, DataError) if path.exists() else {}
-    if "channel_names" in about:
+    description = read_json(path, DataError) if path.exists() else {}
+    if "channel_names" in description:
         return None
-    modalities, labels = about.get("modality"), about.get("labels")
+    modalities, labels = description.get("modality"), description.get("labels")
     if modalities is None:
-        modalities = {place: str(place) for place in range(_channels(files[0]))}
+        modalities = {channel: str(channel) for channel in range(_channels(files[0]))}
     try:
         names = [modality_name(modalities[key]) for key in sorted(modalities, key=int)]
         values = {int(value): str(name) for value, name in (labels or {}).items() if int(value)}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
-        raise DataError(f"{path}: 'modality' and 'labels' should be like {{\"0\": \"FLAIR\"}}; mend them") from problem
+        raise DataError(f"{path}: 'modality' and 'labels' should be like {{\"0\": \"FLAIR\"}}; fix them") from problem
     if not names or len(set(names)) < len(names):
         raise DataError(f"{path}: 'modality' should name each modality once, found {', '.join(names) or 'none'}")
-    channels = {name: place for place, name in enumerate(names)} if len(names) > 1 else {}
+    channels = {name: channel for channel, name in enumerate(names)} if len(names) > 1 else {}
     cases = []
-    for part in images:
-        masks = nifti_files(root / f"labels{part}")
-        for stem, file in images[part].items():
+    for subset, files_by_stem in images.items():
+        masks = nifti_files(root / f"labels{subset}")
+        for stem, file in files_by_stem.items():
             name = file.name.removesuffix(".gz").removesuffix(".nii")
             cases.append(Case(name, dict.fromkeys(names, file), masks.get(stem), channels=channels))
-    return found(cases, values or None)
+    return match_cases(cases, values or None)
 
 
 def _channels(path: Path) -> int:
-    """Of an image by its header; 1 if it cannot be read, which reading the case will say."""
+    """Return the number of channels in an image header; 1 if unreadable, which `read_case` reports."""
     try:
         image: Any = nibabel.load(path)
     except UNREADABLE:

@@ -1,0 +1,66 @@
+"""Commands that run several methods: demo and experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dwp_pyro.commands.console import logger, print_table, print_tables
+from dwp_pyro.commands.options import device
+
+__all__ = ["demo", "experiment"]
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Output folder.",
+)
+@device
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of scans and training.")
+def demo(out: Path, device: str, seed: int) -> None:
+    """Run the whole pipeline on generated scans, in minutes.
+
+    Writes scans in the layouts of real data sets, learns a prior on one disease, and transfers it to
+    another. Run it again with the same folder to resume it.
+    """
+    from dwp_pyro.study.demo import demo as run_demo
+
+    result = run_demo(out, device, seed, say=logger.info)
+    click.echo()
+    print_table(result.table)
+    click.echo("\nGenerated scans and short training: this checks the installation and does not compare the methods.")
+    click.echo(f"\nKernels and prior samples: {result.prior / 'kernels.png'}")
+    for method, run in result.runs.items():
+        plots = sorted((run / "predictions").glob("*.png"))
+        click.echo(f"Plots of {method}: {', '.join(map(str, plots[:2]))}, ...")
+    run = result.runs["DWP"]
+    click.echo(f"Maps for a viewer (ITK-SNAP, ...): {run / 'predictions'}/*_{{seg,prob,entropy,mi}}.nii.gz")
+    click.echo(f"Metrics per test case: {run / 'evaluation.csv'}")
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Number of parallel runs.")
+@device
+def experiment(study: Path, out: Path | None, workers: int, device: str) -> None:
+    """Train, evaluate and compare the methods of a STUDY.
+
+    STUDY is a YAML file with methods, each a command and its settings, and runs, each a list of methods with
+    values of n and seeds. results.csv has the metrics of every test case of every run; table.md and
+    learning_curve.png compare the methods. Run it again with the same folder to resume it.
+    """
+    from dwp_pyro.study.grid import Study
+    from dwp_pyro.study.runner import experiment as run
+
+    folder = out or Path("runs") / study.stem
+    tables = run(Study.read(study), folder, workers=workers, device=device, say=logger.info)
+    click.echo()
+    print_tables(tables)
+    click.echo(f"\nTables: {folder / 'table.md'}\nPlot: {folder / 'learning_curve.png'}")
+    click.echo(f"Metrics per case: {folder / 'results.csv'}")

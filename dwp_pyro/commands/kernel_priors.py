@@ -1,0 +1,57 @@
+"""Commands on kernel priors: score-prior and inspect-prior."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from dwp_pyro.commands.console import print_rows, print_tables
+
+__all__ = ["inspect_prior", "score_prior"]
+
+
+@click.command("score-prior")
+@click.argument("prior", type=click.Path(path_type=Path))
+@click.option(
+    "--kernels", type=click.Path(path_type=Path), required=True, help="Kernels: a .safetensors bank or an .npy array."
+)
+@click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Samples K of the bound.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bound's samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bool) -> None:
+    """Compute the log-density of kernels under a PRIOR, in nats per kernel.
+
+    For comparison, the result includes N(0, 1) on each weight and the full-covariance Gaussian of the kernels
+    that the prior was fitted to.
+    """
+    from dwp_pyro.evaluation.score_prior import score_prior as score
+
+    result = score(prior, kernels, samples=samples, seed=seed)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        nats = result["nats_per_kernel"]
+        print_rows(
+            ["kernels", *(name.replace("_", " ") for name in nats)],
+            [[str(result["kernels"]), *(f"{value:.2f}" for value in nats.values())]],
+        )
+
+
+@click.command("inspect-prior")
+@click.argument("prior", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the plots.  [default: runs/inspect-PRIOR]")
+def inspect_prior(prior: Path, out: Path | None) -> None:
+    """Show the card of a PRIOR and plot it.
+
+    The plots show samples beside the kernels that the prior was fitted to (if its folder has them), mean kernels along
+    the most used latent dimensions (of VAEs), and outputs of networks with sampled kernels for a generated scan.
+    """
+    from dwp_pyro.evaluation.inspect_prior import inspect_prior as run
+
+    result = run(prior, out or Path("runs") / f"inspect-{prior.resolve().name}")
+    print_tables(result.card)
+    click.echo()
+    for what, path in result.pictures.items():
+        click.echo(f"{what}: {path}")

@@ -1,0 +1,95 @@
+"""Options of commands: one per setting, and the options of all runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dwp_pyro.config.base import Settings
+
+__all__ = ["CommaSeparated", "device", "load_settings", "overwrite", "resume", "run_options", "settings_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_SettingsT = TypeVar("_SettingsT", bound=Settings)
+
+
+class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # not generic in the oldest supported click
+    """Comma-separated values."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return tuple(self.kind(part.strip()) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a comma-separated list of {self.kind.__name__} values", param, ctx)
+
+
+def settings_options(config: type[Settings]) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds one option per setting, None by default, and --config."""
+
+    def decorate(command: _Command) -> _Command:
+        hints = typing.get_type_hints(config)
+        for field in reversed(dataclasses.fields(config)):
+            help_text = field.metadata["help"]
+            default = field.default
+            if "[default:" not in help_text and default is not None:
+                shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+                help_text += f"  [default: {str(shown).lower() if isinstance(default, bool) else shown}]"
+            flag = f"--{field.name.replace('_', '-')}"
+            declaration = f"{flag}/--no-{flag[2:]}" if hints[field.name] is bool else flag
+            command = click.option(
+                declaration,
+                field.name,
+                type=_option_type(hints[field.name], field.metadata["choices"]),
+                default=None,
+                help=help_text,
+            )(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="YAML file of settings; options override it.",
+        )(command)
+
+    return decorate
+
+
+def _option_type(hint: Any, choices: tuple[str, ...]) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return CommaSeparated(typing.get_args(kind)[0])
+    return click.Choice(choices) if choices else kind
+
+
+def load_settings(config: type[_SettingsT], config_file: Path | None, given: dict[str, Any]) -> _SettingsT:
+    """Create settings from a YAML file, if there is one, and the options that were given."""
+    values = {name: value for name, value in given.items() if value is not None}
+    return config.from_mapping(values) if config_file is None else config.from_yaml(config_file, **values)
+
+
+out = click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<command and main settings>]"
+)
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+resume = click.option("--resume", is_flag=True, help="Resume an unfinished run.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a previous run in the folder.")
+mlflow = click.option(
+    "--mlflow",
+    is_flag=True,
+    help="Log settings, metrics and files to MLflow, too: $MLFLOW_TRACKING_URI, or runs/mlruns.",
+)
+
+
+def run_options(command: _Command) -> _Command:
+    """Add the options of all runs."""
+    return out(device(resume(overwrite(mlflow(command)))))

@@ -1,0 +1,123 @@
+"""Training commands: fit-prior, svi and finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dwp_pyro.commands.console import logger, print_rows, print_tables
+from dwp_pyro.commands.options import load_settings, run_options, settings_options
+from dwp_pyro.config.base import RunOptions
+from dwp_pyro.config.data import DataConfig
+from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
+
+__all__ = ["finetune", "fit_prior", "svi"]
+
+
+@click.command("fit-prior")
+@settings_options(FitPriorConfig)
+@run_options
+def fit_prior(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+) -> None:
+    """Learn a prior over convolution kernels.
+
+    Trains source networks on bootstraps of the scans, collects the kernels of their snapshots, and fits a
+    density, such as a variational autoencoder, to the kernels of each block; --kernels fits to the kernels of a
+    file instead.
+    The prior is prior.json, prior.safetensors and card.md. They contain no images and no case ids and can be
+    shared; other files of the run folder contain case ids and the source networks.
+    """
+    config = load_settings(FitPriorConfig, config_file, given)
+    from dwp_pyro.priors.model_card import model_card
+    from dwp_pyro.training.fit_prior import fit_prior as run
+
+    # Without --dataset the folder is always prior-ms, the default of svi and finetune.
+    source = (config.dataset or config.default_dataset) if config.kernels is None else Path(config.kernels).stem
+    folder = out or Path(f"runs/prior-{source}")
+    prior = run(config, RunOptions(folder, device, resume, overwrite, mlflow))
+    provenance = prior.provenance
+    sources = [
+        [f"{bootstrap}", f"{snapshot}", *("-" if metric is None else f"{metric:.2f}" for metric in metrics)]
+        for (bootstrap, snapshot), *metrics in zip(
+            provenance["snapshot_ids"], provenance["dice"], provenance["start_correlation"], strict=True
+        )
+    ]
+    if sources:
+        click.echo("Source networks:")
+        print_rows(["bootstrap", "snapshot", "Dice", "correlation with initialization"], sources)
+        correlations = [correlation for correlation in provenance["start_correlation"] if correlation is not None]
+        if correlations and min(correlations) > 0.5:
+            click.echo(
+                "The kernels are still close to their initial values, so this prior reflects the initialization more "
+                "than the task: train with more --steps."
+            )
+        click.echo()
+    print_tables(model_card(prior)[1:])
+    _print_blocks(folder)
+    click.echo(f"Prior: {folder}\nPlot: {folder / 'kernels.png'}")
+
+
+@click.command()
+@settings_options(SviConfig)
+@run_options
+def svi(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+) -> None:
+    """Infer a network from n target scans, with a prior over its kernels.
+
+    The method is mean-field variational inference. fit-prior makes the prior.
+    """
+    config = load_settings(SviConfig, config_file, given)
+    from dwp_pyro.training.svi import svi as run
+
+    prior = config.prior if config.center is None else f"{config.prior}-around-{config.center}"
+    folder = out or Path(f"runs/svi-{_dataset(config)}-{prior}-n{config.n}-seed{config.seed}")
+    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
+    _print_trained(folder)
+
+
+@click.command()
+@settings_options(FinetuneConfig)
+@run_options
+def finetune(
+    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+) -> None:
+    """Train a deterministic network on n target scans, as a baseline.
+
+    --init random is UNet-RI; --init source is UNet-PR; --init source --trainable first-last is UNet-PRf; --init source
+    --l2-sp 10000 is L2-SP.
+    """
+    config = load_settings(FinetuneConfig, config_file, given)
+    from dwp_pyro.training.finetune import finetune as run
+
+    method = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.trainable}"
+    folder = out or Path(f"runs/finetune-{_dataset(config)}-{method}-n{config.n}-seed{config.seed}")
+    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
+    _print_trained(folder)
+
+
+def _dataset(config: DataConfig) -> str:
+    """Return the name of the scans' layout for the run folder."""
+    from dwp_pyro.training.training_data import open_scans
+
+    _, layout = config.scans
+    return layout or open_scans(config).layout
+
+
+def _print_trained(folder: Path) -> None:
+    _print_blocks(folder)
+    click.echo(f"Run: {folder}")
+    logger.info(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
+
+
+def _print_blocks(folder: Path) -> None:
+    from dwp_pyro.priors.blocks import BLOCKS_FILE
+    from dwp_pyro.runtime.files import read_yaml
+
+    path = folder / BLOCKS_FILE
+    if path.exists():
+        parts = [f"{block} ({len(names)})" for block, names in read_yaml(path).items()]
+        click.echo(f"Prior blocks and their convolutions: {', '.join(parts)}; by name: {path}")

@@ -1,0 +1,166 @@
+"""Base class of settings: validation on construction, and conversion from and to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from dwp_pyro.runtime.errors import ConfigError
+
+__all__ = ["RunOptions", "Settings"]
+
+MAX_SEED = 2**32 - 1
+
+_MAX_NUMBER = 10**15  # integers up to this limit are exact as float
+
+PRECISION_HELP = "Precision of the network; bf16 is faster on GPUs and on CPUs that support it."
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Return a dataclass field with its limits and the help of its command-line option."""
+    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum, "maximum": maximum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of one command.
+
+    Raises:
+        ConfigError: if a value has the wrong type or is outside of its choices or its range.
+    """
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            name = item.name.replace("_", "-")
+            if not _matches(value, hints[item.name]):
+                raise ConfigError(f"{name}: expected {_describe(hints[item.name])}, got {reprlib.repr(value)}")
+            choices, minimum, maximum = (item.metadata.get(key) for key in ("choices", "minimum", "maximum"))
+            for part in value if isinstance(value, tuple) else (value,):
+                if part is None:
+                    continue
+                if isinstance(part, int | float) and not abs(part) <= _MAX_NUMBER:
+                    raise ConfigError(f"{name}: must be a number of at most {_MAX_NUMBER:g}, got {reprlib.repr(part)}")
+                if choices and part not in choices:
+                    raise ConfigError(f"{name}: '{part}' is not one of {', '.join(choices)}")
+                if minimum is not None and not part >= minimum:
+                    raise ConfigError(f"{name}: must be at least {minimum:g}, got {part:g}")
+                if maximum is not None and not part <= maximum:
+                    raise ConfigError(f"{name}: must be at most {maximum:.12g}, got {part:.12g}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Create settings from plain values, as in YAML: lists become tuples, names may have dashes.
+
+        Raises:
+            ConfigError: if a name is unknown or a value is invalid.
+        """
+        known = {item.name: item for item in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        arguments: dict[str, Any] = {}
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                raise ConfigError(f"'{key}' is not a setting of this command (settings: {', '.join(sorted(known))})")
+            if isinstance(value, list):
+                value = tuple(value)
+            if isinstance(value, str) and hints[name] == tuple[str, ...] | None:
+                value = (value,)
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and hints[name] is float
+                and abs(value) <= _MAX_NUMBER
+            ):
+                value = float(value)
+            arguments[name] = value
+        return cls(**arguments)
+
+    @classmethod
+    def from_yaml(cls, path: Path, **changes: Any) -> Self:
+        """Read settings from a YAML file and override some of them.
+
+        Args:
+            path: YAML file.
+            **changes: Settings that override those of the file.
+
+        Raises:
+            ConfigError: if the file cannot be read or a setting is invalid; the message names the file.
+        """
+        from dwp_pyro.runtime.files import read_yaml  # imported late, to keep --help fast
+
+        values = {name.replace("-", "_"): value for name, value in read_yaml(path, ConfigError).items()}
+        try:
+            return cls.from_mapping({**values, **changes})
+        except ConfigError as problem:
+            raise ConfigError(f"{path}: {problem}") from problem
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values for YAML and JSON."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    for kind in _alternatives(hint):
+        if typing.get_origin(kind) is tuple:
+            part = typing.get_args(kind)[0]
+            if isinstance(value, tuple) and value and all(_matches(item, part) for item in value):
+                return True
+        elif kind is float:
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                return True
+        elif kind is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, kind):
+            return True
+    return False
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
+    parts = []
+    for kind in _alternatives(hint):
+        if typing.get_origin(kind) is tuple:
+            parts.append(f"a list, each {words[typing.get_args(kind)[0]]}")
+        else:
+            parts.append(words[kind])
+    return " or ".join(parts)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Output, device and logging of a run; none of them changes its result.
+
+    Args:
+        out: Folder of the run.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        resume: Whether to resume an unfinished run.
+        overwrite: Whether to replace a previous run of the same command.
+        mlflow: Whether to log settings, metrics and files to MLflow, too.
+    """
+
+    out: Path
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+    mlflow: bool = False

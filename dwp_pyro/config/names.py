@@ -1,0 +1,13 @@
+"""Names of priors and of their families, free of torch, so that the command line starts fast."""
+
+from __future__ import annotations
+
+__all__ = ["FAMILIES", "LEARNED", "PRIORS"]
+
+#: Families of kernel distributions, simplest first: what `fit-prior` fits. The classes are `densities.DENSITIES`.
+FAMILIES = ("gaussian", "mixture", "flow", "dwp")
+
+#: Priors that need a fitted `KernelPrior`; "isotropic" uses the scale of each block alone.
+LEARNED = (*FAMILIES, "isotropic")
+
+PRIORS = ("dwp", "gaussian", "mixture", "flow", "isotropic", "normal", "log-uniform")

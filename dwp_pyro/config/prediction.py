@@ -1,0 +1,34 @@
+"""Settings of predictions, and formats of exports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dwp_pyro.config.base import MAX_SEED, PRECISION_HELP, Settings, setting
+from dwp_pyro.runtime.errors import ConfigError
+
+__all__ = ["PredictConfig"]
+
+#: Formats of `export`.
+EXPORT_FORMATS = ("monai-bundle", "nnunet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Settings):
+    """Settings of `predict` and of the predictions in `evaluate`."""
+
+    samples: int = setting(
+        20,
+        "Weight samples S, rounded up to a multiple of the members; 1 per member for deterministic networks.  0 uses "
+        "the posterior means of each member: fewer passes, and for a mixture nearly the same maps (without mutual "
+        "information if there is one member).",
+        minimum=0,
+    )
+    overlap: float = setting(0.25, "Overlap of adjacent windows, as a fraction of a window.", minimum=0)
+    seed: int = setting(0, "Seed of the weight samples.", minimum=0, maximum=MAX_SEED)
+    precision: str = setting("float32", PRECISION_HELP, choices=("float32", "bf16"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap >= 1:
+            raise ConfigError(f"overlap: must be below 1, got {self.overlap:g}")

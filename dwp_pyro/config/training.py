@@ -1,0 +1,262 @@
+"""Settings of the training commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dwp_pyro.config.base import PRECISION_HELP, setting
+from dwp_pyro.config.data import DATASETS, DataConfig
+from dwp_pyro.config.names import FAMILIES, LEARNED, PRIORS
+from dwp_pyro.runtime.errors import ConfigError
+
+__all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig"]
+
+#: Names of the networks in `models.registry`.
+NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet")
+
+_CENTERED_MEMBERS = 3
+
+#: Number of independent observations that the segmentation of one case counts as.
+DEFAULT_EVIDENCE = 50_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(DataConfig):
+    """Settings of networks and optimization."""
+
+    network: str = setting(
+        "residual-unet",
+        "Network: a residual U-Net, the U-Net of the deep-weight-prior paper (paper-unet), or a network of MONAI.",
+        choices=NETWORKS,
+    )
+    widths: tuple[int, ...] = setting(
+        (16, 32, 64, 128), "Channels at the four resolutions of the network, comma-separated.", minimum=1, maximum=4096
+    )
+    blocks: str | None = setting(
+        None,
+        "YAML file that assigns the network's kernels to prior blocks: block: [prefix of parameter names, ...].  "
+        "[default: by the resolution of their input]",
+    )
+    modality_dropout: float = setting(
+        0.0,
+        "Probability of dropping a modality of a training patch (at least one stays). Above 0, scans may lack "
+        "modalities in training and prediction.",
+        minimum=0,
+        maximum=0.9,
+    )
+    likelihood: str = setting("dice-ce", "Likelihood of a segmentation.", choices=("dice-ce", "categorical"))
+    dice_weight: float = setting(
+        0.5, "Weight of the Dice loss in dice-ce; the cross-entropy has the rest.", minimum=0, maximum=1
+    )
+    steps: int = setting(300, "Optimization steps.", minimum=1)
+    batch_size: int = setting(2, "Patches per step.", minimum=1, maximum=4096)
+    learning_rate: float = setting(4e-3, "Peak learning rate of AdamW.", minimum=0)
+    weight_decay: float = setting(0.0, "Weight decay of AdamW on deterministic weights.", minimum=0)
+    precision: str = setting("float32", PRECISION_HELP, choices=("float32", "bf16"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.widths) != 4:
+            raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
+        if self.likelihood == "categorical" and self.dice_weight != 0.5:
+            raise ConfigError("dice-weight: is a setting of dice-ce; omit it for categorical")
+        first = self.widths[0]
+        if self.network == "segresnet" and (first % 8 or self.widths != tuple(first * 2**level for level in range(4))):
+            raise ConfigError(
+                "widths: segresnet needs widths that double, from a multiple of 8 (as 16,32,64,128); "
+                f"got {','.join(map(str, self.widths))}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPriorConfig(TrainingConfig):
+    """Settings of `fit-prior`."""
+
+    default_dataset: ClassVar[str] = "ms"
+
+    dataset: str | None = setting(
+        None,
+        "Layout of the source scans (docs/reference/layouts.md).  [default: detected from --root; without it, ms]",
+        choices=DATASETS,
+    )
+    kernels: str | None = setting(
+        None, "Kernels to fit to instead of training source networks: a .safetensors bank or an .npy array."
+    )
+    steps: int = setting(2000, "Optimization steps of each source network.", minimum=1)
+    bootstraps: int = setting(
+        3, "Number of source networks, each trained on a bootstrap of the cases.", minimum=1, maximum=10_000
+    )
+    snapshots: int = setting(
+        2, "Learning-rate cycles of a source network, with a snapshot after each.", minimum=1, maximum=10_000
+    )
+    weight_decay: float = setting(
+        0.1, "Weight decay of AdamW; it reduces the influence of the initialization on the kernels.", minimum=0
+    )
+    family: str = setting(
+        "dwp",
+        "Density of a block's kernels: a VAE (dwp), a full-covariance Gaussian, a mixture of Gaussians or a flow; auto "
+        "fits all and keeps the best on held-out kernels.",
+        choices=(*FAMILIES, "auto"),
+    )
+    latent_size: int = setting(8, "Latent size of the kernel VAEs.", minimum=1, maximum=4096)
+    hidden: tuple[int, ...] = setting(
+        (32,), "Hidden widths of the kernel VAEs, comma-separated.", minimum=1, maximum=4096
+    )
+    density_steps: int = setting(2000, "Optimization steps of a kernel VAE or flow.", minimum=1)
+    source: str | None = setting(
+        None, "Data set of the kernels and its citation, for the prior's card.  [default: not stated]"
+    )
+    license: str | None = setting(None, "License of the prior, for its card.  [default: not stated]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.snapshots > self.steps:
+            raise ConfigError(f"snapshots: {self.snapshots} cycles need as many steps, got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(TrainingConfig):
+    """Settings of training on the target scans."""
+
+    n: int = setting(
+        5, "Training cases (patients, if some have several scans): the first n of the seed's permutation.", minimum=1
+    )
+    steps: int = setting(600, "Optimization steps of all members together.", minimum=1)
+    members: int | None = setting(
+        None,
+        "Members of the posterior, an equal mixture; each starts from its own source network or initialization.  "
+        "[default: up to 3 for a prior centered on the source, otherwise 1]",
+        minimum=1,
+        maximum=10_000,
+    )
+    prior_dir: str = setting(
+        "runs/prior-ms", "Output folder of fit-prior, with the kernel prior and the source networks."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.members is not None and self.steps < self.members:
+            raise ConfigError(f"steps: {self.members} members need as many steps, got {self.steps}; lower members")
+
+    def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
+        chosen = {"prior.safetensors": prior, "source.safetensors": source}
+        files = [Path(self.prior_dir) / name for name, needed in chosen.items() if needed]
+        return (*files, *([] if self.blocks is None else [Path(self.blocks)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SviConfig(TargetConfig):
+    """Settings of `svi`."""
+
+    steps: int = setting(1200, "Optimization steps of all members together.", minimum=1)
+    prior: str = setting(
+        "isotropic",
+        "Prior of the kernels: independent weights (isotropic, normal), a density learned by fit-prior (dwp, a VAE; "
+        "gaussian; mixture; flow), or log-uniform.",
+        choices=PRIORS,
+    )
+    center: str | None = setting(
+        None,
+        "Center of the prior: the kernels of the source network, or none to keep the learned location.  "
+        "[default: source for a learned prior, otherwise none]",
+        choices=("source", "none"),
+    )
+    prior_scale: float | None = setting(
+        None,
+        "Scale factor of the prior around its center, common to all blocks.  [default: learned per block; 1 for normal "
+        "and log-uniform]",
+        minimum=1e-6,
+    )
+    particles: int = setting(
+        1,
+        "Samples K of the bound on the density of a VAE (dwp); more make it tighter and slower.",
+        minimum=1,
+        maximum=10_000,
+    )
+    train_reverse_model: bool = setting(
+        False, "Train the reverse model r(z|w) of the VAE (dwp) with the posterior, which tightens the bound."
+    )
+    init: str | None = setting(
+        None,
+        "Initial posterior means: samples of the kernel prior, the source network, or a random initialization.  "
+        "[default: source for a centered prior, prior for another learned prior, otherwise random]",
+        choices=("prior", "source", "random"),
+    )
+    init_scale: float = setting(
+        0.03,
+        "Initial posterior standard deviation, as a fraction of the size of its block's kernels and at most the "
+        "prior's; for normal and log-uniform, as a fraction of the site's initial means.",
+        minimum=1e-6,
+    )
+    estimator: str = setting(
+        "weight-sample", "One weight sample per step, or local reparameterization.", choices=("weight-sample", "local")
+    )
+    evidence: float = setting(
+        DEFAULT_EVIDENCE,
+        "Number of independent observations that the segmentation of one case counts as. More reduce the weight of the "
+        "prior.",
+        minimum=1e-6,
+    )
+    anneal: float = setting(
+        0.25, "Fraction of the steps over which the weight of the KL term rises from 0 to 1.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anneal > 1:
+            raise ConfigError(f"anneal: must be a fraction of the steps, from 0 to 1, got {self.anneal:g}")
+        if self.prior != "dwp" and (self.particles > 1 or self.train_reverse_model):
+            raise ConfigError(f"prior: '{self.prior}' is not a VAE; omit particles and train-reverse-model")
+        if self.prior == "log-uniform" and (self.center == "source" or self.prior_scale not in (None, 1)):
+            raise ConfigError("prior: log-uniform has no center and no scale; omit center and prior-scale")
+
+    def resolve(self) -> SviConfig:
+        """Return the settings with the defaults that depend on other settings."""
+        learned = self.prior in LEARNED
+        center = self.center or ("source" if learned else "none")
+        return dataclasses.replace(
+            self,
+            center=center,
+            init=self.init or ("source" if center == "source" else "prior" if learned else "random"),
+            members=self.members or (min(_CENTERED_MEMBERS, self.steps) if center == "source" else 1),
+        )
+
+    def learned_from(self) -> tuple[Path, ...]:
+        """Return the files that a run reads besides the scans: those of the prior and of the blocks."""
+        full = self.resolve()
+        return self._learned_files(
+            prior=full.prior in LEARNED or full.init == "prior", source="source" in (full.center, full.init)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TargetConfig):
+    """Settings of `finetune`, the deterministic methods."""
+
+    init: str = setting(
+        "random",
+        "Initial weights: a random initialization, the source network, or kernels sampled from the kernel prior.",
+        choices=("random", "source", "prior"),
+    )
+    trainable: str = setting("all", "Train every block, or only the first and the last.", choices=("all", "first-last"))
+    l2_sp: float = setting(
+        0.0, "Weight α of the L2-SP penalty α/2 · Σ (w − source w)² on all weights, in nats.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trainable == "first-last" and self.init != "source":
+            raise ConfigError(
+                "trainable: 'first-last' keeps the other blocks at their initial weights; it needs init 'source'"
+            )
+        if self.blocks is not None and self.init != "prior":
+            raise ConfigError("blocks: needs init 'prior', which samples kernels from the blocks of a prior")
+        if self.l2_sp and self.init != "source":
+            raise ConfigError("l2-sp: needs init 'source', the network that the penalty refers to")
+
+    def learned_from(self) -> tuple[Path, ...]:
+        """Return the files that a run reads besides the scans: those of the prior and of the blocks."""
+        return self._learned_files(prior=self.init == "prior", source=self.init == "source")

@@ -1,0 +1,154 @@
+"""Distributions over one convolution kernel: what all families share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
+from dwp_pyro.densities.kernel_normal import KernelNormal
+
+__all__ = ["KernelDistribution"]
+
+
+class KernelDistribution(nn.Module, ABC):
+    """p(w) of one kernel w = b + A u, given by a density of the standardized kernel u (D numbers).
+
+    A fit first sets (b, A) to the mean and a lower-triangular root of the kernels' covariance. Neighboring weights of a
+    kernel are strongly correlated; those of u are not. If u ~ N(0, I), p(w) is the full-covariance Gaussian, from which
+    every fit starts.
+
+    Args:
+        kernel_shape: Spatial shape of a kernel, [k₁, …, k_d]; D is its product.
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+
+    def __init__(self, kernel_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_shape = torch.Size(kernel_shape)
+        size = self.kernel_shape.numel()
+        self.register_buffer("loc", torch.zeros(size))
+        self.register_buffer("scale_tril", torch.eye(size))
+        self._whitening: tuple[Tensor | None, int, Tensor] = (None, 0, self.scale_tril)
+
+    @classmethod
+    def from_settings(cls, kernel_shape: Sequence[int], settings: FitSettings) -> Self:
+        """Return a distribution to fit with these settings."""
+        return cls(kernel_shape)
+
+    def init_args(self) -> dict[str, Any]:
+        """Return the constructor arguments besides `kernel_shape`, as plain JSON values."""
+        return {}
+
+    @abstractmethod
+    def fit(
+        self,
+        block: BlockKernels,
+        settings: FitSettings,
+        advance: Callable[[], None],
+        *,
+        validation: Tensor | None = None,
+        chosen: int | None = None,
+    ) -> int:
+        """Fit to the kernels of a block, in place.
+
+        Args:
+            block: Kernels to fit to.
+            settings: Settings of the fit.
+            advance: Callback after each optimization step.
+            validation: Kernels to choose the complexity on, [m, k₁, …, k_d]; None to fit without a choice.
+            chosen: Complexity to fit with, where there is no `validation`: what an earlier fit returned.
+
+        Returns:
+            The complexity: the number of optimization steps or of components; 0 for a family without a choice.
+
+        Raises:
+            PriorError: If the loss or its gradient stays NaN or infinite.
+        """
+
+    def standardize_by(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Set b, [D], and the lower-triangular A, [D, D]."""
+        self.loc.copy_(loc)
+        self.scale_tril.copy_(scale_tril)
+
+    @abstractmethod
+    def log_prob_standardized(self, u: Tensor, samples: int = 1) -> Tensor:
+        """Return log p(u) in nats, or one draw of a lower bound on it: [..., D] → [...].
+
+        Args:
+            u: Standardized kernels.
+            samples: Number of samples K of the bound; unused for an exact density.
+        """
+
+    def log_prob_estimate(self, w: Tensor, samples: int = 1) -> Tensor:
+        """Return log p(w) in nats of the raw kernel, or one draw of a lower bound on it: [..., *kernel_shape] → [...].
+
+        Args:
+            w: Kernels.
+            samples: Number of samples K of the bound; unused for an exact density.
+        """
+        return self.log_prob_standardized(self.standardize(w), samples) - self.log_abs_det()
+
+    @abstractmethod
+    def rsample_standardized(self, shape: Sequence[int]) -> Tensor:
+        """Draw u, [*shape, D]."""
+
+    def rsample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw kernels from p(w), [*shape, *kernel_shape]."""
+        w = self.loc + F.linear(self.rsample_standardized(shape), self.scale_tril)
+        return w.reshape(*shape, *self.kernel_shape)
+
+    def kl_from_normal(self, q: KernelNormal, center: Tensor, scale: float | Tensor) -> Tensor | None:
+        """Return KL(q‖p) of each kernel in closed form, [*batch_shape of q]; None for a family without one.
+
+        Args:
+            q: Distribution of kernels w.
+            center: Kernels a that p is moved to, broadcastable to those of q.
+            scale: Factor c by which p is scaled: w = a + c A u.
+        """
+        return None
+
+    def standardize(self, w: Tensor, center: Tensor | None = None, scale: float | Tensor = 1.0) -> Tensor:
+        """Return u = A⁻¹ (w − a) / c: [..., *kernel_shape] → [..., D].
+
+        Args:
+            w: Kernels.
+            center: Kernels a, broadcastable to w; None for b.
+            scale: Factor c.
+        """
+        dims = len(self.kernel_shape)
+        center = self.loc if center is None else center.flatten(-dims)
+        return F.linear(w.flatten(-dims) - center, self.whitening()) / scale
+
+    def log_abs_det(self, scale: float | Tensor = 1.0) -> Tensor:
+        """Return log |det c A| for a factor c: log p(w) = log p(u) − log |det c A|."""
+        log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+        return self.scale_tril.diagonal().log().sum() + len(self.loc) * log_scale
+
+    def root_mean_square(self) -> Tensor:
+        """Return the root mean square of a kernel's weights under N(b, A Aᵀ), []."""
+        return (self.loc.square() + self.scale_tril.square().sum(-1)).mean().sqrt()
+
+    def whitening(self) -> Tensor:
+        """Return A⁻¹, [D, D]."""
+        if self.scale_tril.requires_grad or self.scale_tril.is_inference():
+            return self._inverse()
+        # Every block and chunk of a training step needs A⁻¹: solve again only if A was replaced or modified in place.
+        root, version, inverse = self._whitening
+        if root is not self.scale_tril or version != self.scale_tril._version:
+            inverse = self._inverse()
+            self._whitening = (self.scale_tril, self.scale_tril._version, inverse)
+        return inverse
+
+    def _inverse(self) -> Tensor:
+        identity = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
+        inverse: Tensor = torch.linalg.solve_triangular(self.scale_tril, identity, upper=False)
+        return inverse

@@ -1,0 +1,236 @@
+"""`evaluate`: compare predictions of the test cases with their labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.data.case import Scan
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import LAYOUTS, open_dataset
+from dwp_pyro.data.regions import parse_label_map
+from dwp_pyro.data.split import read_roles
+from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarize_cases
+from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
+from dwp_pyro.plots.curves import save_reliability, save_risk_coverage
+from dwp_pyro.prediction.labels import read_scan
+from dwp_pyro.prediction.outputs import read_case_metrics, read_maps
+from dwp_pyro.prediction.predict import load_run, not_predicted, predict_case, predict_cases
+from dwp_pyro.runtime.device import torch_device
+from dwp_pyro.runtime.errors import ConfigError, DataError, RunError
+from dwp_pyro.runtime.files import read_yaml, write_bytes, write_json
+from dwp_pyro.runtime.progress import progress
+
+__all__ = ["evaluate", "find_test_cases", "measure"]
+
+
+def evaluate(
+    run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto"
+) -> dict[str, dict[str, Summary]]:
+    """Measure a run on the test cases of its split, on the grid of each scan.
+
+    Test cases without a prediction with these settings in `run/predictions` are predicted first. Writes
+    `evaluation.csv`, one line per case and region; `evaluation.json`, with cases, summary and curves per region, the
+    settings of the run and the policy on empty masks; and `reliability.png` and `risk_coverage.png`, per region if
+    there are several (`reliability_core.png`).
+
+    Args:
+        run: Folder of a finished `svi` or `finetune` run.
+        config: Settings of the predictions.
+        root: Folder of the scans if it differs from that of the run.
+        device: Device to run on.
+
+    Returns:
+        Region → metric → summary over cases.
+
+    Raises:
+        UserError: if the run, its split or a scan cannot be used.
+    """
+    trained = load_run(run)
+    network_config = trained.posterior.network_config
+    settings = read_yaml(run / "config.yaml")
+    data = find_test_cases(run, root)
+    out = run / "predictions"
+    missing = not_predicted(out, data.cases, trained, config)
+    predict_cases(trained, missing, data, config, out, torch_device(device))
+    measured: dict[str, dict[str, CaseMetrics]] = {region: {} for region in network_config.regions}
+    entropies: dict[str, list[float]] = {region: [] for region in network_config.regions}
+    with progress("evaluating", len(data.cases)) as advance:
+        for case in data.cases:
+            scan = read_scan(case, network_config, data)
+            predicted = read_case_metrics(out, case.id, network_config)
+            probabilities, entropy_maps = (
+                read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy")
+            )
+            maps = zip(
+                network_config.regions, probabilities, network_config.masks(probabilities), entropy_maps, strict=True
+            )
+            for region, probability, mask, entropy in maps:
+                pairwise_dice = predicted[region]["pairwise_dice"]
+                pairwise_dice = math.nan if pairwise_dice is None else pairwise_dice
+                measured[region][case.id] = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
+                entropies[region].append(float(entropy[scan.counted].mean()))
+            advance(", ".join(f"Dice {of_region[case.id].measures['dice']:.3f}" for of_region in measured.values()))
+    rows = {region: {name: each.measures for name, each in of.items()} for region, of in measured.items()}
+    summary = {region: summarize_cases(of_region.values()) for region, of_region in rows.items()}
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {"case": case.id, "region": region, **rows[region][case.id]} for case in data.cases for region in rows
+    )
+    write_bytes(run / "evaluation.csv", table.getvalue().encode())
+    curves = {
+        region: _curves(run, "" if len(measured) == 1 else f"_{region}", list(of_region.values()), entropies[region])
+        for region, of_region in measured.items()
+    }
+    write_json(
+        run / "evaluation.json",
+        {
+            "run": settings,
+            "prediction": config.to_mapping(),
+            "empty_masks": EMPTY_MASK_POLICY,
+            "regions": {
+                region: {
+                    "summary": {name: asdict(value) for name, value in summary[region].items()},
+                    "cases": rows[region],
+                    "curves": curves[region],
+                }
+                for region in network_config.regions
+            },
+        },
+    )
+    return summary
+
+
+def find_test_cases(run: Path, root: str | None) -> DataSet:
+    """Return the test cases of a run's split.
+
+    Args:
+        run: Folder of the run.
+        root: Folder of the scans if it differs from that of the run.
+
+    Raises:
+        UserError: if the run does not name its scans, there are no test cases, or one is missing or has no label.
+    """
+    settings = read_yaml(run / "config.yaml")
+    test = read_roles(run / "split.json", RunError).get("test")
+    dataset, saved_root, label_map = settings.get("dataset"), settings.get("root"), settings.get("label_map") or []
+    if dataset not in LAYOUTS or not isinstance(saved_root, str) or not isinstance(label_map, list):
+        raise RunError(f"{run / 'config.yaml'}: does not say which scans were used; train it again")
+    if not test:
+        raise RunError(f"{run / 'split.json'}: names no test cases; there is nothing to evaluate")
+    folder = Path(root or saved_root)
+    try:
+        labels = parse_label_map(map(str, label_map))
+    except ConfigError as problem:
+        raise RunError(f"{run / 'config.yaml'}: {problem}") from problem
+    data = open_dataset(folder, dataset, labels)
+    cases = data.by_id
+    for name in test:
+        if name not in cases:
+            raise DataError(f"{folder}: has no case '{name}', which {run / 'split.json'} names as a test case")
+        if cases[name].label is None:
+            raise DataError(f"case {name}: has no label file, which evaluation needs; add it")
+    return replace(data, cases=tuple(cases[name] for name in test))
+
+
+def measure(
+    posterior: Posterior, data: DataSet, config: PredictConfig, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of `evaluate` for cases predicted in memory.
+
+    Args:
+        posterior: Posterior; moved to `device`.
+        data: Cases with labels.
+        config: Settings of the predictions.
+        device: Device to run on.
+
+    Returns:
+        Case → metric → value; the mean over regions if there are several.
+
+    Raises:
+        DataError: if a scan cannot be used.
+        RunError: if the device runs out of memory, or the output of the network is NaN or infinite.
+    """
+    rows = {}
+    for case in data.cases:
+        scan, probability, entropy, _, pairwise_dice = predict_case(posterior, case, data, config, device)
+        masks = posterior.network_config.masks(probability)
+        regions = [
+            _measure(
+                probability[number], masks[number], entropy[number], pairwise_dice[number], scan, data, region
+            ).measures
+            for number, region in enumerate(posterior.network_config.regions)
+        ]
+        rows[case.id] = {name: sum(metrics[name] for metrics in regions) / len(regions) for name in regions[0]}
+    return rows
+
+
+def _measure(
+    probability: NDArray[np.float32],
+    segmented: NDArray[np.bool_],
+    entropy: NDArray[np.float32],
+    pairwise_dice: float,
+    scan: Scan,
+    data: DataSet,
+    region: str,
+) -> CaseMetrics:
+    """Measure one region, with "pairwise_dice" after several passes; ignored voxels count as background."""
+    assert scan.label is not None
+    values = data.region_values([region])[region]
+    truth = np.isin(scan.label, sorted(values))
+    if scan.ignored is not None:
+        probability, segmented = probability * ~scan.ignored, segmented & ~scan.ignored
+    measured = case_metrics(probability, segmented, entropy, truth, scan.counted, scan.spacing)
+    if not math.isnan(pairwise_dice):
+        measured.measures["pairwise_dice"] = pairwise_dice
+    return measured
+
+
+def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics], entropies: Sequence[float]) -> dict[str, Any]:
+    """Draw the curves of a region over all cases, and return their points."""
+    reliability = reduce(add, (case.reliability for case in cases))
+    each = [case.risk_coverage for case in cases]
+    of_voxels = RiskCoverage(each[0].coverage, np.mean([curve.risk for curve in each], 0))
+    score, of_cases = _case_risk_coverage([case.measures for case in cases], entropies)
+    save_reliability(run / f"reliability{suffix}.png", reliability)
+    panels = {
+        f"Brain voxels, by entropy: AURC {of_voxels.aurc:.2g}": (of_voxels, "voxels"),
+        f"Cases, by {score}: AURC {of_cases.aurc:.2g}": (of_cases, "cases"),
+    }
+    save_risk_coverage(run / f"risk_coverage{suffix}.png", panels)
+    return {
+        "reliability": {name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")},
+        "risk_coverage": _as_lists(of_voxels),
+        "case_risk_coverage": {**_as_lists(of_cases), "score": score, "aurc": of_cases.aurc},
+    }
+
+
+def _case_risk_coverage(rows: Sequence[Mapping[str, float]], entropies: Sequence[float]) -> tuple[str, RiskCoverage]:
+    """Return the score that ranks cases, and the curve of the risk 1 − Dice under it.
+
+    The score is the pairwise Dice of the weight samples or, if a case lacks it, the mean entropy of the brain.
+    """
+    risk = np.array([1 - row["dice"] for row in rows])
+    if all("pairwise_dice" in row for row in rows):
+        disagreement = np.array([1 - row["pairwise_dice"] for row in rows])
+        return "pairwise Dice", risk_coverage(disagreement, risk, len(rows))
+    return "mean entropy of the brain", risk_coverage(np.array(entropies), risk, len(rows))
+
+
+def _as_lists(curve: RiskCoverage) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in curve._asdict().items()}

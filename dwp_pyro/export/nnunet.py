@@ -1,0 +1,83 @@
+"""Export of predictions in the layout of nnU-Net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dwp_pyro.data.split import read_roles
+from dwp_pyro.inference.posterior import NetworkConfig
+from dwp_pyro.prediction.labels import overlay_order, to_label_map
+from dwp_pyro.prediction.outputs import map_path, read_maps, save_like
+from dwp_pyro.prediction.predict import load_run
+from dwp_pyro.runtime.errors import RunError
+from dwp_pyro.runtime.files import new_folder, write_bytes, write_json
+from dwp_pyro.runtime.progress import progress
+
+__all__ = ["export_nnunet", "nnunet_labels"]
+
+
+def export_nnunet(run: Path, out: Path) -> list[str]:
+    """Write the predictions of a run with the file names of nnU-Net.
+
+    `out` holds label maps, `<case>.nii.gz`, and their `dataset.json`; probability, entropy and mutual information are
+    in `out/uncertainty/<case>_{prob,entropy,mi}.nii.gz`. nnU-Net's `.npz` files contain a pickle and are not written.
+
+    Args:
+        run: Folder of a run with predictions.
+        out: Output folder; must not exist.
+
+    Returns:
+        Ids of the cases.
+
+    Raises:
+        RunError: if the run has no predictions, or `out` exists; nothing is written then.
+    """
+    network_config = load_run(run).posterior.network_config
+    predictions = run / "predictions"
+    cases = sorted(path.stem for path in predictions.glob("[!.]*.json"))
+    if not cases:
+        raise RunError(f"{predictions}: holds no predictions; make them with 'dwp-pyro predict {run} SCANS'")
+    values = [overlay_order(network_config).index(number) + 1 for number in range(len(network_config.regions))]
+    train = read_roles(run / "split.json", RunError).get("train", [])
+    with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
+        for case in cases:
+            masks = network_config.masks(read_maps(predictions, case, "prob", network_config))
+            save_like(
+                predictions / f"{case}_seg.nii.gz",
+                to_label_map(masks, network_config, values),
+                folder / f"{case}.nii.gz",
+            )
+            for region in network_config.regions:
+                for kind in ("prob", "entropy", "mi"):
+                    path = map_path(predictions, case, kind, region, network_config)
+                    write_bytes(folder / "uncertainty" / path.name, path.read_bytes())
+            advance(case)
+        write_json(
+            folder / "dataset.json",
+            {
+                "channel_names": {str(number): name for number, name in enumerate(network_config.modalities)},
+                **nnunet_labels(network_config),
+                "numTraining": len(train),
+                "file_ending": ".nii.gz",
+            },
+        )
+    return cases
+
+
+def nnunet_labels(network_config: NetworkConfig) -> dict[str, Any]:
+    """Return the labels of `dataset.json`: region → value, counted from 1, outer regions before those they contain.
+
+    Regions that may overlap have the values of all regions inside them, as in nnU-Net's region-based training.
+    """
+    order = overlay_order(network_config)
+    values = {number: value for value, number in enumerate(order, start=1)}
+    if network_config.activation == "softmax" or len(order) == 1:
+        return {
+            "labels": {"background": 0, **{network_config.regions[number]: value for number, value in values.items()}}
+        }
+    labels: dict[str, int | list[int]] = {"background": 0}
+    for number in order:
+        inside = [other for other in order if set(network_config.values[other]) <= set(network_config.values[number])]
+        labels[network_config.regions[number]] = [values[other] for other in inside]
+    return {"labels": labels, "regions_class_order": list(values.values())}

@@ -1,0 +1,350 @@
+"""The SVI loop of all methods: annealing, progress, checkpoint, resume."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from dwp_pyro.data.patches import Batch, PatchDataset
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.checkpoint import load_checkpoint, save_checkpoint
+from dwp_pyro.inference.elbo import MeanFieldELBO
+from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.runtime.cuda_graph import GraphedCallable
+from dwp_pyro.runtime.errors import Diverged, Interrupted
+from dwp_pyro.runtime.non_finite_guard import MAX_IN_A_ROW, NonFiniteGuard
+from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.signals import defer_signals, interrupt_on_signal
+
+__all__ = ["GraphedLoss", "OneOptimizer", "TrainingSchedule", "fit", "patch_loader", "pyro_svi", "step_seed"]
+
+_CHECKPOINT_INTERVAL = 60.0  # seconds
+_LOG_EVERY = 10  # steps
+_WARM_UP = 50  # steps
+#: Learning rates of a guide's means (in units of the prior) and of log-scales, as multiples of the rate of network
+#: weights, which are of the order of 0.1. Adam moves a parameter by about its rate per step whatever the gradient: at
+#: one rate for all, standard deviations would stay near their start.
+_SHIFT_RATE, _SCALE_RATE = 12.5, 50.0
+#: The Fisher information of a log standard deviation is 2, so its gradients have a natural unit. Far below 1 they are
+#: noise, which Adam would otherwise amplify to steps of the full rate.
+_SCALE_EPS = 1.0
+#: Squared gradients are averaged over 20 steps instead of 1,000: those of the first steps are orders of magnitude
+#: larger, whatever the initial scale, and would slow down all later steps.
+_GUIDE_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class TrainingSchedule:
+    """How to optimize. All rates are functions of the step alone, so that a resumed run equals an uninterrupted one.
+
+    Args:
+        steps: Optimization steps.
+        learning_rate: Step → learning rate of AdamW; 12.5 times as high for a guide's means, 50 times for log-scales.
+        seed: Seed of the weight samples; step t draws from a generator seeded by (seed, t).
+        beta: Step → weight of the KL term, above 0.
+        weight_decay: Weight decay of AdamW, on the network's deterministic parameters.
+        estimator: "weight-sample" or "local".
+        validate_every: Steps between two calls of `validate`.
+    """
+
+    steps: int
+    learning_rate: Callable[[int], float]
+    seed: int
+    beta: Callable[[int], float] = lambda step: 1.0
+    weight_decay: float = 0.0
+    estimator: str = "weight-sample"
+    validate_every: int = 100
+
+    def warmed_up_rate(self, step: int) -> float:
+        """Return the learning rate of a step, which rises from 0 over the first 50 steps or the first tenth of them.
+
+        At full rate from the start one network in ten learned nothing: its output saturated at the background.
+        """
+        return self.learning_rate(step) * min(1.0, (step + 1) / min(_WARM_UP, self.steps / 10))
+
+    def set(self, step: int, beta: Tensor, rates: Sequence[Tensor]) -> None:
+        """Set β and the learning rates of network weights, guide means, and log-scales to those of a step."""
+        beta.fill_(self.beta(step))
+        for rate, factor in zip(rates, (1.0, _SHIFT_RATE, _SCALE_RATE), strict=True):
+            rate.fill_(factor * self.warmed_up_rate(step))
+
+
+class OneOptimizer(PyroOptim):
+    """Step one torch optimizer over all parameters in `SVI`, instead of one per tensor, so that its state can be saved.
+
+    The set of parameters that SVI passes is unordered and ignored.
+
+    Args:
+        take_step: Optimizer that skips steps whose loss or gradient is not finite.
+        elbo: ELBO that SVI maximizes; the loss is read from its last terms.
+    """
+
+    def __init__(self, take_step: NonFiniteGuard, elbo: MeanFieldELBO) -> None:
+        self.take_step = take_step
+        self.elbo = elbo
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.take_step(torch.as_tensor(sum(self.elbo.terms.values())))
+
+
+class GraphedLoss:
+    """−ELBO and its gradients as a CUDA graph, in place of `elbo.loss_and_grads`.
+
+    Args:
+        elbo: ELBO; a `beta` that changes must be a tensor on the GPU.
+        parameters: Parameters on a GPU; their gradients must be set to None after each step, as `NonFiniteGuard` does.
+
+    Raises:
+        ValueError: if a batch has other shapes than the first.
+    """
+
+    def __init__(self, elbo: MeanFieldELBO, parameters: Sequence[nn.Parameter]) -> None:
+        self.elbo = elbo
+        self.parameters = parameters
+        self._batch: list[Tensor] = []
+        self._recorded: GraphedCallable[tuple[Tensor, dict[str, Tensor], list[Tensor | None]]] | None = None
+
+    def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
+        """Return the loss and set the gradients; model and guide must be those of the first call."""
+        if self._recorded is None:
+            self._batch = [torch.empty_like(part) for part in batch]
+            function = partial(_loss_and_grads, self.elbo, self.parameters, model, guide, self._batch)
+            self._recorded = GraphedCallable(function, self.parameters[0].device)
+        if [part.shape for part in batch] != [part.shape for part in self._batch]:
+            raise ValueError("a recorded loss needs batches of one shape")
+        for place, part in zip(self._batch, batch, strict=True):
+            place.copy_(part)
+        loss, self.elbo.terms, gradients = self._recorded()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+
+# Not a method: a reference cycle would keep a graph's memory until garbage collection.
+def _loss_and_grads(
+    elbo: MeanFieldELBO, parameters: Sequence[nn.Parameter], model: Any, guide: Any, batch: Sequence[Tensor]
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
+    loss = elbo.differentiable_loss(model, guide, *batch)
+    loss.backward()
+    return loss.detach(), elbo.terms, [parameter.grad for parameter in parameters]
+
+
+def pyro_svi(
+    model: SegmentationModel, guide: MeanFieldNormal | None, guard: NonFiniteGuard, elbo: MeanFieldELBO
+) -> SVI:
+    """Return Pyro's SVI with one optimizer for all parameters; on a GPU, loss, gradients and step are CUDA graphs."""
+    # `forward`, because calling the guide itself registers each of its parameters with Pyro at each step.
+    draw = (lambda *batch: {}) if guide is None else guide.forward
+    arguments: tuple[Any, Any, OneOptimizer] = (model, draw, OneOptimizer(guard, elbo))
+    if guard.parameters[0].device.type != "cuda":
+        return SVI(*arguments, elbo)
+    guard.record()
+    return SVI(*arguments, elbo.loss, GraphedLoss(elbo, guard.parameters))
+
+
+def fit(
+    model: SegmentationModel,
+    guide: MeanFieldNormal | None,
+    patches: PatchDataset,
+    batch_size: int,
+    schedule: TrainingSchedule,
+    checkpoint: Path,
+    *,
+    description: str,
+    log: Callable[[int, Mapping[str, float]], None],
+    validate: Callable[[], Mapping[str, float]] = dict,
+    at_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Maximize the ELBO of a model under a guide, or the likelihood of a model without sites (guide None).
+
+    The parameters are trained in place. A step whose loss or gradient is not finite is skipped and counted
+    (`skipped_steps` among the metrics). If `checkpoint` exists, the loop resumes from it with the same result, bit by
+    bit on the same CPU with the same number of threads.
+
+    Args:
+        model: Generative model, on its device.
+        guide: Guide, on the same device.
+        patches: `schedule.steps` × `batch_size` patches.
+        batch_size: Patches per step.
+        schedule: Rates, estimator and seed.
+        checkpoint: File that is written every minute, on SIGINT and SIGTERM, and at the end.
+        description: Label of the progress bar.
+        log: Function of the step and its metrics, called every ten steps and after each validation.
+        validate: Function that returns metrics, called every `validate_every` steps and after the last.
+        at_step: Function called after step t = 1, 2, …, before the checkpoint of that step is written.
+
+    Raises:
+        Interrupted: after a signal, with the checkpoint saved.
+        RunError: if the checkpoint does not fit; if `MAX_IN_A_ROW` steps in a row were skipped, with the checkpoint of
+            the last step that was taken; if a parameter is NaN or infinite, with the previous checkpoint.
+    """
+    parameters = _trainable(model, guide)
+    device = next(iter(parameters.values())).device
+    # Tensors, because a CUDA graph reads them.
+    beta, *rates = (torch.ones((), device=device) for _ in range(4))
+    guard = NonFiniteGuard(_optimizer(parameters, schedule.weight_decay, rates))
+    elbo = MeanFieldELBO(beta)
+    svi = pyro_svi(model, guide, guard, elbo)
+    local = schedule.estimator == "local"
+    handler = LocalReparameterization(guide.posterior) if guide is not None and local else nullcontext()
+    start, unreported = load_checkpoint(checkpoint, parameters, guard)
+    remaining = Subset(patches, range(start * batch_size, schedule.steps * batch_size))
+    model.train()
+    with (
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        defer_signals() as stopped,
+        progress(description, schedule.steps, start) as advance,
+    ):
+
+        def save(step: int, unreported: Mapping[str, float] | None = None) -> None:
+            save_checkpoint(checkpoint, step, parameters, guard, unreported)
+
+        def report(step: int, metrics: Mapping[str, float]) -> None:
+            # A signal interrupts validation, which may take as long as many steps; the resumed run repeats it.
+            # Logging is not interrupted: TensorBoard's queue would keep its lock.
+            try:
+                with _interruptible(stopped):
+                    validated = step % schedule.validate_every == 0 or step == schedule.steps
+                    logged = {**metrics, **(validate() if validated else {})}
+                model.train()
+                if logged:
+                    log(step, logged)
+                with _interruptible(stopped):
+                    at_step(step)
+            except Interrupted as stop:
+                save(step, metrics)
+                raise Interrupted(stop.signum, saved=True) from None
+
+        if unreported is not None:
+            report(start, unreported)
+        saved = time.monotonic()
+        for step, batch in enumerate(patch_loader(remaining, batch_size, device), start):
+            schedule.set(step, beta, rates)
+            torch.manual_seed(step_seed(schedule.seed, step))
+            with handler:
+                loss = svi.step(*(part.to(device, non_blocking=True) for part in batch))
+            if guard.diverged:
+                _raise_diverged(checkpoint, step + 1, parameters, guard, schedule)
+            terms = {name: float(term) for name, term in elbo.terms.items()}
+            last = step + 1 == schedule.steps
+            due = last or (step + 1) % _LOG_EVERY == 0
+            report(step + 1, _metrics(step, loss, terms, schedule, guard) if due else {})
+            if last or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
+                save(step + 1)
+                saved = time.monotonic()
+            advance(_note(terms, guard, bayesian=guide is not None))
+        if stopped():  # a signal after the last step also stops the trainings that follow
+            raise Interrupted(stopped(), saved=True)
+
+
+def _metrics(
+    step: int, loss: float, terms: Mapping[str, float], schedule: TrainingSchedule, guard: NonFiniteGuard
+) -> dict[str, float]:
+    metrics = {"loss": loss, **terms, "beta": schedule.beta(step), "learning_rate": schedule.warmed_up_rate(step)}
+    # JSON cannot represent NaN or infinity.
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return {**finite, "skipped_steps": guard.skipped}
+
+
+def _note(terms: Mapping[str, float], guard: NonFiniteGuard, *, bayesian: bool) -> str:
+    note = f"log-likelihood {terms['log_likelihood']:.4g}"
+    note += f", KL {terms['kl']:.4g}" if bayesian else ""
+    return note + (f", {guard.skipped} steps skipped" if guard.skipped else "")
+
+
+@contextmanager
+def _interruptible(stopped: Callable[[], int]) -> Iterator[None]:
+    """Raise `Interrupted` for a signal that arrived before or arrives inside."""
+    with interrupt_on_signal():
+        if stopped():
+            raise Interrupted(stopped())
+        yield
+
+
+def _trainable(model: nn.Module, guide: MeanFieldNormal | None) -> dict[str, nn.Parameter]:
+    """Return name → trainable parameter, of the model and the guide."""
+    parameters = dict(model.named_parameters())
+    if guide is not None:
+        parameters |= {f"guide.{name}": parameter for name, parameter in guide.named_parameters()}
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+
+
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, rates: Sequence[Tensor]
+) -> torch.optim.Optimizer:
+    """Return AdamW with groups for deterministic weights (with weight decay), means, log-scales, and the rest."""
+    settings: dict[str, dict[str, Any]] = {
+        "network.": {"lr": rates[0], "weight_decay": weight_decay},
+        "guide.shifts.": {"lr": rates[1], "betas": _GUIDE_BETAS},
+        "guide.log_scales.": {"lr": rates[2], "betas": _GUIDE_BETAS, "eps": _SCALE_EPS},
+        "prior_modules.scales.": {"lr": rates[2], "betas": _GUIDE_BETAS, "eps": _SCALE_EPS},
+        "": {"lr": rates[0]},
+    }
+    remaining = dict(parameters)
+    groups = []
+    for prefix, setting in settings.items():
+        members = [remaining.pop(name) for name in list(remaining) if name.startswith(prefix)]
+        groups.append({"params": members, "weight_decay": 0.0, **setting})
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rates[0], fused=True)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of a step, distinct from those of other steps and of neighboring seeds."""
+    return (seed * 1_000_003 + step + 1) % 2**63
+
+
+def _raise_diverged(
+    checkpoint: Path,
+    done: int,
+    parameters: Mapping[str, nn.Parameter],
+    guard: NonFiniteGuard,
+    schedule: TrainingSchedule,
+) -> NoReturn:
+    """Save the checkpoint of the last step that was taken, and raise `Diverged`."""
+    taken = done - MAX_IN_A_ROW
+    if taken > 0:
+        guard.load_state_dict({"skipped": guard.skipped - MAX_IN_A_ROW})
+        save_checkpoint(checkpoint, taken, parameters, guard)
+    kept = f"the checkpoint of step {taken}" if taken > 0 else "nothing"
+    raise Diverged(
+        f"{checkpoint.parent}: the loss or its gradient was not finite in {MAX_IN_A_ROW} steps in a row, to step "
+        f"{done}, at the learning rate {schedule.warmed_up_rate(done - 1):.2g}; {kept} is kept"
+    )
+
+
+def patch_loader(patches: Dataset[Batch], batch_size: int, device: torch.device) -> DataLoader[Batch]:
+    """Return batches in order, on the CPU; for a GPU, worker processes prepare them ahead."""
+    return DataLoader(
+        patches,
+        batch_size,
+        num_workers=_workers(device),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_signals,
+    )
+
+
+def _workers(device: torch.device) -> int:
+    # The transforms take a hundredth of a step on a CPU; on a GPU, workers hide them behind its step.
+    return 0 if device.type == "cpu" else 2
+
+
+def _ignore_signals(worker: int) -> None:
+    # Terminals and schedulers signal the whole process group; a dead worker would prevent the checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,161 @@
+"""The posterior predictive of a scan, as streaming moments over weight samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor
+
+from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.metrics.overlap import PairwiseDice
+from dwp_pyro.models.likelihoods import region_masks, region_probability
+from dwp_pyro.models.segmentation import autocast
+
+__all__ = ["Moments", "binary_entropy", "posterior_mean_probability", "posterior_predictive"]
+
+#: Windows per batch on a CPU, where convolutions of one small window are several times slower.
+_CPU_WINDOWS = 4
+#: Elements of one feature map of a batch of windows on a GPU; with fewer, the GPU waits for the CPU.
+_GPU_BATCH_SIZE = 2**26
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the posterior predictive, per region and voxel [R, X, Y, Z], and of the whole scan.
+
+    `probability` and `expected_entropy` are means and can be interpolated; compute the entropies after interpolation.
+
+    Args:
+        probability: p̄, mean probability of a region.
+        expected_entropy: E H[p] in nats, mean entropy of the samples.
+        pairwise_dice: Mean Dice of each region over all pairs of the samples' segmentations; NaN for a single sample.
+    """
+
+    probability: Tensor
+    expected_entropy: Tensor
+    pairwise_dice: tuple[float, ...]
+
+    @property
+    def entropy(self) -> Tensor:
+        """Predictive entropy H[p̄] in nats."""
+        return binary_entropy(self.probability)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """Mutual information H[p̄] − E H[p] of prediction and weights in nats (epistemic uncertainty)."""
+        # Rounding can make it slightly negative.
+        return (self.entropy - self.expected_entropy).clamp_min(0)
+
+
+@torch.no_grad()
+def posterior_predictive(
+    posterior: Posterior,
+    image: Tensor,
+    seeds: Sequence[int] | None,
+    overlap: float = 0.25,
+    precision: str = "float32",
+    advance: Callable[[], None] = lambda: None,
+    brain_mask: Tensor | None = None,
+) -> Moments:
+    """Return the moments over weight samples, each of which is used in all windows of the image.
+
+    Memory grows by one bit per voxel of the brain with each sample; the maps are running sums.
+
+    Args:
+        posterior: Posterior, on the image's device.
+        image: Image [channels, X, Y, Z].
+        seeds: Seed of each weight sample; the members of the posterior take turns. None for one pass per member with
+            its kernels at their means, a fast approximation where members differ more than their samples.
+        overlap: Overlap of neighboring windows, as a fraction of a window.
+        precision: Precision of the network; see `autocast`.
+        advance: Function called after each sample.
+        brain_mask: Voxels in which `pairwise_dice` is computed, bool [X, Y, Z]; None for all.
+
+    Raises:
+        FloatingPointError: if the network's output is not finite.
+    """
+    shape = (len(posterior.network_config.regions), *image.shape[1:])
+    total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
+    passes = len(posterior.members) if seeds is None else len(seeds)
+    segmentations = [PairwiseDice() for _ in posterior.network_config.regions]
+
+    def weights(number: int) -> dict[str, Tensor]:
+        member = number % len(posterior.members)
+        return posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
+
+    def compare(segmented: Tensor) -> None:
+        for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
+            masks.add(mask)
+
+    # In a thread, so that a GPU does not wait: weights are drawn, and segmentations compared, on the CPU.
+    with _InlineExecutor() if image.device.type == "cpu" else ThreadPoolExecutor(1) as executor:
+        drawn, compared = executor.submit(weights, 0), executor.submit(lambda: None)
+        for number in range(passes):
+            current = drawn.result()
+            if number + 1 < passes:
+                drawn = executor.submit(weights, number + 1)
+            probability = _probability(posterior, image, current, overlap, precision)
+            if not probability.sum().isfinite():
+                raise FloatingPointError("the network's output is NaN or infinite")
+            total += probability
+            entropies += binary_entropy(probability)
+            segmented = region_masks(probability, posterior.network_config.activation)
+            del probability  # free its memory before the next pass
+            if brain_mask is not None:
+                segmented = segmented[:, brain_mask]
+            advance()
+            compared.result()
+            compared = executor.submit(compare, segmented)
+        compared.result()
+    pairwise_dice = tuple(masks.mean() for masks in segmentations)
+    return Moments(total.div_(passes), entropies.div_(passes), pairwise_dice)
+
+
+@torch.no_grad()
+def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: float = 0.25) -> Tensor:
+    """Return the regions' probabilities with kernels at their posterior means, averaged over the members.
+
+    Image [channels, X, Y, Z] → [R, X, Y, Z].
+    """
+    members = range(len(posterior.members))
+    total = sum(_probability(posterior, image, posterior.means(member), overlap) for member in members)
+    return torch.as_tensor(total) / len(members)
+
+
+class _InlineExecutor(Executor):
+    """Run tasks at once in the calling thread: on a CPU, a second thread with its own OpenMP team slows the passes."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def _probability(
+    posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float, precision: str = "float32"
+) -> Tensor:
+    def window_probability(window: Tensor) -> Tensor:
+        with autocast(precision, window.device):
+            logits = posterior.logits(window, weights)
+        return region_probability(logits.float(), posterior.network_config.activation)
+
+    patch, windows = posterior.network_config.patch, _CPU_WINDOWS
+    if image.device.type != "cpu":
+        windows = max(1, _GPU_BATCH_SIZE // (posterior.network_config.widths[0] * math.prod(patch)))
+    result = sliding_window_inference(image[None], patch, windows, window_probability, overlap, mode="gaussian")
+    assert isinstance(result, Tensor)
+    return result[0]
+
+
+def binary_entropy(probability: Tensor) -> Tensor:
+    """Return the entropy of Bernoulli variables in nats; five times as fast as PyTorch's cross-entropy."""
+    tiny = torch.finfo(probability.dtype).tiny
+    other = 1 - probability
+    negative = probability.clamp_min(tiny).log_().mul_(probability)
+    return 0 - negative.addcmul_(other.clamp_min(tiny).log_(), other)

@@ -1,0 +1,65 @@
+"""Files of a prediction: names, maps, and metrics per case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from dwp_pyro.data.case import read_volume
+from dwp_pyro.inference.posterior import NetworkConfig
+from dwp_pyro.runtime.errors import PredictionOutdated
+from dwp_pyro.runtime.files import atomic_path, read_json
+
+__all__ = ["map_path", "read_case_metrics", "read_maps", "save_like"]
+
+
+def read_case_metrics(out: Path, case: str, network_config: NetworkConfig) -> dict[str, dict[str, Any]]:
+    """Read `<case>.json` of a prediction: region → "volume_ml", "pairwise_dice" (None for a single pass), ….
+
+    Raises:
+        RunError: if the file is damaged or incomplete.
+    """
+    path = out / f"{case}.json"
+    regions = read_json(path).get("regions")
+    for region in network_config.regions:
+        metrics = regions.get(region) if isinstance(regions, dict) else None
+        if not isinstance(metrics, dict) or not (
+            isinstance(metrics.get("volume_ml"), float) and isinstance(metrics.get("pairwise_dice"), float | None)
+        ):
+            raise PredictionOutdated(f"{path}: does not hold the metrics of '{region}'")
+    return dict(regions or {})
+
+
+def map_path(folder: Path, case: str, kind: str, region: str, network_config: NetworkConfig) -> Path:
+    """Return the path of a map ("prob", "entropy", "mi") of a case; its name has the region if there are several."""
+    return folder / (f"{case}_{kind}.nii.gz" if len(network_config.regions) == 1 else f"{case}_{kind}_{region}.nii.gz")
+
+
+def read_maps(folder: Path, case: str, kind: str, network_config: NetworkConfig) -> NDArray[np.float32]:
+    """Read the maps of a case, one per region [R, X, Y, Z]; arguments as for `map_path`.
+
+    Raises:
+        DataError: if a map is missing or damaged.
+        PredictionOutdated: if the shapes of the maps differ.
+    """
+    paths = [map_path(folder, case, kind, region, network_config) for region in network_config.regions]
+    maps = [read_volume(path).data for path in paths]
+    for path, volume in zip(paths, maps, strict=True):
+        if volume.shape != maps[0].shape:
+            raise PredictionOutdated(f"{path}: has another shape than {paths[0].name}")
+    return np.stack(maps)
+
+
+def save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:
+    """Write a volume with the header of a reference scan: affine, form codes and units."""
+    header: Any = nibabel.load(reference).header.copy()
+    header.set_data_dtype(volume.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    image = nibabel.Nifti1Image(volume, None, header)
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)

@@ -1,0 +1,324 @@
+"""Segmentation and uncertainty of scans, on each scan's own grid."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.data.case import Case, Scan
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import detect_layouts, open_dataset
+from dwp_pyro.data.preprocessing import Preprocessing
+from dwp_pyro.inference.loop import step_seed
+from dwp_pyro.inference.posterior import NetworkConfig, Posterior
+from dwp_pyro.inference.predictive import Moments, posterior_predictive
+from dwp_pyro.plots.cases import save_case_figure
+from dwp_pyro.prediction.labels import known_regions, label_values, read_scan, shown_image, to_label_map
+from dwp_pyro.prediction.outputs import map_path, save_like
+from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
+from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionOutdated, RunError, RunUnfinished
+from dwp_pyro.runtime.files import file_digest, locked, read_json, write_json
+from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.signals import resumable
+
+__all__ = [
+    "Prediction",
+    "TrainedRun",
+    "cases_to_predict",
+    "load_run",
+    "not_predicted",
+    "predict",
+    "predict_case",
+    "predict_cases",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+def predict(
+    run: Path,
+    scans: Sequence[Path],
+    config: PredictConfig,
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, list[Path]]:
+    """Predict scans with a trained run.
+
+    For each case, writes on the grid and affine of its scan `<case>_seg.nii.gz` (see `label_values`), `_prob`,
+    `_entropy` and `_mi` (nats); `<case>.png`; and, last, `<case>.json`. If there are several regions, all but `_seg`
+    and the JSON file are written per region, e.g. `<case>_prob_core.nii.gz`.
+
+    Args:
+        run: Folder of a finished `svi` or `finetune` run.
+        scans: One folder in a known layout, one CSV file that lists scans, or the files of one case, one per modality
+            of the run, in its order.
+        config: Settings of the prediction.
+        out: Output folder; `run/predictions` by default.
+        device: Device to run on.
+        resume: Whether to skip cases that are predicted with the same settings.
+        overwrite: Whether to replace existing predictions.
+
+    Returns:
+        Case → its pictures, one per region.
+
+    Raises:
+        UserError: if the run or a scan cannot be used, or a prediction exists; existing files are kept.
+
+    Examples:
+        With the run of the example of `svi`:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import PredictConfig, predict
+        >>> pictures = predict(Path("runs/svi"), [Path("data/brats")], PredictConfig(samples=2), out=Path("maps"))
+        >>> len(pictures), len(list(Path("maps").glob("*_mi.nii.gz")))
+        (9, 9)
+    """
+    trained = load_run(run)
+    data = cases_to_predict(scans, trained.posterior)
+    cases = list(data.cases)
+    out = out or run / "predictions"
+    if out.exists() and not out.is_dir():
+        raise FolderTaken(f"{out}: is a file, expected a folder")
+    done = [case for case in cases if (out / f"{case.id}.json").exists()]
+    if done and not (resume or overwrite):
+        raise PredictionOutdated(f"{out}: already holds a prediction of '{done[0].id}'")
+    if resume:
+        cases = not_predicted(out, cases, trained, config)
+    with progress("checking scans", len(cases)) as advance:
+        for number, case in enumerate(cases):  # check all before writing anything
+            cases[number] = _fit_to_predict(case, trained.posterior.network_config, data)
+            advance("")
+    with resumable():
+        return predict_cases(trained, cases, data, config, out, torch_device(device))
+
+
+class TrainedRun(NamedTuple):
+    """Posterior of a finished run, and the digest of its file."""
+
+    posterior: Posterior
+    digest: str
+
+
+def load_run(run: Path) -> TrainedRun:
+    """Load the posterior of a finished run.
+
+    Raises:
+        RunError: if the folder holds none.
+    """
+    path = run / "posterior.safetensors"
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run; train one with 'dwp-pyro svi' or 'dwp-pyro finetune'")
+    if (run / "prior.json").exists():
+        raise RunError(f"{run}: is a run of 'fit-prior'; give one of 'svi' or 'finetune'")
+    if not path.exists():
+        raise RunUnfinished(f"{run}: holds no finished 'svi' or 'finetune' run (posterior.safetensors)")
+    return TrainedRun(Posterior.load(path), file_digest(path))
+
+
+def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
+    """Find the cases in the paths given to `predict`.
+
+    Raises:
+        DataError: if a path is missing, or the files do not match the modalities.
+    """
+    network_config = posterior.network_config
+    for path in scans:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; give a folder of scans, a CSV file, or a case's files")
+    if len(scans) == 1 and (scans[0].is_dir() or scans[0].suffix.casefold() == ".csv"):
+        # If several layouts match, prefer that of the training scans.
+        known = network_config.layout in detect_layouts(scans[0])
+        return open_dataset(scans[0], network_config.layout if known else None, needs_labels=False)
+    modalities = network_config.modalities
+    if any(path.is_dir() for path in scans) or len(scans) != len(modalities):
+        raise DataError(
+            f"{scans[0]}: give one folder or CSV file, or {len(modalities)} file(s) of one case, "
+            f"in the order {', '.join(modalities)}; got {len(scans)} path(s)"
+        )
+    name = scans[0].name.removesuffix(".gz").removesuffix(".nii")
+    case = Case(name, dict(zip(modalities, scans, strict=True)))
+    return DataSet(scans[0].parent, network_config.layout, (case,), {}, {})
+
+
+def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config: PredictConfig) -> list[Case]:
+    """Return the cases without a complete prediction from the same scans, posterior and settings."""
+    missing = []
+    with progress("looking for predictions", len(cases)) as advance:
+        for case in cases:
+            path = out / f"{case.id}.json"
+            if not path.exists() or read_json(path).get("settings") != _settings(trained, case, config):
+                missing.append(case)
+            advance("")
+    return missing
+
+
+def _fit_to_predict(case: Case, network_config: NetworkConfig, data: DataSet) -> Case:
+    """Check a case; drop its label if that is invalid, since a prediction needs it only for the picture."""
+    try:
+        read_scan(case, network_config, data)
+    except DataError as problem:
+        if case.label is None:
+            raise
+        case = replace(case, label=None)
+        read_scan(case, network_config, data)
+        _logger.warning("predicting %s without its label: %s", case.id, problem)
+    return case
+
+
+class Prediction(NamedTuple):
+    """Maps of one case on the grid of its scan, [R, X, Y, Z], entropies in nats; `pairwise_dice` as in `Moments`."""
+
+    scan: Scan
+    probability: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    mutual_information: NDArray[np.float32]
+    pairwise_dice: tuple[float, ...]
+
+
+def predict_case(
+    posterior: Posterior,
+    case: Case,
+    data: DataSet,
+    config: PredictConfig,
+    device: torch.device,
+    advance: Callable[[], None] = lambda: None,
+) -> Prediction:
+    """Predict one case in memory.
+
+    Args:
+        posterior: Posterior; moved to `device`.
+        case: Case to predict.
+        data: Data set of the case.
+        config: Settings of the prediction.
+        device: Device to run on.
+        advance: Function called after each weight sample.
+
+    Raises:
+        DataError: if the scan cannot be used.
+        RunError: if the device runs out of memory, or the output of the network is NaN or infinite.
+    """
+    network_config = posterior.network_config
+    scan = read_scan(case, network_config, data)
+    preprocess = Preprocessing(network_config.spacing)
+    example = preprocess(scan, known_regions(network_config, data))
+    seeds = (
+        [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
+    )
+    with catch_out_of_memory(f"case {case.id}"):
+        posterior.to(device)
+        image, brain_mask = (volume.as_tensor().to(device) for volume in (example.image, example.brain_mask))
+        try:
+            moments = posterior_predictive(
+                posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool()
+            )
+        except FloatingPointError as problem:
+            raise RunError(f"case {case.id}: {problem}, its weights are too large; train it again") from problem
+        maps = torch.cat([moments.probability, moments.expected_entropy]).cpu()
+    # Interpolate means only; entropy is not linear and is computed on the grid of the scan.
+    probability, expected_entropy = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
+    written = Moments(probability.clamp(0, 1), expected_entropy, moments.pairwise_dice)
+    return Prediction(
+        scan,
+        written.probability.numpy(),
+        written.entropy.numpy(),
+        written.mutual_information.numpy(),
+        written.pairwise_dice,
+    )
+
+
+def predict_cases(
+    trained: TrainedRun,
+    cases: Sequence[Case],
+    data: DataSet,
+    config: PredictConfig,
+    out: Path,
+    device: torch.device,
+) -> dict[str, list[Path]]:
+    """Predict cases into a folder, replacing existing predictions; return case → its pictures, one per region.
+
+    Raises:
+        DataError: if a scan cannot be used; earlier cases are kept.
+        RunError: if the device runs out of memory, or another process writes to the folder.
+    """
+    posterior = trained.posterior
+    network_config = posterior.network_config
+    values = label_values(network_config)
+    passes = _samples(posterior, config) or len(posterior.members)
+    # Pictures show the label only if its values mean the same structures as in training.
+    known = known_regions(network_config, data)
+    pictures: dict[str, list[Path]] = {}
+    if not cases:
+        return pictures
+    warn_if_emulated(config.precision, device)
+    with ExitStack() as held, progress("predicting", len(cases) * passes) as advance:
+        for case in cases:
+            scan, probability, entropy, mutual_information, pairwise_dice = predict_case(
+                posterior, case, data, config, device, partial(advance, case.id)
+            )
+            masks = network_config.masks(probability)
+            segmentation = to_label_map(masks, network_config, values)
+            if not pictures:  # an unreadable first scan must not leave an empty folder
+                held.enter_context(locked(out))
+            marker = out / f"{case.id}.json"
+            marker.unlink(missing_ok=True)  # marks a complete prediction
+            save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")
+            voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+            metrics = {}
+            _, shown = shown_image(scan, case, network_config)
+            for number, region in enumerate(network_config.regions):
+                maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
+                for kind, volume in maps.items():
+                    save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
+                truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
+                suffix = "" if len(network_config.regions) == 1 else f"_{region}"
+                picture = out / f"{case.id}{suffix}.png"
+                save_case_figure(
+                    picture, f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values()
+                )
+                pictures.setdefault(case.id, []).append(picture)
+                metrics[region] = {
+                    "pairwise_dice": pairwise_dice[number],
+                    "volume_ml": float(masks[number].sum()) * voxel_ml,
+                    "mean_entropy_of_brain": float(maps["entropy"][scan.brain_mask].mean()),
+                    "mean_mutual_information_of_brain": float(maps["mi"][scan.brain_mask].mean()),
+                }
+            labels = dict(zip(network_config.regions, values, strict=True))
+            write_json(marker, {"settings": _settings(trained, case, config), "labels": labels, "regions": metrics})
+    return pictures
+
+
+def _samples(posterior: Posterior, config: PredictConfig) -> int:
+    """Return the total number of weight samples; 0 for the posterior means."""
+    members = len(posterior.members)
+    if config.samples and all(guide is None for _, guide in posterior.members):
+        return members
+    return math.ceil(config.samples / members) * members  # the same number per member
+
+
+def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:
+    """Return everything that a prediction depends on."""
+    files = [case.images[name] for name in trained.posterior.network_config.modalities if name in case.images]
+    files += [case.brain_mask] if case.brain_mask is not None else []
+    return {
+        "samples": _samples(trained.posterior, config),
+        "overlap": config.overlap,
+        "seed": config.seed,
+        "precision": config.precision,
+        "posterior": trained.digest,
+        "regions": list(trained.posterior.network_config.regions),
+        "scans": [file_digest(path) for path in dict.fromkeys(files)],  # modalities may share a file
+    }

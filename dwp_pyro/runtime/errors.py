@@ -1,0 +1,95 @@
+"""Errors that users can cause and fix. A message is one line: file or setting, finding, expectation."""
+
+from __future__ import annotations
+
+import signal
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Diverged",
+    "FolderTaken",
+    "Interrupted",
+    "LabelsUnknown",
+    "OutOfMemory",
+    "PredictionOutdated",
+    "PriorError",
+    "RunError",
+    "RunFinished",
+    "RunOutdated",
+    "RunUnfinished",
+    "SourceMissing",
+    "UserError",
+]
+
+
+class UserError(Exception):
+    """Error in the user's input; the command line prints its message and exits with code 2."""
+
+
+class DataError(UserError):
+    """Scan, mask or folder of scans that cannot be used."""
+
+
+class ConfigError(UserError):
+    """Invalid setting or combination of settings."""
+
+
+class PriorError(UserError):
+    """Kernel bank or kernel prior that cannot be read or does not fit the network."""
+
+
+class RunError(UserError):
+    """Run folder that is in use, unfinished, damaged or of another command."""
+
+
+class FolderTaken(RunError):
+    """Output folder that holds something else or that another process writes to."""
+
+
+class RunFinished(RunError):
+    """Output folder with a finished run."""
+
+
+class RunUnfinished(RunError):
+    """Output folder with an unfinished run, which can be resumed."""
+
+
+class RunOutdated(RunError):
+    """Unfinished run that cannot be resumed: settings, data or version differ, or a file is damaged."""
+
+
+class PredictionOutdated(RunError):
+    """Prediction that exists already, is damaged or was made by another version."""
+
+
+class SourceMissing(RunError):
+    """Source networks that are missing, too few or of another architecture than the target network."""
+
+
+class OutOfMemory(RunError):
+    """Device memory exhausted."""
+
+
+class Diverged(RunError):
+    """Training whose loss, gradient or parameters are NaN or infinite."""
+
+
+class LabelsUnknown(DataError):
+    """Label values without names."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Received SIGINT or SIGTERM. Not an Exception, because libraries catch those anywhere.
+
+    Args:
+        signum: Number of the signal.
+        saved: Whether a checkpoint was saved.
+    """
+
+    #: Whether the run can be resumed; set by `signals.resumable`.
+    resumable = False
+
+    def __init__(self, signum: int, *, saved: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}" + (", checkpoint saved" if saved else ""))
+        self.signum = signum

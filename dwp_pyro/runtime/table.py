@@ -1,0 +1,33 @@
+"""Tables for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Table", "markdown"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table of text.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells of each row.
+        note: Text below the table.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Format tables as Markdown, one below the other."""
+    parts = []
+    for table in tables:
+        lines = [table.header, ["---"] * len(table.header), *table.rows]
+        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        parts += ["\n".join(f"| {' | '.join(line)} |" for line in escaped), table.note]
+    return "\n\n".join(parts) + "\n"

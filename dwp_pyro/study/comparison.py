@@ -1,0 +1,149 @@
+"""Comparison of methods: means, and paired differences with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, HEADLINE, MEASURES, Summary, show, summarize_cases
+from dwp_pyro.metrics.bootstrap import Interval, bootstrap_interval
+from dwp_pyro.runtime.table import Table
+
+__all__ = ["COMPARED", "Row", "compare", "paired_difference", "summarize_methods"]
+
+#: Metrics whose differences are shown; every row has them.
+COMPARED = ("dice", "nll", "ece")
+
+_MEANS_NOTE = (
+    "Mean ± standard error over seeds of the means over cases. Gap to best: mean Dice of the best method of each seed "
+    "minus that of the method, with its 95 % bootstrap interval; the best is selected on the same cases, so equal "
+    f"methods have a gap, too. Empty masks: {EMPTY_MASK_POLICY}."
+)
+
+_DIFFERENCES_NOTE = (
+    "Mean difference over the seeds and cases that both methods have, with its 95 % bootstrap interval. Intervals "
+    "resample seeds and cases, jointly for both methods (cases alone if there is one seed); they hold for "
+    "these cases only."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics of one case in one run.
+
+    Args:
+        method: Name of the method.
+        n: Number of training cases.
+        seed: Seed of the run.
+        case: Id of the case.
+        measures: Values of `MEASURES`; rows of an older version may lack some.
+        seconds: Duration of the training.
+        settings: Digest of everything that the row depends on.
+    """
+
+    method: str
+    n: int
+    seed: int
+    case: str
+    measures: Mapping[str, float]
+    seconds: float
+    settings: str
+
+
+def summarize_methods(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summary]]]:
+    """Return n → method → metric → summary over seeds of the means over cases; "seconds" is among the metrics.
+
+    The methods of each n are in descending order of mean Dice.
+    """
+    seeds: dict[int, dict[str, dict[int, list[Row]]]] = {}
+    for row in rows:
+        seeds.setdefault(row.n, {}).setdefault(row.method, {}).setdefault(row.seed, []).append(row)
+    table = {}
+    for n, methods in sorted(seeds.items()):
+        summaries = {
+            method: summarize_cases(_means(cases) for cases in of_seed.values()) for method, of_seed in methods.items()
+        }
+        table[n] = dict(sorted(summaries.items(), key=lambda item: -item[1]["dice"].mean))
+    return table
+
+
+def _means(rows: Iterable[Row]) -> dict[str, float]:
+    return {
+        name: s.mean for name, s in summarize_cases({**row.measures, "seconds": row.seconds} for row in rows).items()
+    }
+
+
+def paired_difference(reference: Mapping[tuple[int, str], float], method: Mapping[tuple[int, str], float]) -> Interval:
+    """Return reference − method over the pairs (seed, case) that both have; there must be at least one.
+
+    The interval is that of `bootstrap_means`; each resample of seeds and cases is the same for both methods.
+    """
+    pairs = [pair for pair in reference if pair in method]
+    seeds, cases = sorted({seed for seed, _ in pairs}), sorted({case for _, case in pairs})
+    differences = np.full((len(seeds), len(cases)), np.nan)
+    for seed, case in pairs:
+        differences[seeds.index(seed), cases.index(case)] = reference[seed, case] - method[seed, case]
+    return bootstrap_interval(differences)
+
+
+def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
+    """Return a table of means per n and method, and one of differences between a reference and other methods, if any.
+
+    Args:
+        rows: Rows of all methods.
+        reference: Name of the reference method; None for the one with the highest mean Dice at each n.
+    """
+    rows = list(rows)
+    summaries = summarize_methods(rows)
+    means = []
+    for n, methods in summaries.items():
+        leaders = _best_of_each_split(row for row in rows if row.n == n)
+        for method, summary in methods.items():
+            measured = _pairs((row for row in rows if (row.n, row.method) == (n, method)), "dice")
+            metrics = [show(name, summary.get(name)) for name in (*HEADLINE, "seconds")]
+            common = leaders.keys() & measured.keys()  # methods may have different cases
+            gap = _show_interval(paired_difference(leaders, measured), "dice") if common else "-"
+            means.append([f"{n}", method, f"{summary['dice'].cases}", *metrics, gap])
+    titles = [MEASURES[name][0] for name in HEADLINE]
+    tables = [Table(["n", "method", "seeds", *titles, "seconds", "gap to best"], means, _MEANS_NOTE)]
+    differences = []
+    for n, methods in summaries.items():
+        chosen = next(iter(methods)) if reference is None else reference
+        others = {method: [row for row in rows if (row.n, row.method) == (n, method)] for method in methods}
+        own = others.pop(chosen, [])
+        for method, theirs in others.items():
+            seeds = {seed for seed, _ in _pairs(own, "dice").keys() & _pairs(theirs, "dice").keys()}
+            if seeds:
+                shown = (_difference(own, theirs, name) for name in COMPARED)
+                differences.append([f"{n}", f"{chosen} − {method}", f"{len(seeds)}", *shown])
+    if differences:
+        header = ["n", "difference", "seeds", *(MEASURES[name][0] for name in COMPARED)]
+        tables.append(Table(header, differences, _DIFFERENCES_NOTE))
+    return tables
+
+
+def _difference(reference: Iterable[Row], method: Iterable[Row], name: str) -> str:
+    return _show_interval(paired_difference(_pairs(reference, name), _pairs(method, name)), name)
+
+
+def _show_interval(interval: Interval, name: str) -> str:
+    _, digits = MEASURES[name]
+    mean, low, high = (f"{x:+.{digits}f}" for x in interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def _best_of_each_split(rows: Iterable[Row]) -> dict[tuple[int, str], float]:
+    """Return (seed, case) → Dice of the method with the highest mean Dice over the cases of the seed, for one n."""
+    means: dict[int, dict[str, list[Row]]] = {}
+    for row in rows:
+        means.setdefault(row.seed, {}).setdefault(row.method, []).append(row)
+    best: dict[tuple[int, str], float] = {}
+    for methods in means.values():
+        best |= _pairs(max(methods.values(), key=lambda cases: _means(cases)["dice"]), "dice")
+    return best
+
+
+def _pairs(rows: Iterable[Row], name: str) -> dict[tuple[int, str], float]:
+    return {(row.seed, row.case): row.measures[name] for row in rows}

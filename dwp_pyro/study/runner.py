@@ -1,0 +1,253 @@
+"""`experiment`: train and compare the methods of a study on the same cases with the same seeds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from dwp_pyro.config.base import RunOptions
+from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.config.training import SviConfig
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.evaluation.evaluate import measure
+from dwp_pyro.metrics import MEASURES
+from dwp_pyro.plots.curves import save_learning_curves
+from dwp_pyro.prediction.predict import load_run
+from dwp_pyro.runtime.device import torch_device
+from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, UserError
+from dwp_pyro.runtime.files import file_digest, locked, read_json, write_bytes, write_json
+from dwp_pyro.runtime.processes import map_in_processes
+from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.table import Table, markdown
+from dwp_pyro.study.comparison import COMPARED, Row, compare, summarize_methods
+from dwp_pyro.study.grid import Study, StudyRun
+from dwp_pyro.training.finetune import finetune
+from dwp_pyro.training.svi import svi
+from dwp_pyro.training.training_data import find_split, resolve
+
+__all__ = ["experiment"]
+
+_COLUMNS = ["method", "n", "seed", "case", *MEASURES, "seconds", "settings"]
+# Tables of an older version may lack other metrics.
+_REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds", "settings"}
+_REPORT_INTERVAL = 10.0  # seconds
+
+
+def experiment(
+    study: Study,
+    out: Path,
+    *,
+    workers: int = 1,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Table]:
+    """Train and measure every unfinished run of a study; compare the methods.
+
+    Writes `results.csv`, one row per run and case; `table.md`; `learning_curve.png`; and a folder per run in `runs/`.
+    Another call resumes the study and trains runs added since. On a CPU the results are reproducible to the bit for the
+    same number of threads per worker.
+
+    Args:
+        study: Study to run.
+        out: Output folder.
+        workers: Number of parallel runs, each in its own process with an equal share of the cores.
+        device: Device to run on.
+        say: Function called with a line after each run.
+
+    Returns:
+        The tables of `table.md`: means of the methods, and differences, if any.
+
+    Raises:
+        UserError: if the study, its scans, its priors or the folder cannot be used (nothing is written then), or if a
+            run fails (finished runs are kept).
+        Interrupted: after SIGINT or SIGTERM; running trainings have saved their checkpoints.
+    """
+    torch_device(device)
+    tasks = []
+    with progress("checking runs", len(study.runs)) as advance:
+        for study_run in study.runs:
+            tasks.append(_task(study, study_run, out, device))
+            advance("")
+    results = out / "results.csv"
+    if out.exists() and not out.is_dir():
+        raise FolderTaken(f"{out}: is a file, expected a folder")
+    if out.exists() and not results.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise FolderTaken(f"{out}: holds files, but no {results.name} of an experiment")
+    with locked(out):
+        rows = {task.study_run.key: list[Row]() for task in tasks}  # in the order of the study
+        for row in _read_rows(results) if results.exists() else ():
+            rows.setdefault((row.method, row.n, row.seed), []).append(row)
+        for task in tasks:
+            known = {row.settings for row in rows[task.study_run.key]}
+            if task.is_begun:
+                known.add(read_json(task.record).get("settings", ""))
+            if known - {task.settings}:
+                raise FolderTaken(
+                    f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
+                )
+        _write_rows(results, rows.values())
+        left = [task for task in tasks if not rows[task.study_run.key]]
+        reported = time.monotonic()
+
+        def report() -> list[Table]:
+            nonlocal reported
+            reported = time.monotonic()
+            listed = [row for task in tasks for row in rows[task.study_run.key]]
+            tables = compare(listed, study.reference)
+            write_bytes(out / "table.md", markdown(tables).encode())
+            save_learning_curves(out / "learning_curve.png", summarize_methods(listed))
+            return tables
+
+        with progress("runs", len(tasks), len(tasks) - len(left)) as advance:
+
+            def finished(task: _Task, measured: list[Row]) -> None:
+                rows[task.study_run.key] = measured
+                _write_rows(results, rows.values())
+                dice = sum(row.measures["dice"] for row in measured) / len(measured)
+                say(f"{task}: Dice {dice:.3f}, {measured[0].seconds:.0f} s")
+                advance("")
+                if time.monotonic() - reported > _REPORT_INTERVAL:
+                    report()
+
+            try:
+                map_in_processes(_run, left, workers, finished)
+            finally:
+                if any(rows[task.study_run.key] for task in tasks):
+                    tables = report()
+    return tables
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that a worker needs for a run.
+
+    Args:
+        study_run: Run with resolved settings.
+        settings: Digest of everything that its result depends on.
+        data: Cases to measure.
+        predict: Settings of the predictions.
+        run: Folder of the run.
+        device: Device to run on.
+    """
+
+    study_run: StudyRun
+    settings: str
+    data: DataSet
+    predict: PredictConfig
+    run: Path
+    device: str
+
+    @property
+    def record(self) -> Path:
+        """File beside the run with its `settings` and its duration in seconds."""
+        return self.run.with_name(f"{self.run.name}.json")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run exists; an early failure may leave only its record."""
+        return self.run.exists() and self.record.exists()
+
+    def __str__(self) -> str:
+        return str(self.study_run)
+
+
+def _task(study: Study, study_run: StudyRun, out: Path, device: str) -> _Task:
+    """Prepare a run; raise ConfigError if its scans, split, prior or source network are missing."""
+    try:
+        config = resolve(study_run.config, study_run.config.n)
+        data, split = find_split(config, config.n)
+        measured = split.test if study.evaluate == "test" else split.validation
+        if not measured:
+            raise DataError(f"the split has no {study.evaluate} cases to measure")
+        cases = data.by_id
+        for name in (*split.train, *split.validation, *measured):
+            missing = [modality for modality in config.modality if modality not in cases[name].images]
+            if missing and not (config.modality_dropout and len(missing) < len(config.modality)):
+                raise DataError(f"case {name}: has no {missing[0]} scan; add it, or exclude the case")
+        files = config.learned_from()
+        for path in files:
+            if not path.exists():
+                raise ConfigError(f"{path}: no such file; make it with 'dwp-pyro fit-prior', or fix prior-dir")
+    except UserError as problem:
+        raise ConfigError(f"{study.path}: {study_run}: {problem}") from problem
+    depends_on = {
+        "command": "svi" if isinstance(config, SviConfig) else "finetune",
+        "config": config.to_mapping(),
+        "split": split.to_mapping(),
+        "learned_from": [file_digest(path) for path in files],
+        "evaluate": study.evaluate,
+        "samples": study.samples,
+    }
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:12]
+    predict = PredictConfig(samples=study.samples, seed=config.seed)
+    run = out / "runs" / study_run.name
+    data = dataclasses.replace(data, cases=tuple(cases[name] for name in measured))
+    return _Task(StudyRun(study_run.method, config), digest, data, predict, run, device)
+
+
+def _run(task: _Task) -> list[Row]:
+    """Train or resume a run and measure it, in a worker."""
+    config = task.study_run.config
+    train = partial(svi, config) if isinstance(config, SviConfig) else partial(finetune, config)
+    before = read_json(task.record).get("seconds", 0.0) if task.is_begun else 0.0
+    start = time.monotonic()
+    write_json(task.record, {"settings": task.settings, "seconds": before})
+    try:
+        run_if_unfinished(train, task.run, task.device)
+    finally:  # the record of a killed run lacks the seconds since its last start
+        seconds = before + time.monotonic() - start
+        write_json(task.record, {"settings": task.settings, "seconds": seconds})
+    device = torch_device(task.device)
+    posterior = load_run(task.run).posterior
+    measured = measure(posterior, task.data, task.predict, device)
+    method, n, seed = task.study_run.key
+    return [Row(method, n, seed, case, metrics, seconds, task.settings) for case, metrics in measured.items()]
+
+
+def _read_rows(path: Path) -> list[Row]:
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            columns = set(reader.fieldnames or ())
+            if not columns.issuperset(_REQUIRED_COLUMNS) or not columns.issubset(_COLUMNS):
+                raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
+            return [
+                Row(
+                    line["method"],
+                    int(line["n"]),
+                    int(line["seed"]),
+                    line["case"],
+                    {name: float(line[name]) for name in MEASURES if line.get(name) or name in COMPARED},
+                    float(line["seconds"]),
+                    line["settings"],
+                )
+                for line in reader
+            ]
+        except (ValueError, TypeError, csv.Error) as problem:
+            raise FolderTaken(f"{path}: is not a table of this version ({problem})") from problem
+
+
+def _write_rows(path: Path, runs: Iterable[Iterable[Row]]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in chain.from_iterable(runs):
+        values = asdict(row)
+        writer.writerow(values.pop("measures") | values | {"seconds": f"{row.seconds:.1f}"})
+    write_bytes(path, table.getvalue().encode())
+
+
+def run_if_unfinished(train: Callable[[RunOptions], object], run: Path, device: str) -> None:
+    """Train a run unless it is finished; resume it if it has started."""
+    state = read_json(run / "run.json") if (run / "run.json").exists() else None
+    if state is None or not state.get("finished"):
+        train(RunOptions(run, device, resume=state is not None))

@@ -1,0 +1,207 @@
+"""`fit-prior`: source networks, their kernels, and one density per block."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dwp_pyro.config.base import RunOptions
+from dwp_pyro.config.names import FAMILIES
+from dwp_pyro.config.training import FitPriorConfig
+from dwp_pyro.data.preprocessing import NORMALIZATION
+from dwp_pyro.densities import DENSITIES, BlockKernels, FitSettings
+from dwp_pyro.densities.fit_density import fit_density
+from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.inference.posterior import NetworkConfig, Posterior
+from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.plots.kernels import save_kernel_figure
+from dwp_pyro.priors.bank import KernelBank, collect_kernels, read_kernels
+from dwp_pyro.priors.blocks import assign_blocks, by_block, prior_blocks, read_blocks, write_blocks
+from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
+from dwp_pyro.priors.model_card import model_card
+from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
+from dwp_pyro.runtime.errors import FolderTaken, PriorError, RunOutdated
+from dwp_pyro.runtime.files import file_digest, write_bytes
+from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.run_folder import RunFolder
+from dwp_pyro.runtime.table import markdown
+from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
+from dwp_pyro.training.network_training import network_config_for
+from dwp_pyro.training.source_networks import SOURCE, train_source
+from dwp_pyro.training.tracking import check_tracker, tracked
+from dwp_pyro.training.training_data import load_training_data, resolve
+
+__all__ = ["blocks_of", "fit_prior"]
+
+_FOREIGN = "all"  # block of kernels from an unknown network
+
+
+def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
+    """Learn a prior over kernels, from source scans or from kernels in a file.
+
+    Writes to `options.out`: `prior.safetensors` and `prior.json`, its model card `card.md`, `kernels.safetensors` and
+    `kernels.json`, `kernels.png`, and, if networks were trained, `source.safetensors` (the best of each bootstrap),
+    `source/` (all snapshots) and the metrics. A `source.safetensors` beside a file of kernels is copied, so that a
+    second prior from the same kernels is as complete as the first.
+
+    Args:
+        config: Settings.
+        options: Output folder, device, and how to treat an existing run.
+
+    Returns:
+        The prior, with held-out log-densities in its `block_infos`.
+
+    Raises:
+        UserError: if the scans, the kernels or the folder are invalid, before anything is written.
+
+    Examples:
+        With a folder `data/ms` of scans, and few steps:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import FitPriorConfig, RunOptions, fit_prior
+        >>> config = FitPriorConfig(
+        ...     root="data/ms", widths=(2, 3, 4, 5), patch=16, steps=2, bootstraps=1, validation=1, density_steps=2
+        ... )
+        >>> prior = fit_prior(config, RunOptions(Path("runs/prior-ms")))
+        >>> list(prior.block_infos), prior.block_infos["input"].kernels
+        (['input', 'scale1', 'scale2', 'bottom', 'up1', 'up2', 'up3'], 16)
+    """
+    device = torch_device(options.device)
+    check_tracker(options)
+    if config.kernels is None:
+        config = resolve(config, None)
+    folder = (options.out, "fit-prior", config.to_mapping())
+    RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
+    if config.kernels is not None:
+        if options.out.resolve() in Path(config.kernels).resolve().parents:
+            raise FolderTaken(f"{options.out}: holds the kernels to fit to, {config.kernels}")
+        bank = read_kernels(Path(config.kernels))
+        blocks = blocks_of(bank, config.blocks)
+        path = Path(config.kernels).parent / SOURCE
+        sources = Posterior.load(path) if path.exists() else None
+    else:
+        data = load_training_data(config, None)
+        blocks = by_block(assign_blocks(network_config_for(config, data).build(), config.blocks))
+    digests = {file: file_digest(Path(file)) for file in (config.kernels, config.blocks) if file is not None}
+    with (
+        RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
+        tracked(run.path, config.to_mapping(), options) as track,
+    ):
+        run.pin("learned_from.json", digests)
+        if config.kernels is None:
+            run.pin("split.json", data.split.to_mapping())
+            with catch_out_of_memory(str(run.path)):
+                snapshots, sources = train_source(config, data, run.path, device, track)
+            bank = collect_kernels(snapshots)
+        if sources is not None:
+            sources.save(run.path / SOURCE)
+        return _fit_blocks(config, bank, blocks, run.path)
+
+
+def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
+    """Return the blocks of a bank, name → sites.
+
+    They are those of the file if there is one, else those of the network that the bank describes, or of the published
+    `ResidualUNet3d`, which has all sites of the default network. Kernels of an unknown network are one block.
+
+    Raises:
+        ConfigError: if the file does not fit the bank.
+        PriorError: if kernels of an unknown network have several shapes.
+    """
+    if file is not None:
+        return by_block(read_blocks(Path(file), bank.kernels))
+    published = ResidualUNet3d(1, 2, paper=True)
+    try:
+        known = NetworkConfig.from_mapping(bank.sources[0].network).build() if bank.sources else published
+    except (TypeError, ValueError):  # described by another program or version
+        known = published
+    blocks = {site: block for site, block in prior_blocks(known).items() if site in bank.kernels}
+    if len(blocks) == len(bank.kernels):
+        return by_block(blocks)
+    shapes = {tuple(kernels.shape[1:]) for kernels in bank.kernels.values()}
+    if len(shapes) > 1:
+        listed = ", ".join("×".join(map(str, shape)) for shape in sorted(shapes))
+        raise PriorError(
+            f"kernels: one prior cannot hold kernels of several shapes ({listed}); give one file per shape"
+        )
+    return {_FOREIGN: tuple(bank.kernels)}
+
+
+def _fit_blocks(
+    config: FitPriorConfig, bank: KernelBank, blocks: Mapping[str, tuple[str, ...]], run: Path
+) -> KernelPrior:
+    bank.save(run)
+    write_blocks(run, {site: block for block, sites in blocks.items() for site in sites})
+    kernels = {
+        name: BlockKernels(
+            torch.cat([bank.kernels[site] for site in sites]),
+            torch.cat([bank.bootstraps(site) for site in sites]),
+            _distinct([bank.identities(site) for site in sites]),
+        )
+        for name, sites in blocks.items()
+    }
+    fits = {
+        family: {
+            name: _fit(config, family, name, number, block, run) for number, (name, block) in enumerate(kernels.items())
+        }
+        for family in (FAMILIES if config.family == "auto" else (config.family,))
+    }
+    # The family with the highest held-out density of all kernels together.
+    best = max(fits, key=lambda family: sum(len(kernels[name]) * fits[family][name][1]["prior"] for name in kernels))
+    block_infos = {}
+    for name, sites in blocks.items():
+        nats = dict(fits[best][name][1])
+        if len(fits) > 1:
+            nats |= {family: fit[name][1]["prior"] for family, fit in fits.items()}
+        # The block of an unknown network is used for every site of the target.
+        block_infos[name] = BlockInfo((ANY_SITE,) if name == _FOREIGN else sites, len(kernels[name]), nats)
+    network = dict(bank.sources[0].network) if bank.sources else None
+    provenance = {
+        "source": config.source,
+        "licence": config.license,
+        "dataset": bank.sources[0].dataset if bank.sources else None,
+        "kernels": None if config.kernels is None else Path(config.kernels).name,
+        "network": network,
+        "normalisation": NORMALIZATION if network is not None else None,
+        "bootstraps": len({source.bootstrap for source in bank.sources}),
+        "snapshots": len(bank.sources),
+        "snapshot_ids": [[source.bootstrap, source.snapshot] for source in bank.sources],
+        "dice": [source.dice for source in bank.sources],
+        "start_correlation": [source.start_correlation for source in bank.sources],
+    }
+    densities = {name: density for name, (density, _) in fits[best].items()}
+    prior = KernelPrior(best, densities, block_infos, provenance).requires_grad_(False)
+    save_kernel_figure(run / "kernels.png", prior, {name: block.kernels for name, block in kernels.items()})
+    write_bytes(run / "card.md", markdown(model_card(prior)).encode())
+    prior.save(run)
+    return prior
+
+
+def _fit(
+    config: FitPriorConfig, family: str, name: str, number: int, block: BlockKernels, run: Path
+) -> tuple[KernelDistribution, dict[str, float]]:
+    """Return the density of one block and its held-out nats, loaded from `run/blocks` if fitted before."""
+    path = run / "blocks" / f"{name}-{family}.safetensors"
+    if not path.exists():
+        settings = FitSettings(config.latent_size, config.hidden, config.density_steps, config.seed * 1009 + number)
+        with progress(f"{family} prior of block '{name}'", 2 * config.density_steps) as advance:
+            density, nats = fit_density(family, block, settings, partial(advance, ""))
+        save_tensors(path, density.state_dict(), {"form": density.init_args(), "nats": nats})
+    tensors, metadata = load_tensors(path)
+    try:
+        density = DENSITIES[family](block.kernels.shape[1:], **metadata["form"])
+        fill_module(density, tensors)
+        return density, {str(name): float(nats) for name, nats in metadata["nats"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        raise RunOutdated(f"{path}: is not a density of this version") from problem
+
+
+def _distinct(identities: list[Tensor]) -> Tensor:
+    """Concatenate the kernel identities of several sites, with distinct numbers for different sites."""
+    offsets = [0, *itertools.accumulate(int(part.max()) + 1 for part in identities)]
+    return torch.cat([part + offset for part, offset in zip(identities, offsets, strict=False)])

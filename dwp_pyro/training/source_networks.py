@@ -1,0 +1,221 @@
+"""Source networks: trained on bootstraps of the source cases with a cyclic learning rate, and loaded as a start."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dwp_pyro.config.training import FitPriorConfig
+from dwp_pyro.data.preprocessing import Example
+from dwp_pyro.inference.loop import TrainingSchedule
+from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
+from dwp_pyro.priors.bank import KernelSource
+from dwp_pyro.priors.blocks import kernel_sites
+from dwp_pyro.runtime.errors import RunOutdated, SourceMissing
+from dwp_pyro.runtime.files import read_json, write_json
+from dwp_pyro.training.metrics_log import Track
+from dwp_pyro.training.network_training import (
+    TrainingSetup,
+    have_learned,
+    log_dice,
+    network_config_for,
+    train_network,
+    validation_dice,
+)
+from dwp_pyro.training.training_data import TrainingData
+
+__all__ = ["SOURCE", "Snapshot", "count_source_networks", "load_source_network", "train_source"]
+
+#: File of the source networks in the folder of a prior: one per bootstrap, the best first.
+SOURCE = "source.safetensors"
+
+Snapshot = tuple[KernelSource, dict[str, Tensor]]
+
+
+def train_source(
+    config: FitPriorConfig, data: TrainingData, run: Path, device: torch.device, track: Track
+) -> tuple[list[Snapshot], Posterior]:
+    """Train a network on each bootstrap of the cases; take a snapshot at the end of each learning-rate cycle.
+
+    In each cycle the rate falls to 0 along half a cosine (Huang et al. 2017, eq. 2). Snapshots are saved under
+    `run/source`; finished bootstraps are not trained again.
+
+    Args:
+        config: Settings of fit-prior.
+        data: Source cases.
+        run: Run folder.
+        device: Device to train on.
+        track: Function that also receives the metrics.
+
+    Returns:
+        Source and kernels (site → weight) of each snapshot, in order; and a posterior of one snapshot per bootstrap,
+        the one with the best Dice on the validation cases (the last without validation cases), the best bootstrap
+        first. Both exclude bootstraps that have not learned; see `have_learned`.
+    """
+    trained: list[tuple[list[Snapshot], list[Member]]] = []
+    for bootstrap in range(config.bootstraps):
+        folder = run / "source" / f"bootstrap{bootstrap}"
+        if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
+            _train_bootstrap(config, data, run, folder, bootstrap, device, track)
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        snapshots: list[Snapshot] = []
+        members: list[Member] = []
+        for number in range(config.snapshots):
+            posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
+            dice, correlation = _read_snapshot_metrics(folder / f"snapshot{number}.json")
+            source = KernelSource(bootstrap, number, data.layout, asdict(posterior.network_config), dice, correlation)
+            (member,) = posterior.members
+            snapshots.append((source, {name: w.detach() for name, w in kernel_sites(member.network).items()}))
+            members.append(member)
+        trained.append((snapshots, members))
+    best = [_best(snapshots) for snapshots, _ in trained]
+    dice_of_best = [snapshots[number][0].dice for (snapshots, _), number in zip(trained, best, strict=True)]
+    learned = have_learned(dice_of_best)
+    log_dice("bootstrap", dice_of_best, learned)
+    order = sorted((n for n, kept in enumerate(learned) if kept), key=lambda n: -(dice_of_best[n] or 0.0))
+    bank = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]
+    return bank, Posterior(posterior.network_config, [trained[n][1][best[n]] for n in order])
+
+
+def _best(snapshots: list[Snapshot]) -> int:
+    """Return the index of the snapshot with the highest Dice; of the last one without Dice."""
+    ranks = [number if snapshot.dice is None else snapshot.dice for number, (snapshot, _) in enumerate(snapshots)]
+    return ranks.index(max(ranks))
+
+
+def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:
+    """Return the Dice of a snapshot and the correlation of its kernels with the initial ones; None if not known."""
+    metrics = read_json(path)
+    dice, correlation = (metrics.get(name) for name in ("dice", "start_correlation"))
+    if not all(value is None or isinstance(value, float) for value in (dice, correlation)):
+        raise RunOutdated(f"{path}: does not hold the metrics of a snapshot")
+    return dice, correlation
+
+
+def _train_bootstrap(
+    config: FitPriorConfig,
+    data: TrainingData,
+    run: Path,
+    folder: Path,
+    bootstrap: int,
+    device: torch.device,
+    track: Track,
+) -> None:
+    bag = dataclasses.replace(data, train=_bag(data, np.random.default_rng([config.seed, bootstrap])))
+    ends = [round(number * config.steps / config.snapshots) for number in range(config.snapshots + 1)]
+    seed = config.seed * 1009 + bootstrap  # distinct for each bootstrap
+
+    def snapshot(step: int, current: Callable[[], Posterior]) -> None:
+        if step not in ends:
+            return
+        posterior = current()
+        number = ends.index(step) - 1
+        dice = validation_dice(posterior, data, device) if data.validation else None
+        posterior.save(folder / f"snapshot{number}.safetensors")
+        correlation = torch.corrcoef(torch.stack([start, _flat(posterior.members[0].network)]))[0, 1]
+        write_json(
+            folder / f"snapshot{number}.json", {"step": step, "dice": dice, "start_correlation": float(correlation)}
+        )
+
+    def learning_rate(step: int) -> float:
+        cycle = next(number for number, end in enumerate(ends[1:]) if step < end)
+        fraction = (step - ends[cycle]) / (ends[cycle + 1] - ends[cycle])
+        return 0.5 * config.learning_rate * (1 + math.cos(math.pi * fraction))
+
+    torch.manual_seed(seed)
+    network_config = network_config_for(config, data)
+    network = network_config.build()
+    start = _flat(network)
+    schedule = TrainingSchedule(
+        steps=config.steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        weight_decay=config.weight_decay,
+        validate_every=max(1, config.steps // config.snapshots),
+    )
+    train_network(
+        TrainingSetup(network),
+        network_config=network_config,
+        data=bag,
+        settings=config,
+        schedule=schedule,
+        run=run,
+        checkpoint=folder / "checkpoint.safetensors",
+        device=device,
+        stage=f"bootstrap{bootstrap}",
+        track=track,
+        at_step=snapshot,
+    )
+
+
+def _bag(data: TrainingData, random: np.random.Generator) -> tuple[Example, ...]:
+    """Draw as many patients as there are, with replacement; repeated draws of a patient cycle through its scans."""
+    scans: dict[str, list[Example]] = {}
+    for example in data.train:
+        scans.setdefault(data.patients[example.id], []).append(example)
+    endless = [itertools.cycle(of_patient) for of_patient in scans.values()]
+    return tuple(next(endless[i]) for i in random.integers(len(endless), size=len(endless)))
+
+
+def _flat(network: nn.Module) -> Tensor:
+    """Return all kernels as one vector."""
+    return torch.cat([kernels.detach().flatten().cpu() for kernels in kernel_sites(network).values()])
+
+
+def count_source_networks(folder: Path) -> int:
+    """Return the number of source networks that fit-prior saved; errors as for `load_source_network`."""
+    return len(_load_sources(folder).members)
+
+
+def load_source_network(folder: Path, network_config: NetworkConfig, member: int) -> nn.Module:
+    """Load a source network that fit-prior saved, for a target of the same architecture; member 0 is the best.
+
+    If it segments one region and the target several, each of them starts from that region.
+
+    Raises:
+        RunError: if there is no such network, or its architecture, channels, widths or regions do not fit.
+    """
+    path = folder / SOURCE
+    source = _load_sources(folder)
+    for name in ("network", "modalities", "widths"):
+        found, expected = getattr(source.network_config, name), getattr(network_config, name)
+        if found != expected:
+            raise SourceMissing(f"{path}: the source network has {name} {found}, the target {expected}")
+    if member >= len(source.members):
+        raise SourceMissing(
+            f"{path}: holds {len(source.members)} source networks, one per bootstrap, and each member needs its own; "
+            f"give at most {len(source.members)} members, or fit the prior with more bootstraps"
+        )
+    network = source.members[member].network
+    found, expected = len(source.network_config.regions), len(network_config.regions)
+    if found != expected:
+        if found > 1:
+            raise SourceMissing(f"{path}: the source network segments {found} regions, the target {expected}")
+        network = _repeat_region(network, network_config)
+    return network.requires_grad_(True)
+
+
+def _load_sources(folder: Path) -> Posterior:
+    path = folder / SOURCE
+    if not path.exists():
+        raise SourceMissing(f"{path}: no source network")
+    return Posterior.load(path)
+
+
+def _repeat_region(source: nn.Module, network_config: NetworkConfig) -> nn.Module:
+    """Return a network of several regions, each with the output weights of the source network's one region."""
+    network = network_config.build()
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    rows = torch.tensor([0, *[1] * len(network_config.regions)])  # background, then the region for each
+    network.load_state_dict(
+        {name: w if w.shape == shapes[name] else w[rows] for name, w in source.state_dict().items()}
+    )
+    return network

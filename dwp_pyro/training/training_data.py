@@ -1,0 +1,183 @@
+"""Training data: scans found, split, read and preprocessed as the settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dwp_pyro.config.data import DataConfig
+from dwp_pyro.config.training import TrainingConfig
+from dwp_pyro.data.case import Case, Scan, read_case
+from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import open_dataset
+from dwp_pyro.data.patches import patch_shape
+from dwp_pyro.data.preprocessing import Example, Preprocessing
+from dwp_pyro.data.regions import parse_label_map
+from dwp_pyro.data.split import Split, read_split, seeded_split
+from dwp_pyro.models.registry import NETWORKS
+from dwp_pyro.runtime.errors import DataError
+from dwp_pyro.runtime.progress import progress
+
+__all__ = ["TrainingData", "choose_spacing", "find_split", "load_training_data", "open_scans", "resolve"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Preprocessed training and validation data, in memory.
+
+    Args:
+        layout: Name of the scans' layout.
+        regions: Segmented region → its label values.
+        split: Case ids by role.
+        train: Training examples, in the split's order.
+        validation: Validation examples.
+        patch: Shape of a training patch, [x, y, z].
+        patients: Case id → patient.
+    """
+
+    layout: str
+    regions: Mapping[str, frozenset[int]]
+    split: Split
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    patch: tuple[int, int, int]
+    patients: Mapping[str, str]
+
+
+_MAX_SCANS = 20  # from which the spacing is chosen
+
+_SettingsT = TypeVar("_SettingsT", bound=DataConfig)
+
+
+def open_scans(settings: DataConfig) -> DataSet:
+    """Open the data set of the settings.
+
+    Raises:
+        DataError: see `open_dataset`.
+    """
+    root, layout = settings.scans
+    return open_dataset(root, layout, parse_label_map(settings.label_map or ()))
+
+
+def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:
+    """Return the settings with root, layout, regions and spacing filled in from the scans.
+
+    Args:
+        settings: Settings of the command.
+        n: Number of training patients; None for all.
+
+    Raises:
+        DataError: if there are no scans, they lack a region, or a scan from which the spacing is chosen is invalid.
+    """
+    _, layout = settings.scans
+    data, split = find_split(settings, n)
+    regions = data.region_values(settings.region)
+    spacing = settings.spacing
+    if spacing is None:
+        scans = (_read(data.by_id[name], settings, data) for name in split.train[:_MAX_SCANS])
+        spacing = choose_spacing(scans, tuple(regions.values()), settings.patch)
+    return dataclasses.replace(
+        settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions), spacing=spacing
+    )
+
+
+def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], patch: int) -> float:
+    """Choose the side of cubic voxels in mm so that a patch covers a structure and its surroundings.
+
+    The finest side of the scans' voxels, enlarged until a patch is as long as the structures (the longest side of the
+    bounding box of a region's largest component) and half as long as the brain (the geometric mean of the sides of its
+    bounding box). Each length is the median over the scans.
+
+    Args:
+        scans: Labelled scans.
+        regions: Label values of each region.
+        patch: Side of a patch, in voxels.
+    """
+    finest, brain_masks, structures = [], [], []
+    for scan in scans:
+        finest.append(min(scan.spacing))
+        brain_masks.append(float(np.prod(_box_sides(scan.brain_mask.astype(np.uint8), 0, scan.spacing)) ** (1 / 3)))
+        for values in regions:
+            components, count = ndimage.label(np.isin(np.asarray(scan.label), sorted(values)))
+            if count:
+                largest = int(np.argmax(np.bincount(components.ravel())[1:]))
+                structures.append(max(_box_sides(components, largest, scan.spacing)))
+    needed = [np.median(brain_masks) / 2 / patch, np.median(structures) / patch if structures else 0.0]
+    return float(f"{max(np.median(finest), *needed):.3g}")
+
+
+def _box_sides(components: NDArray[Any], number: int, spacing: Sequence[float]) -> list[float]:
+    """Return the sides in mm of the bounding box of a component, numbered from 0."""
+    box = ndimage.find_objects(components)[number]
+    return [(part.stop - part.start) * mm for part, mm in zip(box, spacing, strict=True)]
+
+
+def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
+    """Return the data set and the role of each case, without reading scans.
+
+    Cases without a label have no role.
+
+    Args:
+        settings: Settings of the command.
+        n: Number of training patients; None for all.
+
+    Raises:
+        DataError: if there are too few cases, or the split file does not fit or contains a case without label.
+    """
+    data = open_scans(settings)
+    rest = (n, settings.validation, settings.seed)
+    if settings.split is None:
+        labelled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
+        return data, seeded_split(labelled, *rest)
+    split = read_split(Path(settings.split), data.patients, *rest)
+    for name in (*split.train, *split.validation, *split.test):
+        if data.by_id[name].label is None:
+            raise DataError(f"{settings.split}: case '{name}' has no label file; add one, or take it out of the split")
+    return data, split
+
+
+def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
+    """Find, split, read, check and preprocess the cases.
+
+    Args:
+        settings: Settings of the command.
+        n: Number of training patients; None for all.
+
+    Raises:
+        DataError: if a case is invalid, or there are too few.
+    """
+    data, split = find_split(settings, n)
+    regions = data.region_values(settings.region)
+    unlabelled = [case.id for case in data.cases if case.label is None]
+    if unlabelled:
+        _logger.info("skipping %d of %d cases without a label: %s", len(unlabelled), len(data.cases), unlabelled[0])
+    preprocess = Preprocessing(settings.spacing or None)
+    examples = {}
+    ids = (*split.train, *split.validation)
+    with progress(f"reading {data.layout} scans", len(ids)) as advance:
+        for name in ids:
+            examples[name] = preprocess(_read(data.by_id[name], settings, data), tuple(regions.values()))
+            advance("")
+    train = tuple(examples[name] for name in split.train)
+    if not any(len(region) for example in train for region in example.indices[1:]):
+        raise DataError(
+            f"{data.root}: no training case holds any voxel of {', '.join(regions)}; there is nothing to learn"
+        )
+    validation = tuple(examples[name] for name in split.validation)
+    patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
+    return TrainingData(data.layout, regions, split, train, validation, patch, data.patients)
+
+
+def _read(case: Case, settings: DataConfig, data: DataSet) -> Scan:
+    may_lack = isinstance(settings, TrainingConfig) and settings.modality_dropout > 0
+    return read_case(case, settings.modality, data.labels, may_lack_modalities=may_lack)

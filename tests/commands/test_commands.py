@@ -1,0 +1,362 @@
+"""Whole commands on generated scans, in process."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dwp_pyro.inference.posterior import Posterior
+from tests.commands.conftest import TINY
+
+SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
+FINETUNE_RUN = "runs/finetune-brats-source-all-n2-seed0"
+
+
+def test_help_answers_without_torch():
+    code = "import sys, dwp_pyro.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "phantom",
+        "check-data",
+        "fit-prior",
+        "svi",
+        "finetune",
+        "predict",
+        "evaluate",
+        "report",
+        "experiment",
+        "score-prior",
+        "inspect-prior",
+        "export",
+    ],
+)
+def test_every_option_is_documented_with_its_default(command, name):
+    from dwp_pyro.cli import main
+
+    result = command(name, "--help")
+    assert result.exit_code == 0
+    without_default = {"config_file", "kernels", "split", "spacing", "format_"} | (
+        {"root"} if name in ("evaluate", "report") else set()
+    )
+    for parameter in main.commands[name].params:
+        if parameter.param_type_name == "argument" or parameter.name == "help":
+            continue
+        assert parameter.help, parameter.name
+        if not parameter.is_flag and parameter.name not in without_default:
+            assert parameter.show_default or "[default:" in parameter.help, parameter.name
+
+
+def test_the_second_command_picks_up_what_the_first_left(in_world, world):
+    assert "Prior: runs/prior-ms" in world.outputs["fit-prior"]
+    prior = json.loads((in_world / "runs/prior-ms/prior.json").read_text())
+    assert list(prior["blocks"]) == ["input", "scale1", "scale2", "bottom", "up1", "up2", "up3"]
+    assert prior["blocks"]["input"]["sites"] == ["input.weight", "down1.conv1.weight"]
+    # Two bootstraps, two snapshots, 2 + 2·3 kernels.
+    assert prior["blocks"]["input"]["kernels"] == 2 * 2 * (2 + 2 * 3)
+    for metrics in (block["nats_per_kernel"] for block in prior["blocks"].values()):
+        assert set(metrics) == {"prior", "standard_normal", "isotropic", "full_gaussian"}
+    bank = json.loads((in_world / "runs/prior-ms/kernels.json").read_text())
+    assert [(s["bootstrap"], s["snapshot"]) for s in bank["sources"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (in_world / "runs/prior-ms/kernels.png").read_bytes().startswith(b"\x89PNG")
+    assert (in_world / SVI_RUN / "posterior.safetensors").exists()
+    config = yaml.safe_load((in_world / SVI_RUN / "config.yaml").read_text())
+    assert config["widths"] == [2, 3, 4, 5] and config["prior"] == "dwp"
+    split = json.loads((in_world / SVI_RUN / "split.json").read_text())
+    assert len(split["train"]) == 2 and len(split["test"]) == 2
+    metrics = [json.loads(line) for line in (in_world / SVI_RUN / "metrics.jsonl").read_text().splitlines()]
+    member = [line for line in metrics if line["stage"] == "svi-member1"]
+    assert member[-1]["step"] == 2 and "validation_dice" in member[-1] and "kl" in member[-1]
+    state = json.loads((in_world / SVI_RUN / "run.json").read_text())
+    assert state["finished"] and set(state["summary"]["blocks"]) == set(prior["blocks"])
+    assert {"elbo", "elbo_prior", "elbo_frozen", "log_likelihood", "kl", "members"} <= set(state["summary"])
+    assert list((in_world / SVI_RUN / "tensorboard").iterdir())
+    assert not list((in_world / SVI_RUN).glob("checkpoint*"))
+
+
+def test_check_data_prints_a_table_and_json(command, in_world):
+    result = command("check-data", "--root", "data/brats")
+    assert result.exit_code == 0
+    assert "Layout brats, 9 cases" in result.output
+    result = command("check-data", "--dataset", "ms", "--json")
+    report = json.loads(result.stdout)
+    assert report["layout"] == "openms"
+    case = report["cases"][0]
+    assert case["id"] == "patient01" and case["problems"] == []
+    label = np.asarray(nibabel.load("data/ms/patient01/patient01_consensus_gt.nii.gz").dataobj)
+    assert case["labels"] == {"lesion": int((label == 1).sum())}
+    assert case["shape"] == [28, 32, 28] and case["spacing"] == [3.0, 3.0, 3.0]
+
+
+def test_the_data_variable_points_to_the_scans(command, in_world, tmp_path, monkeypatch):
+    monkeypatch.setenv("DWP_PYRO_DATA", str(in_world / "data"))
+    monkeypatch.chdir(tmp_path)
+    assert command("check-data", "--dataset", "brats").exit_code == 0
+
+
+@pytest.mark.parametrize("run", [SVI_RUN, FINETUNE_RUN])
+def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
+    out = tmp_path / "p"
+    result = command("predict", run, "data/brats", "--samples", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    name = "Brats18_PHA_004_1"
+    scan = nibabel.load(f"data/brats/HGG/{name}/{name}_flair.nii.gz")
+    maps = {}
+    for kind in ("seg", "prob", "entropy", "mi"):
+        image = nibabel.load(out / f"{name}_{kind}.nii.gz")
+        np.testing.assert_array_equal(image.affine, scan.affine)
+        assert image.header["sform_code"] == scan.header["sform_code"]
+        assert image.shape == scan.shape
+        maps[kind] = np.asarray(image.dataobj)
+    outside = np.asarray(scan.dataobj) == 0
+    assert all((values[outside] == 0).all() for values in maps.values())
+    np.testing.assert_array_equal(maps["seg"], maps["prob"] > 0.5)
+    assert maps["entropy"].max() <= np.log(2) + 1e-5
+    assert (maps["mi"] <= maps["entropy"] + 1e-5).all()
+    assert (maps["mi"].max() > 0) == (run == SVI_RUN)
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(out.glob("*_seg.nii.gz"))) == 9
+
+
+@pytest.mark.slow
+def test_prediction_of_single_files_agrees_with_that_of_the_folder(command, in_world, tmp_path):
+    name = "Brats18_PHA_004_1"
+    file = f"data/brats/HGG/{name}/{name}_flair.nii.gz"
+    for scans, out in ((file, "one"), ("data/brats", "all")):
+        assert command("predict", SVI_RUN, scans, "--samples", 2, "--out", tmp_path / out).exit_code == 0
+    one = nibabel.load(tmp_path / "one" / f"{name}_flair_prob.nii.gz")
+    several = nibabel.load(tmp_path / "all" / f"{name}_prob.nii.gz")
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(several.dataobj))
+
+
+def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
+    result = command("evaluate", SVI_RUN, "--samples", 2)
+    assert result.exit_code == 0, result.output
+    assert "Empty masks" in result.output
+    with open(f"{SVI_RUN}/evaluation.csv") as file:
+        rows = list(csv.DictReader(file))
+    report = json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text())
+    whole = report["regions"]["whole"]
+    assert [row["case"] for row in rows] == list(whole["cases"])
+    assert {row["region"] for row in rows} == {"whole"}
+    for row in rows:
+        truth = nibabel.load(f"data/brats/HGG/{row['case']}/{row['case']}_seg.nii.gz")
+        predicted = nibabel.load(f"{SVI_RUN}/predictions/{row['case']}_seg.nii.gz")
+        a, b = np.asarray(truth.dataobj) > 0, np.asarray(predicted.dataobj) > 0
+        assert float(row["dice"]) == pytest.approx(2 * (a & b).sum() / max(1, a.sum() + b.sum()), abs=1e-6)
+    mean = np.mean([float(row["nll"]) for row in rows])
+    assert whole["summary"]["nll"]["mean"] == pytest.approx(mean)
+    block_infos = [
+        json.loads((copy_of_world / SVI_RUN / f"predictions/{row['case']}.json").read_text()) for row in rows
+    ]
+    assert [float(row["pairwise_dice"]) for row in rows] == pytest.approx(
+        [network_config["regions"]["whole"]["pairwise_dice"] for network_config in block_infos]
+    )
+    assert whole["curves"]["case_risk_coverage"]["score"] == "pairwise Dice"
+    # A second evaluation reuses the predictions.
+    again = command("evaluate", SVI_RUN, "--samples", 2)
+    assert "predicting" not in again.stderr
+    assert json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text()) == report
+
+
+def test_curves_of_the_test_cases(command, copy_of_world):
+    """Reliability is summed over cases, voxel risk averaged; after a single pass cases are sorted by entropy."""
+    assert command("evaluate", FINETUNE_RUN).exit_code == 0
+    report = json.loads((copy_of_world / FINETUNE_RUN / "evaluation.json").read_text())["regions"]["whole"]
+    brain_mask = 0
+    for case in report["cases"]:
+        scan = nibabel.load(f"data/brats/HGG/{case}/{case}_flair.nii.gz")
+        brain_mask += int((np.asarray(scan.dataobj) != 0).sum())
+    curves = report["curves"]
+    assert len(curves["reliability"]["count"]) == 15 and sum(curves["reliability"]["count"]) == brain_mask
+    assert len(curves["risk_coverage"]["coverage"]) == 100
+    assert np.mean(curves["risk_coverage"]["risk"]) == pytest.approx(report["summary"]["aurc"]["mean"])
+    of_cases = curves["case_risk_coverage"]
+    assert of_cases["score"] == "mean entropy of the brain" and of_cases["coverage"] == [0.5, 1.0]
+    assert of_cases["risk"][-1] == pytest.approx(1 - report["summary"]["dice"]["mean"])
+    assert of_cases["aurc"] == pytest.approx(np.mean(of_cases["risk"]))
+    assert "pairwise_dice" not in report["summary"]
+    for name in ("reliability.png", "risk_coverage.png"):
+        assert (copy_of_world / FINETUNE_RUN / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_config_file_gives_settings_and_options_win(command, in_world, tmp_path):
+    (tmp_path / "c.yaml").write_text("n: 1\nsteps: 2\nwidths: [2, 3, 4, 5]\npatch: 24\nvalidation: 0\n")
+    out = tmp_path / "run"
+    result = command("finetune", "--config", tmp_path / "c.yaml", "--steps", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["n"], config["steps"], config["validation"]) == (1, 3, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--prior", "normal"),
+        ("--prior", "log-uniform"),
+        ("--prior", "dwp", "--estimator", "local"),
+        ("--prior", "dwp", "--init", "source", "--likelihood", "categorical"),
+        ("--prior", "normal", "--init", "prior", "--region", "core"),
+    ],
+)
+def test_priors_starts_estimators_and_likelihoods_by_option(command, in_world, tmp_path, options):
+    result = command("svi", "--n", 2, *TINY, "--members", 1, *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_arms(command, in_world, tmp_path):
+    from dwp_pyro.runtime.tensors import load_tensors
+
+    sources, _ = load_tensors(in_world / "runs/prior-ms/source.safetensors")
+    source = {name: w for name, w in sources.items() if name.startswith("0.")}
+    for options, frozen in ((("source", "all"), 0), (("source", "first-last"), None), (("random", "all"), 0)):
+        init, train = options
+        out = tmp_path / f"{init}-{train}"
+        result = command("finetune", "--n", 2, "--init", init, "--trainable", train, *TINY, "--out", out)
+        assert result.exit_code == 0, result.output
+        tensors, _ = load_tensors(out / "posterior.safetensors")
+        same = {name for name in source if (tensors[name] == source[name]).all()}
+        if frozen is None:
+            ends = tuple(f"0.network.{end}" for end in ("input.", "down1.", "up3.", "norm.", "output."))
+            moved = {name for name in source if name.startswith(ends)}
+            assert same == set(source) - moved
+        else:
+            assert not same
+
+
+def test_several_modalities(command, in_world, tmp_path):
+    result = command("finetune", "--n", 2, *TINY, "--modality", "t1,flair", "--spacing", 4, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    name = "Brats18_PHA_004_1"
+    files = [f"data/brats/HGG/{name}/{name}_{m}.nii.gz" for m in ("t1", "flair")]
+    result = command("predict", tmp_path / "run", *files, "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    assert nibabel.load(tmp_path / "p" / f"{name}_t1_prob.nii.gz").shape == (28, 32, 28)
+
+
+def test_kernels_of_another_network_become_a_prior(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    smooth = rng.normal(size=(300, 1, 7, 7)).cumsum(-1).cumsum(-2)
+    np.save("train.npy", smooth[:200])
+    np.save("test.npy", smooth[200:])
+    result = command("fit-prior", "--kernels", "train.npy", "--density-steps", 20)
+    assert result.exit_code == 0, result.output
+    scored = command("score-prior", "runs/prior-train", "--kernels", "test.npy", "--json")
+    assert scored.exit_code == 0, scored.output
+    report = json.loads(scored.stdout)
+    assert report["kernels"] == 100
+    nats = report["nats_per_kernel"]
+    import torch
+    from torch.distributions import MultivariateNormal
+
+    flat = torch.from_numpy(smooth[:200].reshape(200, -1)).double()
+    held_out = torch.from_numpy(smooth[200:].reshape(100, -1)).double()
+    gaussian = MultivariateNormal(flat.mean(0), torch.cov(flat.T) + 1e-6 * torch.eye(49))
+    assert nats["full_gaussian"] == pytest.approx(float(gaussian.log_prob(held_out).mean()), abs=3)
+    assert nats["prior"] > nats["full_gaussian"] - 1
+    assert nats["full_gaussian"] > nats["standard_normal"]
+
+
+def test_a_bank_is_scored_block_by_block(command, in_world):
+    result = command("score-prior", "runs/prior-ms", "--kernels", "runs/prior-ms/kernels.safetensors", "--samples", 5)
+    assert result.exit_code == 0, result.output
+    assert "full gaussian" in result.output
+
+
+def test_overwrite_replaces_a_run(command, copy_of_world):
+    result = command("finetune", "--n", 2, "--init", "source", *TINY, "--overwrite")
+    assert result.exit_code == 0, result.output
+
+
+def test_phantom_writes_the_layout(command, tmp_path):
+    result = command("phantom", "brats", tmp_path / "d", "--cases", 2)
+    assert result.exit_code == 0
+    assert command("check-data", "--root", tmp_path / "d").exit_code == 0
+
+
+@pytest.mark.parametrize(("run", "asked", "samples"), [(SVI_RUN, 3, 4), (FINETUNE_RUN, 3, 1), (SVI_RUN, 0, 0)])
+def test_every_member_is_sampled_as_often_as_the_others(command, in_world, tmp_path, run, asked, samples):
+    """Three samples become four with two members, one without a posterior; none means the posterior means."""
+    scan = "data/brats/HGG/Brats18_PHA_004_1/Brats18_PHA_004_1_flair.nii.gz"
+    result = command("predict", run, scan, "--samples", asked, "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    (network_config,) = (tmp_path / "p").glob("*.json")
+    assert json.loads(network_config.read_text())["settings"]["samples"] == samples
+
+
+@pytest.mark.slow
+def test_bf16_is_a_setting_of_training_and_of_prediction(command, in_world, tmp_path):
+    run = tmp_path / "run"
+    config = in_world / SVI_RUN / "config.yaml"
+    assert command("svi", "--config", config, "--precision", "bf16", "--steps", 2, "--out", run).exit_code == 0
+    maps = {}
+    for precision in ("float32", "bf16"):
+        out = tmp_path / precision
+        result = command("predict", run, "data/brats", "--samples", 0, "--precision", precision, "--out", out)
+        assert result.exit_code == 0, result.output
+        block_infos = [json.loads(path.read_text()) for path in out.glob("*.json")]
+        assert {network_config["settings"]["precision"] for network_config in block_infos} == {precision}
+        maps[precision] = np.asarray(nibabel.load(out / "Brats18_PHA_004_1_prob.nii.gz").dataobj)
+    np.testing.assert_allclose(maps["bf16"], maps["float32"], atol=0.05)
+    assert not np.array_equal(maps["bf16"], maps["float32"])
+
+
+def _too_small(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior", "predict", "evaluate"])
+def test_a_device_that_is_too_small_is_told_of(command, copy_of_world, monkeypatch, name):
+    """Memory may run out while the network moves to the device, or in a step."""
+    how_many = ("--n", 2) if name in ("svi", "finetune") else ()
+    arguments = {
+        "predict": ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--out", "new"),
+        "evaluate": ("evaluate", "runs/svi-brats-dwp-n2-seed0"),
+    }.get(name, (name, *TINY, *how_many, "--out", "new"))
+    trained = "dwp_pyro.models.segmentation.SegmentationModel"
+    predicted = "dwp_pyro.inference.posterior.Posterior"
+    trains = name not in ("predict", "evaluate")
+    for place in (f"{trained}.to", f"{trained}.forward") if trains else (f"{predicted}.to", f"{predicted}.logits"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, _too_small)
+            result = command(*arguments, *(("--overwrite",) if name != "evaluate" else ()))
+        lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert result.exit_code == 2 and len(lines) == 1, result.output
+        assert "ran out of memory" in lines[0] and ("new" in lines[0] or "case Brats18" in lines[0])
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_network_whose_output_is_no_number_is_told_of(command, copy_of_world, monkeypatch, name):
+    """Finite weights that are too large make the output infinite."""
+    logits = Posterior.logits
+    monkeypatch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)
+    arguments = ("predict", SVI_RUN, "data/two", "--out", "new") if name == "predict" else ("evaluate", SVI_RUN)
+    result = command(*arguments)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2 and "case Brats18" in line and "NaN" in line and "train it again" in line
+    assert not list(copy_of_world.rglob("*_prob.nii.gz"))
+
+
+def test_a_study_of_two_methods(command, in_world, tmp_path):
+    settings = {"root": "data/brats", "widths": [2, 3, 4, 5], "patch": 24, "validation": 1, "steps": 2, "members": 1}
+    methods = {"DWP": {"command": "svi", "prior": "dwp"}, "UNet-RI": {"command": "finetune", "init": "random"}}
+    runs = [{"methods": list(methods), "n": [2], "seeds": [0]}]
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({"settings": settings, "methods": methods, "runs": runs, "samples": 1}))
+    result = command("experiment", study, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    with open(tmp_path / "out" / "results.csv") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == set(methods)
+    assert (tmp_path / "out" / "table.md").exists()

@@ -1,0 +1,62 @@
+"""A command stopped by a signal resumes with --resume, with results equal to the bit."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dwp_pyro.training.metrics_log import MetricsLog
+from tests.commands.conftest import TINY
+
+QUICK = ("--density-steps", 20)
+COMMANDS = {
+    "svi": (
+        ("svi", "--prior", "dwp", "--n", 2, *TINY, "--members", 2),
+        "runs/svi-brats-dwp-n2-seed0",
+        ("svi-member0", 2),
+    ),
+    "finetune": (
+        ("finetune", "--n", 2, "--init", "source", *TINY),
+        "runs/finetune-brats-source-all-n2-seed0",
+        ("finetune", 3),
+    ),
+    "fit-prior": (("fit-prior", *TINY, "--bootstraps", 2, *QUICK), "runs/prior-ms", ("bootstrap1", 2)),
+}
+RESULTS = ("posterior.safetensors", "source.safetensors", "kernels.safetensors", "prior.safetensors", "split.json")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_stopped_and_resumed(command, in_world, tmp_path, monkeypatch, name):
+    arguments, whole, (stage, step) = COMMANDS[name]
+    out = tmp_path / "run"
+    log = MetricsLog.__call__
+
+    def stop(self, at, metrics):
+        log(self, at, metrics)
+        if (self.stage, at) == (stage, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "__call__", stop)
+        stopped = command(*arguments, "--out", out)
+    assert stopped.exit_code == 128 + signal.SIGTERM
+    assert "SIGTERM, checkpoint saved; resume with --resume" in stopped.stderr
+    assert not json.loads((out / "run.json").read_text())["finished"]
+    assert command(*arguments, "--out", out).exit_code == 2
+    resumed = command(*arguments, "--out", out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    compared = [result for result in RESULTS if Path(whole, result).exists()]
+    assert len(compared) >= 2
+    for result in compared:
+        assert (out / result).read_bytes() == Path(whole, result).read_bytes(), result
+    assert (out / "metrics.jsonl").read_text() == Path(whole, "metrics.jsonl").read_text()
+
+
+def test_a_prior_that_changed_is_noticed(command, copy_of_world):
+    arguments, whole, _ = COMMANDS["svi"]
+    (Path(whole) / "run.json").write_text(json.dumps({"format": 1, "command": "svi", "finished": False}))
+    assert command("fit-prior", *TINY, "--bootstraps", 2, "--latent-size", 3, *QUICK, "--overwrite").exit_code == 0
+    result = command(*arguments, "--resume")
+    assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.stderr

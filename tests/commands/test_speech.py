@@ -1,0 +1,57 @@
+"""Progress output of the command line, and shell completion."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dwp_pyro.cli import main
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (("--log-format", "json"), {}),
+        ((), {"DWP_PYRO_LOG_FORMAT": "json"}),
+        (("--quiet",), {}),
+        ((), {"DWP_PYRO_QUIET": "1"}),
+        (("--quiet", "--log-format", "json"), {}),
+        ((), {}),
+    ],
+)
+def test_how_it_speaks_is_an_option_or_a_variable(tmp_path, options, environment):
+    """All modes print the same result, and all print errors."""
+    runner = CliRunner(env=environment)
+    asked = {**environment, **dict(zip(options, options, strict=True))}
+    quiet, as_json = any("quiet" in name.lower() for name in asked), "json" in asked.values()
+    arguments = ["phantom", "ms", str(tmp_path / "scans"), "--cases", "1"]
+    written = runner.invoke(main, [*options, *arguments])
+    assert written.exit_code == 0, written.output
+    assert written.stdout == f"1 case in {tmp_path / 'scans'}: patient01 to patient01\n"
+    refused = runner.invoke(main, [*options, *arguments])
+    assert refused.exit_code == 2
+    if as_json:
+        assert [json.loads(line)["event"] for line in refused.stderr.splitlines()] == ["error"]
+        assert [json.loads(line)["event"] for line in written.stderr.splitlines()] == ["progress"] * (not quiet)
+    else:
+        assert refused.stderr.startswith("Error: ") and len(refused.stderr.splitlines()) == 1
+        assert written.stderr == ("" if quiet else "ms scans: 1/1, 0 s left\n")
+
+
+def test_errors_of_usage_are_json_too():
+    result = CliRunner().invoke(main, ["--log-format", "json", "svi", "--n", "five"])
+    assert result.exit_code == 2
+    assert [json.loads(line)["event"] for line in result.stderr.splitlines()] == ["error"]
+    assert "Usage:" in CliRunner().invoke(main, ["svi", "--n", "five"]).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("dwp-pyro fit", "fit-prior"), ("dwp-pyro svi --pri", "--prior"), ("dwp-pyro svi --prior gau", "gaussian")],
+)
+def test_bash_completes_commands_options_and_choices(words, offered):
+    shell = {"_DWP_PYRO_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner(env=shell).invoke(main, prog_name="dwp-pyro")
+    assert f"plain,{offered}" in result.output.splitlines()

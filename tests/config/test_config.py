@@ -1,0 +1,103 @@
+"""Validation of settings and their YAML round trip."""
+
+import pytest
+import yaml
+
+from dwp_pyro.config.data import data_root
+from dwp_pyro.config.names import FAMILIES
+from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
+from dwp_pyro.runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize("config", [FitPriorConfig, SviConfig, FinetuneConfig, PredictConfig])
+def test_defaults_survive_yaml(config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config().to_mapping()))
+    assert config.from_yaml(path) == config()
+
+
+def test_changes_override_the_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("steps: 7\nbatch-size: 3\nlearning_rate: 1\n")
+    config = SviConfig.from_yaml(path, steps=9)
+    assert (config.steps, config.batch_size, config.learning_rate) == (9, 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"stepz": 3}, "'stepz' is not a setting"),
+        ({"steps": 0}, "steps: must be at least 1"),
+        ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
+        ({"steps": True}, "steps: expected a whole number"),
+        ({"learning_rate": float("nan")}, "learning-rate: must be a number of at most 1e\\+15, got nan"),
+        ({"learning_rate": float("inf")}, "learning-rate: must be a number of at most"),
+        ({"steps": 10**400}, "steps: must be a number of at most"),
+        ({"steps": -(10**400)}, "steps: must be a number of at most"),
+        ({"steps": "x" * 1000}, "steps: expected a whole number, got 'xx.{,30}'$"),
+        ({"widths": [10**9, 2, 2, 2]}, "widths: must be at most 4096"),
+        ({"prior": "cauchy"}, "'cauchy' is not one of dwp, gaussian, mixture, flow, isotropic, normal, log-uniform"),
+        ({"modality": "flair"}, "modality: expected a list"),
+        ({"modality": ["flair", "flair"]}, "modality: has a duplicate"),
+        ({"widths": [8, 16]}, "four numbers"),
+        ({"spacing": -1.0}, "spacing: must be at least 0"),
+        ({"spacing": 1000.0}, "spacing: must be a number of mm below 1000"),
+        ({"mirror": ["none", "x"]}, "mirror: 'none' excludes other axes"),
+        ({"mirror": ["w"]}, "mirror: 'w' is not one of x, y, z, none"),
+        ({"learning_rate": 10**400}, "learning-rate: must be a number of at most 1e\\+15"),
+        ({"likelihood": "categorical", "dice_weight": 0.9}, "dice-weight: is a setting of dice-ce"),
+        ({"dice_weight": 1.5}, "dice-weight: must be at most 1"),
+        ({"anneal": 1.5}, "from 0 to 1"),
+        ({"prior": "flow", "particles": 2}, "'flow' is not a VAE"),
+        ({"prior": "normal", "train_reverse_model": True}, "'normal' is not a VAE"),
+        ({"center": "target"}, "'target' is not one of source, none"),
+        ({"prior_scale": 0.0}, "prior-scale: must be at least"),
+        ({"prior": "log-uniform", "center": "source"}, "log-uniform has no center and no scale"),
+        ({"prior": "log-uniform", "prior_scale": 2.0}, "log-uniform has no center and no scale"),
+    ],
+)
+def test_bad_settings_are_named(values, says):
+    with pytest.raises(ConfigError, match=says):
+        SviConfig.from_mapping(values)
+
+
+def test_a_bad_file_is_named(tmp_path):
+    for content in ("- 1", "a: [", "!!python/object/apply:os.system ['true']"):
+        path = tmp_path / "config.yaml"
+        path.write_text(content)
+        with pytest.raises(ConfigError, match="config.yaml"):
+            SviConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize("init", ["random", "prior"])
+@pytest.mark.parametrize("setting", [{"trainable": "first-last"}, {"l2_sp": 1.0}], ids=str)
+def test_first_last_and_l2_sp_need_a_source(init, setting):
+    with pytest.raises(ConfigError, match="needs init 'source'"):
+        FinetuneConfig(init=init, **setting)
+    FinetuneConfig(init="source", **setting)
+
+
+def test_families_that_can_be_fitted():
+    for family in (*FAMILIES, "auto"):
+        assert FitPriorConfig.from_mapping({"family": family}).family == family
+    with pytest.raises(ConfigError, match="family: 'isotropic' is not one of"):
+        FitPriorConfig.from_mapping({"family": "isotropic"})
+
+
+def test_folder_of_a_dataset(monkeypatch):
+    monkeypatch.delenv("DWP_PYRO_DATA", raising=False)
+    assert str(data_root("ms", None)) == "data/ms"
+    monkeypatch.setenv("DWP_PYRO_DATA", "/scans")
+    assert str(data_root("ms", None)) == "/scans/ms"
+    assert str(data_root("ms", "here")) == "here"
+
+
+def test_defaults_of_svi_that_depend_on_the_prior():
+    """A learned prior is centered on the source network and starts there; explicit settings are kept."""
+    dwp, normal = SviConfig().resolve(), SviConfig(prior="normal").resolve()
+    assert (dwp.center, dwp.init, dwp.members) == ("source", "source", 3)
+    assert (normal.center, normal.init, normal.members) == ("none", "random", 1)
+    uncentered = SviConfig(center="none").resolve()
+    assert (uncentered.center, uncentered.init, uncentered.prior_scale) == ("none", "prior", None)
+    assert SviConfig(init="prior", prior_scale=2.0).resolve().init == "prior"

@@ -1,5 +1,0 @@
-"""The world of whole commands serves here too."""
-
-from tests.cli.conftest import command, copy_of_world, world
-
-__all__ = ["command", "copy_of_world", "world"]

@@ -1,0 +1,72 @@
+"""`Conv3d` against PyTorch's convolution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dwp_pyro.models.ops.conv3d import Conv3d
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """Record the batch sizes that reach PyTorch's convolution."""
+    seen: list[int] = []
+    convolve = F.conv3d
+
+    def spy(input, *args):
+        seen.append(len(input))
+        return convolve(input, *args)
+
+    monkeypatch.setattr(F, "conv3d", spy)
+    return seen
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 7, 8])
+@pytest.mark.parametrize("stride", [1, 2, (1, 2, 1), 3])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (3, 0), ((5, 1, 3), (2, 0, 1)), (2, 0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients_are_those_of_pytorch(batches, outputs, stride, kernel, padding, bias):
+    """`outputs` along the depth for stride 1."""
+    torch.manual_seed(0)
+    ours = Conv3d(2, 3, kernel, stride=stride, padding=padding, bias=bias)
+    stock = nn.Conv3d(2, 3, kernel, stride=stride, padding=padding, bias=bias).double()
+    stock.load_state_dict(ours.state_dict())
+    depth = outputs - 1 + ours.kernel_size[0] - 2 * ours.padding[0]
+    image = torch.randn(1, 2, depth, 6, 9)
+    inputs = image.clone().requires_grad_(), image.double().requires_grad_()
+    results = ours(inputs[0]), stock(inputs[1])
+    assert batches[0] == 2
+    assert_close(results[0].double(), results[1], rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(results[0])
+    (results[0] * weights).sum().backward()
+    (results[1] * weights.double()).sum().backward()
+    pairs = [(inputs[0], inputs[1]), *zip(ours.parameters(), stock.parameters(), strict=True)]
+    for mine, theirs in pairs:
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "image"),
+    [
+        (Conv3d(1, 1, 3, padding=1), torch.zeros(2, 1, 8, 8, 8)),
+        (Conv3d(1, 1, 3, padding=1), torch.zeros(1, 8, 8, 8)),
+        (Conv3d(1, 1, 1), torch.zeros(1, 1, 8, 8, 8)),
+        (Conv3d(1, 1, 3, padding=1).double(), torch.zeros(1, 1, 8, 8, 8).double()),
+        (Conv3d(1, 1, 3, padding="same"), torch.zeros(1, 1, 8, 8, 8)),
+        (Conv3d(1, 1, 3, padding=1, padding_mode="circular"), torch.zeros(1, 1, 8, 8, 8)),
+        (Conv3d(1, 1, 3, dilation=2), torch.zeros(1, 1, 8, 8, 8)),
+        (Conv3d(2, 2, 3, groups=2), torch.zeros(1, 2, 8, 8, 8)),
+        (Conv3d(1, 1, 3, padding=1), torch.zeros(1, 1, 144, 144, 1)),
+    ],
+    ids=["a batch", "no batch", "1×1×1", "float64", "same", "circular", "dilated", "grouped", "large"],
+)
+def test_other_inputs_use_pytorch(batches, layer, image):
+    layer(image)
+    assert batches == [len(image)] or image.dim() == 4 or layer.padding_mode == "circular"
+    assert 2 not in batches or len(image) == 2

@@ -1,0 +1,47 @@
+"""Maps of a prediction: shapes, and entropies on the grid of the scan."""
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy.special import entr
+
+from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.data.layouts import open_dataset
+from dwp_pyro.data.phantom import write_phantoms
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
+from dwp_pyro.prediction.outputs import read_maps
+from dwp_pyro.prediction.predict import predict_case
+from dwp_pyro.priors.blocks import kernel_sites
+from dwp_pyro.runtime.errors import PredictionOutdated
+
+
+def test_maps_of_several_shapes_are_refused(tmp_path):
+    network_config = NetworkConfig(("t1",), ("anterior", "posterior"), ((1,), (2,)), "nnunet", None, (16, 16, 16))
+    for region, side in (("anterior", 4), ("posterior", 5)):
+        image = nibabel.Nifti1Image(np.zeros((side, 4, 4), np.float32), np.eye(4))
+        nibabel.save(image, tmp_path / f"c_prob_{region}.nii.gz")
+    with pytest.raises(
+        PredictionOutdated, match=r"c_prob_posterior.nii.gz: has another shape than c_prob_anterior.nii.gz"
+    ):
+        read_maps(tmp_path, "c", "prob", network_config)
+
+
+def test_entropy_is_that_of_the_probability_on_the_grid_of_the_scan(tmp_path):
+    """It is not interpolated, although the network's voxels have another size than those of the scan."""
+    write_phantoms("brats", tmp_path, 1, shape=(28, 32, 28))
+    data = open_dataset(tmp_path, "brats")
+    network_config = NetworkConfig(
+        ("flair",), ("whole",), ((1, 2, 4),), "brats", 2.3, (16, 16, 16), widths=(2, 2, 3, 3)
+    )
+    torch.manual_seed(0)
+    network = network_config.build()
+    torch.nn.init.normal_(network.output.weight, std=3)
+    posterior = Posterior(network_config, [Member(network, MeanFieldNormal(kernel_sites(network), 0.3))])
+    found = predict_case(posterior, data.cases[0], data, PredictConfig(samples=3), torch.device("cpu"))
+    p = found.probability.astype(np.float64)
+    np.testing.assert_allclose(found.entropy, entr(p) + entr(1 - p), atol=1e-5)
+    assert found.entropy.max() > 0.6
+    assert (found.mutual_information >= 0).all() and (found.mutual_information <= found.entropy + 1e-6).all()
+    assert found.mutual_information.max() > 0.05

@@ -1,0 +1,116 @@
+"""Kernel banks: order, provenance, files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dwp_pyro.priors.bank import KernelBank, KernelSource, collect_kernels, read_kernels
+from dwp_pyro.runtime.errors import PriorError
+from dwp_pyro.training.fit_prior import blocks_of
+
+
+def source(bootstrap: int, snapshot: int) -> KernelSource:
+    return KernelSource(bootstrap, snapshot, "ms", {"widths": [1, 2, 3, 4]}, 0.5)
+
+
+@pytest.fixture
+def bank() -> KernelBank:
+    pairs = [
+        (
+            source(b, s),
+            {"input.weight": torch.full((2, 3, 3, 3, 3), 10.0 * b + s), "up1.conv1.weight": torch.ones(1, 1, 3, 3, 3)},
+        )
+        for b in range(2)
+        for s in range(3)
+    ]
+    return collect_kernels(pairs)
+
+
+def test_kernels_keep_their_order_and_their_origin(bank):
+    assert bank.kernels["input.weight"].shape == (36, 3, 3, 3)
+    marks = bank.kernels["input.weight"][:, 0, 0, 0]
+    assert torch.equal(bank.bootstraps("input.weight"), (marks // 10).long())
+    identities = bank.identities("input.weight")
+    assert len(identities.unique()) == 12
+    # The three snapshots of a bootstrap share six identities.
+    assert torch.equal(identities[:6], identities[6:12]) and torch.equal(identities[:6], identities[12:18])
+
+
+def test_a_bank_survives_its_files(bank, tmp_path):
+    bank.save(tmp_path)
+    loaded = read_kernels(tmp_path / "kernels.safetensors")
+    assert loaded.sources == bank.sources
+    assert all(torch.equal(loaded.kernels[site], kernels) for site, kernels in bank.kernels.items())
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 7), (5, 1, 7, 7), (5, 3, 3, 3), (5, 1, 3, 3, 3)])
+def test_arrays_are_read_with_and_without_a_channel(tmp_path, shape):
+    array = np.random.default_rng(0).normal(size=shape)
+    np.save(tmp_path / "k.npy", array)
+    kernels = read_kernels(tmp_path / "k.npy").kernels["*"]
+    assert kernels.shape == (5, *(side for side in shape[1:] if side > 1))
+    np.testing.assert_allclose(kernels.numpy().ravel(), array.ravel(), rtol=1e-6)
+
+
+def test_arrays_that_would_run_code_are_refused(tmp_path):
+    path = tmp_path / "k.npy"
+    np.save(path, np.array([print, print], dtype=object), allow_pickle=True)
+    with pytest.raises(PriorError, match="k.npy: cannot be read"):
+        read_kernels(path)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.ones((5, 3)), "expected at least two kernels"),
+        (np.ones((1, 3, 3)), "expected at least two kernels"),
+        (np.full((5, 3, 3), np.nan), "NaN"),
+        (np.zeros((5, 3, 3)), "every weight is 0"),
+        (np.full((5, 3, 3), 1e25), "holds a weight of 1e\\+25, the limit is 1e\\+12"),
+        (np.ones((3, 20, 20, 20)), "of 2 to 2048 weights"),
+        (np.array(["a", "b"]), "one array of numbers"),
+    ],
+)
+def test_invalid_arrays_are_named(tmp_path, array, says):
+    np.save(tmp_path / "k.npy", array)
+    with pytest.raises(PriorError, match=says) as caught:
+        read_kernels(tmp_path / "k.npy")
+    assert "k.npy" in str(caught.value)
+
+
+def test_unknown_files_are_named(tmp_path):
+    for name in ("k.pt", "missing.npy", "missing.safetensors"):
+        with pytest.raises(PriorError, match=name):
+            read_kernels(tmp_path / name)
+
+
+def test_blocks_are_those_of_the_network_or_one_for_another(bank):
+    assert blocks_of(bank, None) == {"input": ("input.weight",), "up1": ("up1.conv1.weight",)}
+    foreign = KernelBank({"encoder.0.weight": torch.ones(4, 3, 3), "encoder.1.weight": torch.ones(4, 3, 3)})
+    assert blocks_of(foreign, None) == {"all": ("encoder.0.weight", "encoder.1.weight")}
+    mixed = KernelBank({"a": torch.ones(4, 3, 3), "b": torch.ones(4, 5, 5)})
+    with pytest.raises(PriorError, match="3×3, 5×5"):
+        blocks_of(mixed, None)
+
+
+def test_a_bank_of_nine_down_blocks_keeps_the_blocks_of_the_network(bank):
+    """With the description of an earlier version or with none: the sites are those of `paper-unet`."""
+    sites = {name: torch.ones(6, 3, 3, 3) for name in ("input.weight", "down6.conv1.weight", "down9.conv2.weight")}
+    expected = {"input": ("input.weight",), "bottom": ("down6.conv1.weight", "down9.conv2.weight")}
+    for sources in (bank.sources, ()):
+        assert blocks_of(KernelBank(sites, sources), None) == expected
+
+
+def test_a_bank_of_one_kernel_or_with_a_bad_description_is_refused(bank, tmp_path):
+    one = KernelBank({"input.weight": torch.randn(3, 3, 3, 3)}, tuple(source(0, s) for s in range(3)))
+    one.save(tmp_path)
+    with pytest.raises(PriorError, match="snapshots of one kernel"):
+        read_kernels(tmp_path / "kernels.safetensors")
+    for change in ({"format": 99}, {"sources": [{"bootstrap": "x"}]}, {"sources": 3}):
+        bank.save(tmp_path)
+        network_config = json.loads((tmp_path / "kernels.json").read_text())
+        (tmp_path / "kernels.json").write_text(json.dumps(network_config | change))
+        with pytest.raises(PriorError, match="kernels.json"):
+            read_kernels(tmp_path / "kernels.safetensors")

@@ -1,0 +1,117 @@
+"""Whatever is read, and whatever is asked for: a value, or one line. More: `python -m tests.robustness.fuzz`."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
+from dwp_pyro.data.case import Case, read_case, read_volume
+from dwp_pyro.data.layouts.files import modality_name
+from dwp_pyro.data.preprocessing import Preprocessing
+from dwp_pyro.data.regions import parse_label_map, structure
+from dwp_pyro.prediction.outputs import save_like
+from dwp_pyro.runtime.errors import ConfigError
+from tests.robustness.fuzz import fuzz, make_files
+
+pytestmark = pytest.mark.slow
+
+MUTANTS = 400
+
+always_the_same = settings(
+    derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+values = st.recursive(
+    scalars, lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=3), inside)
+)
+
+
+def test_mutated_files(tmp_path):
+    make_files(tmp_path)
+    outcome = fuzz(tmp_path, range(MUTANTS))
+    assert not outcome.findings, [finding[:3] for finding in outcome.findings]
+    assert sum(count for results in outcome.results.values() for count in results.values()) == MUTANTS
+    assert sum(results["refused"] for results in outcome.results.values()) > MUTANTS / 4
+
+
+@pytest.mark.parametrize("kind", [SviConfig, FinetuneConfig, FitPriorConfig, PredictConfig])
+def test_settings_of_any_value_are_taken_or_refused_in_one_line(kind):
+    names = st.sampled_from([field.name for field in fields(kind)]) | st.text(max_size=9)
+
+    @always_the_same
+    @given(st.dictionaries(names, values, max_size=4))
+    def try_out(mapping):
+        try:
+            config = kind.from_mapping(mapping)
+        except ConfigError as problem:
+            assert "\n" not in " ".join(str(problem).split())
+        else:
+            assert kind.from_mapping(config.to_mapping()) == config or any(
+                isinstance(value, float) and math.isnan(value) for value in mapping.values()
+            )
+
+    try_out()
+
+
+@always_the_same
+@given(st.text(max_size=30))
+def test_names_of_structures_and_modalities_are_fit_for_files(name):
+    plain = modality_name(name)
+    assert plain == "" or plain.isalnum()
+    assert modality_name(plain) == plain
+    try:
+        known = structure(name)
+    except ConfigError as problem:
+        assert "has no letter or digit" in str(problem)
+    else:
+        assert structure(known) == known and all(part.isalnum() for part in known.split("-"))
+        assert set(parse_label_map([f"1={name}"]).values()) == {known}
+
+
+@st.composite
+def grids(draw):
+    """A shape, and an affine: turned, mirrored, with sides of its own."""
+    shape = tuple(draw(st.integers(2, 9)) for _ in range(3))
+    turn = Rotation.from_euler("xyz", [draw(st.integers(-180, 180)) for _ in range(3)], degrees=True).as_matrix()
+    sides = [draw(st.floats(0.4, 4)) * draw(st.sampled_from([-1, 1])) for _ in range(3)]
+    affine = np.eye(4)
+    affine[:3, :3] = turn * sides
+    affine[:3, 3] = [draw(st.floats(-200, 200)) for _ in range(3)]
+    return shape, affine
+
+
+@always_the_same
+@given(
+    grids(),
+    st.sampled_from([np.uint8, np.int16, np.float32, np.float64]),
+    st.sampled_from([None, 1.0, 2.5]),
+    st.sampled_from([".nii", ".nii.gz"]),
+)
+def test_a_scan_of_any_grid_is_read_and_its_maps_lie_on_it(grid, dtype, spacing, suffix):
+    shape, affine = grid
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder, f"ä b{suffix}")
+        nibabel.save(nibabel.Nifti1Image(rng.integers(1, 100, shape).astype(dtype), affine), image)
+        scan = read_case(Case("a", {"flair": image}), ["flair"], {})
+        assert scan.images.shape == (1, *shape) and np.allclose(scan.affine, affine, atol=1e-3)
+        preprocess = Preprocessing(spacing)
+        example = preprocess(scan, [])
+        maps = preprocess.invert(torch.ones(2, *example.image.shape[1:]), example, scan)
+        assert maps.shape == (2, *shape) and np.isfinite(maps).all()
+        written = Path(folder, "map.nii.gz")
+        save_like(image, maps[0], written)
+        again = read_volume(written)
+        assert np.array_equal(again.data, maps[0]) and np.allclose(again.affine, scan.affine, atol=1e-4)

@@ -1,0 +1,95 @@
+"""What rounding and luck may not change."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dwp_pyro.config.names import LEARNED
+from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.elbo import MeanFieldELBO
+from dwp_pyro.models.bayesianize import bayesianize
+from dwp_pyro.models.segmentation import SegmentationModel
+from dwp_pyro.models.unet import ResidualUNet3d
+from dwp_pyro.priors.blocks import kernel_sites, prior_blocks
+from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
+from dwp_pyro.priors.make_prior import make_prior
+from tests.commands.conftest import TINY
+from tests.conftest import random_density
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_standard_deviations_never_reach_zero(dtype):
+    """Pushed down by every step, at a rate a thousand times the usual."""
+    guide = MeanFieldNormal({"a": torch.zeros(3, 2, dtype=dtype)}, scale=0.1)
+    optimizer = torch.optim.AdamW(guide.parameters(), lr=1.0, weight_decay=0.0)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        guide.log_scales["a"].sum().backward()
+        optimizer.step()
+    _, scale = guide.posterior("a")
+    assert (scale > 0).all() and scale.isfinite().all() and guide.draw()["a"].isfinite().all()
+
+
+@pytest.mark.parametrize("prior", ["normal", "log-uniform", "gaussian", "mixture", "flow", "dwp"])
+def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch, prior):
+    """The small network, the same noise in both."""
+    randn, bits = torch.randn, torch.Generator()
+
+    def noise(*shape, dtype=torch.float32, device=None, **_):
+        return randn(*shape, dtype=torch.double, generator=bits).to(dtype)
+
+    monkeypatch.setattr(torch, "randn", noise)
+    monkeypatch.setattr(
+        "torch.distributions.normal._standard_normal", lambda shape, dtype, device: noise(*shape, dtype=dtype)
+    )
+    torch.manual_seed(0)
+    network = ResidualUNet3d(1, 2, (8, 16, 32, 64)).double()
+    learned = None
+    if prior in LEARNED:
+        density = linear_gaussian((3, 3, 3), 2)[0] if prior == "dwp" else random_density(prior)
+        blocks = prior_blocks(network)
+        learned = KernelPrior(prior, {"all": density}, {"all": BlockInfo(tuple(blocks), 1)}).requires_grad_(False)
+    weights = {site: kernel.detach().clone() for site, kernel in kernel_sites(network).items()}
+    state = network.state_dict()
+    image = noise(2, 1, 32, 32, 32, dtype=torch.double)
+    bounds = []
+    for dtype in (torch.float64, torch.float32):
+        plain = ResidualUNet3d(1, 2, (8, 16, 32, 64)).to(dtype)
+        plain.load_state_dict(state)
+        if learned is not None:
+            learned.to(dtype)
+        priors = {
+            site: make_prior(prior, site, weight.to(dtype), learned, center=weight.to(dtype), scale=0.5)
+            if learned is not None
+            else make_prior(prior, site, weight.to(dtype))
+            for site, weight in weights.items()
+        }
+        guide = MeanFieldNormal(bayesianize(plain, priors), 0.01).to(dtype)
+        model = SegmentationModel(plain, "dice-ce", 5, 32.0**3).to(dtype)
+        data = image.to(dtype)
+        bits.manual_seed(1)
+        bounds.append(MeanFieldELBO().loss(model, guide, data, (data > 1).long(), torch.ones_like(data)))
+    assert abs(bounds[1] - bounds[0]) < 2e-6 * abs(bounds[0]), bounds  # other noise would be farther off
+
+
+SVI = ("svi", "--n", "2", *TINY, "--members", "2")
+FIT_PRIOR = ("fit-prior", *TINY, "--bootstraps", "1", "--density-steps", "20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "threads"), [(SVI, "1"), (SVI, "2"), (FIT_PRIOR, "2")])
+def test_the_same_seed_and_threads_give_the_same_bits(copy_of_world, command, threads):
+    """In processes of their own, whose sets and dictionaries are in another order."""
+    runs = []
+    for seed in ("1", "2"):
+        out = copy_of_world / f"run{seed}"
+        whole = [sys.executable, "-c", "from dwp_pyro.cli import main; main()", *command, "--out", str(out)]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
+        subprocess.run(whole, check=True, env=environment, capture_output=True)
+        runs.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
+    assert runs[0] and runs[0] == runs[1]

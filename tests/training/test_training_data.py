@@ -1,0 +1,58 @@
+"""The spacing that is chosen from the scans."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dwp_pyro.data.case import Scan
+from dwp_pyro.training.training_data import choose_spacing
+
+
+def scan(spacing: tuple[float, float, float], head: int, *structures: tuple[slice, slice, slice]) -> Scan:
+    """Return a scan of a cubic head with sides of `head` mm; each structure is a box in mm."""
+    shape = tuple(round(200 / side) for side in spacing)
+    brain_mask, label = np.zeros(shape, bool), np.zeros(shape, np.int16)
+    brain_mask[tuple(slice(0, round(head / side)) for side in spacing)] = True
+    for value, box in enumerate(structures, start=1):
+        label[tuple(slice(round(b.start / mm), round(b.stop / mm)) for b, mm in zip(box, spacing, strict=True))] = value
+    images = brain_mask[None].astype(np.float32)
+    return Scan("c", images, brain_mask, label, np.diag([*spacing, 1.0]), Path("c.nii"))
+
+
+ONE, SMALL = slice(0, 100), slice(110, 120)
+
+
+@pytest.mark.parametrize(
+    ("scans", "expected"),
+    [
+        ([scan((1.0, 1.0, 1.0), 40, (SMALL,) * 3)], 1.0),  # the scan's own
+        ([scan((1.0, 1.0, 5.0), 40, (SMALL,) * 3)], 1.0),  # its finest side
+        ([scan((1.0, 1.0, 1.0), 160, (SMALL,) * 3)], 160 / 2 / 32),  # half of the brain in a patch
+        ([scan((1.0, 1.0, 1.0), 160, (ONE, SMALL, SMALL))], 100 / 32),  # the structure in a patch
+        ([scan((1.0, 1.0, 1.0), 40)] * 3, 1.0),  # without any structure
+        ([scan((side, side, side), 40, (SMALL,) * 3) for side in (1.0, 2.0, 4.0)], 2.0),  # the median
+    ],
+)
+def test_a_patch_covers_the_structure_and_half_of_the_brain(scans, expected):
+    regions = [frozenset({1})]
+    assert choose_spacing(scans, regions, 32) == pytest.approx(expected, abs=0.02)
+    assert choose_spacing(scans, regions, 10**6) == pytest.approx(np.median([min(s.spacing) for s in scans]))
+
+
+def test_small_voxels_are_not_rounded_to_zero():
+    tiny = scan((1.0, 1.0, 1.0), 40)
+    tiny = dataclasses.replace(tiny, affine=np.diag([0.004, 0.004, 0.004, 1.0]))
+    assert choose_spacing([tiny], [frozenset({1})], 32) == pytest.approx(0.004)
+
+
+def test_the_largest_component_of_each_region_is_measured():
+    """Two regions of 100 and 60 mm, the second with a small further component: their median is 80."""
+    boxes = (ONE, SMALL, SMALL), (slice(0, 60), SMALL, slice(150, 160))
+    both = scan((1.0, 1.0, 1.0), 40, *boxes)
+    assert both.label is not None
+    both.label[190, 190, 190] = 2
+    assert choose_spacing([both], [frozenset({1}), frozenset({2})], 32) == 80 / 32
