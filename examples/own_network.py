@@ -109,7 +109,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         loss = svi.step(*train[step % len(train)])
         if step % 50 == 0:
             print(f"step {step}: loss {loss:.4g} nats")
-
     predictive = Predictive(network, guide=guide, num_samples=args.samples, return_sites=["_RETURN"])
     scores = [score(predictive(image)["_RETURN"], label, brain_mask) for image, label, brain_mask in test]
     means = {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}

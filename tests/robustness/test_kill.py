@@ -125,7 +125,7 @@ def go_through(scene: Scene, kills: Iterator[dict[str, Any]], wanted: int, folde
             if ended.code == 0:
                 break
             # A worker that is killed is told of by the study.
-            assert ended.code == -signal.SIGKILL or "was stopped by SIGKILL" in ended.said, ended.said
+            assert ended.code == -signal.SIGKILL or "a worker process was killed" in ended.said, ended.said
             killed += 1
         check(scene, out)
         if killed == wanted:
