@@ -50,7 +50,7 @@ def map_in_processes(
     """
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (max(1, _cores() // workers),))
     waiting = iter(tasks)
-    running: dict[Future[tuple[_Result] | None], _Task] = {}
+    running: dict[Future[tuple[_Result]], _Task] = {}
 
     def submit_next() -> None:
         # A terminal sends SIGINT to all processes of its group; workers inherit the mask and stop at their parent's
@@ -75,15 +75,13 @@ def map_in_processes(
                         result = future.result()
                     except UserError as problem:
                         raise type(problem)(f"{task}: {problem}") from problem
-                    except BrokenProcessPool:
-                        result = None
-                    if result is None:
+                    except BrokenProcessPool as problem:
                         if stopped():
-                            raise Interrupted(stopped(), saved=True)
+                            raise Interrupted(stopped(), saved=True) from None
                         raise RunError(
                             f"{task}: a worker process was killed (out of memory?); run the same command again to "
                             "resume, with fewer workers"
-                        )
+                        ) from problem
                     finished(task, result[0])
                 submit_next()
                 if stopped() and running:
@@ -104,13 +102,14 @@ def _initialize(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _call(work: Callable[[_Task], _Result], task: _Task) -> tuple[_Result] | None:
-    """Return the result of a task in a tuple; None if a signal interrupted it."""
+def _call(work: Callable[[_Task], _Result], task: _Task) -> tuple[_Result]:
+    """Return the result of a task; exit if a signal stopped it."""
     try:
         with interrupt_on_signal():
             return (work(task),)
     except Interrupted:
-        return None
+        # Not back to the pool's queue: an idle worker that was terminated there still holds its lock.
+        os._exit(1)
 
 
 def _exit_with_parent() -> None:
