@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process, resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
@@ -48,9 +49,11 @@ def map_in_processes(
         UserError: if a task raises one; its message starts with the task's name.
         RunError: if a worker was killed.
     """
+    others = set(active_children())  # of the calling program
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (max(1, _cores() // workers),))
     waiting = iter(tasks)
-    running: dict[Future[tuple[_Result]], _Task] = {}
+    running: dict[Future[_Result], _Task] = {}
+    processes: set[BaseProcess] = set()
 
     def submit_next() -> None:
         # A terminal sends SIGINT to all processes of its group; workers inherit the mask and stop at their parent's
@@ -62,6 +65,7 @@ def map_in_processes(
                 running[pool.submit(_call, work, task)] = task
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        processes.update(set(active_children()) - others)
 
     with defer_signals() as stopped, pool:
         resource_tracker.ensure_running()  # started by the first worker otherwise, it would reset the mask
@@ -69,25 +73,29 @@ def map_in_processes(
             submit_next()
             while running:
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
+                # The pool may not watch a worker that it started last, until another one finishes.
+                if any(process.exitcode is not None for process in processes):
+                    raise BrokenProcessPool
                 for future in done:
-                    task = running.pop(future)
+                    task = running[future]
                     try:
                         result = future.result()
                     except UserError as problem:
                         raise type(problem)(f"{task}: {problem}") from problem
-                    except BrokenProcessPool as problem:
-                        if stopped():
-                            raise Interrupted(stopped(), saved=True) from None
-                        raise RunError(
-                            f"{task}: a worker process was killed (out of memory?); run the same command again to "
-                            "resume, with fewer workers"
-                        ) from problem
-                    finished(task, result[0])
+                    del running[future]
+                    finished(task, result)
                 submit_next()
                 if stopped() and running:
                     raise Interrupted(stopped(), saved=True)
+        except BrokenProcessPool as problem:
+            if stopped():
+                raise Interrupted(stopped(), saved=True) from None
+            raise RunError(
+                f"{' or '.join(map(str, running.values()))}: a worker process was killed (out of memory?); run the "
+                "same command again to resume, with fewer workers"
+            ) from problem
         finally:
-            for process in active_children():
+            for process in processes:
                 process.terminate()
 
 
@@ -102,11 +110,11 @@ def _initialize(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _call(work: Callable[[_Task], _Result], task: _Task) -> tuple[_Result]:
+def _call(work: Callable[[_Task], _Result], task: _Task) -> _Result:
     """Return the result of a task; exit if a signal stopped it."""
     try:
         with interrupt_on_signal():
-            return (work(task),)
+            return work(task)
     except Interrupted:
         # Not back to the pool's queue: an idle worker that was terminated there still holds its lock.
         os._exit(1)
