@@ -28,19 +28,24 @@ class _Group(click.Group):
             with interrupt_on_signal():
                 return super().invoke(ctx)
         except UserError as error:
-            exit_with_error("; ".join(filter(None, (str(error), hint(error)))), 2)
+            exit_with_error("; ".join(filter(None, (str(error), hint(error, self._options(ctx))))), 2)
         except click.UsageError as error:
-            if ctx.params.get("log_format") != "json":
+            if ctx.params["log_format"] != "json":
                 raise  # click prints the usage
+            set_up_logging("json", quiet=ctx.params["quiet"])  # not done yet if there is no such command
             exit_with_error(error.format_message(), error.exit_code)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             exit_with_error(f"{where}{error.strerror or error}", 2)
         except Interrupted as stop:
-            command = self.commands[ctx.invoked_subcommand or ""]
-            has_option = stop.resumable and any(parameter.name == "resume" for parameter in command.params)
+            has_option = stop.resumable and "--resume" in self._options(ctx)
             remedy = "resume with --resume" if has_option else "run the same command again to resume"
             exit_with_error(f"{stop}; {remedy}", 128 + stop.signum)
+
+    def _options(self, ctx: click.Context) -> set[str]:
+        """Return the options of the invoked command."""
+        command = self.commands[ctx.invoked_subcommand or ""]
+        return {option for parameter in command.params for option in parameter.opts}
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -27,7 +27,7 @@ from dwp_pyro.plots.cases import save_case_figure
 from dwp_pyro.prediction.labels import known_regions, label_values, read_scan, shown_image, to_label_map
 from dwp_pyro.prediction.outputs import map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
-from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionOutdated, RunError, RunUnfinished
+from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_json
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.signals import resumable
@@ -95,7 +95,7 @@ def predict(
         raise FolderTaken(f"{out}: is a file, expected a folder")
     done = [case for case in cases if (out / f"{case.id}.json").exists()]
     if done and not (resume or overwrite):
-        raise PredictionOutdated(f"{out}: already holds a prediction of '{done[0].id}'")
+        raise PredictionExists(f"{out}: already holds a prediction of '{done[0].id}'")
     if resume:
         cases = not_predicted(out, cases, trained, config)
     with progress("checking scans", len(cases)) as advance:
@@ -125,7 +125,9 @@ def load_run(run: Path) -> TrainedRun:
     if (run / "prior.json").exists():
         raise RunError(f"{run}: is a run of 'fit-prior'; give one of 'svi' or 'finetune'")
     if not path.exists():
-        raise RunUnfinished(f"{run}: holds no finished 'svi' or 'finetune' run (posterior.safetensors)")
+        raise RunError(
+            f"{run}: holds no finished 'svi' or 'finetune' run (posterior.safetensors); finish its training first"
+        )
     return TrainedRun(Posterior.load(path), file_digest(path))
 
 

@@ -8,10 +8,12 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Diverged",
+    "FolderLocked",
     "FolderTaken",
     "Interrupted",
     "LabelsUnknown",
     "OutOfMemory",
+    "PredictionExists",
     "PredictionOutdated",
     "PriorError",
     "RunError",
@@ -47,6 +49,10 @@ class FolderTaken(RunError):
     """Output folder that holds something else or that another process writes to."""
 
 
+class FolderLocked(RunError):
+    """A folder that another process writes to."""
+
+
 class RunFinished(RunError):
     """Output folder with a finished run."""
 
@@ -57,6 +63,10 @@ class RunUnfinished(RunError):
 
 class RunOutdated(RunError):
     """Unfinished run that cannot be resumed: settings, data or version differ, or a file is damaged."""
+
+
+class PredictionExists(RunError):
+    """A prediction that would be replaced."""
 
 
 class PredictionOutdated(RunError):

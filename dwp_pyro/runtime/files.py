@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import yaml
 
-from dwp_pyro.runtime.errors import FolderTaken, RunError, UserError
+from dwp_pyro.runtime.errors import FolderLocked, RunError, UserError
 
 __all__ = [
     "atomic_path",
@@ -202,7 +202,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock a folder, created if missing, so that one process at a time writes to it.
 
     Raises:
-        FolderTaken: if another process holds the lock.
+        FolderLocked: if another process holds the lock.
     """
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
-            raise FolderTaken(f"{folder}: another process writes to it") from problem
+            raise FolderLocked(f"{folder}: another process writes to it") from problem
         _locks.add(lock)
         try:
             yield

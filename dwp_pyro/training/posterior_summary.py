@@ -163,11 +163,11 @@ def report_nulls(summary: Mapping[str, Any]) -> None:
         above = summary.get(f"above_{null}")
         if above is not None and not above["nats"] > 2 * above["error"]:
             _logger.warning(
-                "the ELBO is %+.0f ± %.0f nats above that of %s: under this prior the evidence of the scans does not "
+                "ELBO minus that of %s: %+.0f ± %.0f nats; under this prior the evidence of the scans does not "
                 "outweigh the KL",
+                description,
                 above["nats"],
                 above["error"],
-                description,
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from click.testing import CliRunner
@@ -40,8 +41,10 @@ def test_how_it_speaks_is_an_option_or_a_variable(tmp_path, options, environment
         assert written.stderr == ("" if quiet else "ms scans: 1/1, 0 s left\n")
 
 
-def test_errors_of_usage_are_json_too():
-    result = CliRunner().invoke(main, ["--log-format", "json", "svi", "--n", "five"])
+@pytest.mark.parametrize("arguments", [["svi", "--n", "five"], ["no-such-command"]])
+def test_errors_of_usage_are_json_too(arguments, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dwp_pyro"), "handlers", [])  # as in a process of its own
+    result = CliRunner().invoke(main, ["--log-format", "json", *arguments])
     assert result.exit_code == 2
     assert [json.loads(line)["event"] for line in result.stderr.splitlines()] == ["error"]
     assert "Usage:" in CliRunner().invoke(main, ["svi", "--n", "five"]).stderr

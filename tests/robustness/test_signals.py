@@ -166,7 +166,7 @@ def test_a_study_stops_with_all_its_workers(scene, tmp_path, signum):
         == f"Error: stopped by {signum.name}, checkpoint saved; run the same command again to resume"
     )
     assert is_over(ended.pid)
-    # The study heeds it when it looks at its workers; until then the few steps of a run may be done.
+    # The study checks for the signal twice a second; until then the few steps of a run may be finished.
     assert [*out.glob("runs/*/checkpoint-*.safetensors"), *out.glob("runs/*/posterior.safetensors")]
     assert command.call(out, "--workers", 2).code == 0
     check(command, out)
