@@ -22,11 +22,14 @@ _MIN_VARIANCE = 1e-6  # of a standardized kernel's weight, times D
 
 
 class KernelMixture(KernelDistribution):
-    """p(u) = Σ_c π_c N(u; μ_c, Λ_c⁻¹Λ_c⁻ᵀ) over standardized kernels: an exact density.
+    """Mixture of full-covariance Gaussians over standardized kernels u, with an exact density.
+
+    p(u) = Σ_c π_c N(u; μ_c, Λ_c⁻¹Λ_c⁻ᵀ), with weights π_c, means μ_c of D numbers, and lower-triangular whitening
+    matrices Λ_c.
 
     Args:
         kernel_shape: Spatial shape of a kernel; D is its product.
-        components: Number of components C; a fit to validation kernels chooses its own.
+        components: Number of components. `fit` replaces it when validation kernels are given.
     """
 
     log_weights: Tensor

@@ -22,21 +22,22 @@ _MAX_LOG_SCALE = 12 * math.log(10)
 
 
 class MeanFieldNormal(PyroModule):
-    """q(W) = Π N(m, s²), independent over all weights of all sites, or over coordinates in a unit of each site.
+    """Mean-field Normal guide over all weights of all sites, in optionally whitened coordinates.
 
-    With a unit A the weights of a site are w = m₀ + A (μ + s ∘ ε), ε ~ N(0, I), with initial means m₀: A is diagonal,
-    or a root of a kernel covariance (`KernelNormal`). In units of the prior one learning rate suits kernels of every
-    size, and the posterior can equal a prior that correlates weights.
+    The weights of a site are w = m₀ + A (μ + s ∘ ε), ε ~ N(0, I), where m₀ are the initial means, μ and s are trained,
+    and the scaling matrix A is fixed. With A = 1 the weights are independent, q(w) = N(m₀ + μ, s²). With a root of the
+    prior's kernel covariance as A (`KernelNormal`), one learning rate works for all kernel scales, and q can match a
+    prior with correlated weights.
 
-    Each site is sampled directly (not through an auxiliary site), so that `TraceMeanField_ELBO` finds the KL that is
-    registered for a pair of distributions. Every s is limited to 1e-12 to 1e12.
+    Each site is sampled directly, not through an auxiliary site, so `TraceMeanField_ELBO` uses the KL registered for
+    the pair of distributions. Every s is clamped to [1e-12, 1e12].
 
     Args:
         locs: Site → initial means m₀, of the site's shape: kernels of a source network, draws of the prior or a
             random initialization.
         scale: Initial s of every coordinate.
         units: Site → A, lower triangular [D, D] for kernels of D weights, or the diagonal of such a matrix, [D] or [];
-            1 for missing sites.
+            1 for sites that are not listed.
 
     Raises:
         ValueError: If `scale` is not positive.

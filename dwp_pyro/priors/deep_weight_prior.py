@@ -25,20 +25,20 @@ class DeepWeightPrior(TorchDistribution):
     Batch: independent kernels. Event: one kernel, `density.kernel_shape`. At the site of a convolution:
     `DeepWeightPrior(vae).expand([out, in]).to_event(2)` (Atanov et al. 2018, section 3).
 
-    The prior can be moved and scaled: w = a + c·(v − b), v ~ `density`, where b is the mean of the kernels that the
-    density was fitted to. With the kernels of a source network as a it is a prior on the change from them.
+    The prior can be shifted and scaled: w = a + c·(v − b) with v ~ `density`, where b is the mean of the kernels used
+    to fit the density. If a holds the kernels of a source network, the prior is on deviations from them.
 
-    `log_prob` is exact for an exact density. For a `KernelVAE` it is a *stochastic lower bound*: one draw of
-    log (1/K) Σ_k p(w|z_k) p(z_k) / r(z_k|w) per kernel, K = `particles`, differentiable through w (see
-    `KernelVAE.bound`). The KL from a Normal guide is registered: in closed form if the density has one, else as an
-    upper bound with the guide's entropy in closed form and its own draw of w.
+    `log_prob` is exact for an exact density. For a `KernelVAE` it is a *stochastic lower bound*: a single-sample
+    estimate of E log (1/K) Σ_k p(w|z_k) p(z_k) / r(z_k|w) per kernel, with z_k ~ r(z|w) and K = `particles`,
+    differentiable through w (see `KernelVAE.bound`). The KL from a Normal guide is registered: in closed form if the
+    density has one, else as an upper bound, with the guide's entropy in closed form and a separate draw of w.
 
     Args:
         density: Fitted kernel distribution. A Pyro distribution has no state dict: register this module elsewhere to
             train or save its parameters.
         particles: Number of samples K of the bound, K ≥ 1; unused for an exact density.
         center: Kernels a, [*batch_shape, *kernel_shape]; None for b.
-        scale: Factor c > 0; a tensor, [], if it is learned.
+        scale: Factor c > 0; a scalar tensor if it is learned.
         validate_args: Whether to check values; None for Pyro's default.
 
     Raises:
