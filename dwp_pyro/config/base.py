@@ -157,6 +157,12 @@ class RunOptions:
         resume: Whether to resume an unfinished run.
         overwrite: Whether to replace a previous run of the same command.
         mlflow: Whether to log settings, metrics and files to MLflow, too.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from dwp_pyro import RunOptions
+        >>> RunOptions(Path("runs/mine"), device="cpu").resume
+        False
     """
 
     out: Path

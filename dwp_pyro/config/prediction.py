@@ -15,7 +15,13 @@ EXPORT_FORMATS = ("monai-bundle", "nnunet")
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Settings):
-    """Settings of `predict` and of the predictions in `evaluate`."""
+    """Settings of `predict` and of the predictions in `evaluate`.
+
+    Examples:
+        >>> from dwp_pyro import PredictConfig
+        >>> PredictConfig(samples=10).to_mapping()["samples"]
+        10
+    """
 
     samples: int = setting(
         20,

@@ -73,7 +73,13 @@ class TrainingConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FitPriorConfig(TrainingConfig):
-    """Settings of `fit-prior`."""
+    """Settings of `fit-prior`.
+
+    Examples:
+        >>> from dwp_pyro import FitPriorConfig
+        >>> FitPriorConfig(root="data/ms", bootstraps=2).family
+        'dwp'
+    """
 
     default_dataset: ClassVar[str] = "ms"
 
@@ -149,7 +155,13 @@ class TargetConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SviConfig(TargetConfig):
-    """Settings of `svi`."""
+    """Settings of `svi`.
+
+    Examples:
+        >>> from dwp_pyro import SviConfig
+        >>> SviConfig(root="data/brats", prior="dwp").resolve().center
+        'source'
+    """
 
     steps: int = setting(1200, "Optimization steps of all members together.", minimum=1)
     prior: str = setting(
@@ -234,7 +246,13 @@ class SviConfig(TargetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TargetConfig):
-    """Settings of `finetune`, the deterministic methods."""
+    """Settings of `finetune`, the deterministic methods.
+
+    Examples:
+        >>> from dwp_pyro import FinetuneConfig
+        >>> FinetuneConfig(root="data/brats", init="source", l2_sp=10_000.0).trainable
+        'all'
+    """
 
     init: str = setting(
         "random",

@@ -37,6 +37,14 @@ class KernelVAE(GradientFitted):
         kernel_shape: Spatial shape of a kernel, [k₁, …, k_d]; D is its product.
         latent_size: Latent size L.
         hidden: Widths of the hidden layers of encoder and decoder; empty for linear ones.
+
+    Examples:
+        >>> import torch
+        >>> from dwp_pyro import KernelVAE
+        >>> vae = KernelVAE((3, 3, 3), latent_size=2)
+        >>> kernels = vae.rsample([5])
+        >>> tuple(vae.bound(kernels, torch.randn(10, 5, 2)).shape)
+        (5,)
     """
 
     def __init__(self, kernel_shape: Sequence[int], latent_size: int = 8, hidden: Sequence[int] = (32,)) -> None:

@@ -58,6 +58,15 @@ def evaluate(
 
     Raises:
         UserError: if the run, its split or a scan cannot be used.
+
+    Examples:
+        With the run of `svi`'s example:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import PredictConfig, evaluate
+        >>> summary = evaluate(Path("runs/svi"), PredictConfig(samples=2))
+        >>> summary["whole"]["dice"].cases
+        2
     """
     trained = load_run(run)
     network_config = trained.posterior.network_config

@@ -23,6 +23,16 @@ class LocalReparameterization(Messenger):
     Args:
         posterior: Site → mean and standard deviation of its weights, as functions of the guide's parameters
             (`MeanFieldNormal.posterior`).
+
+    Examples:
+        >>> import torch
+        >>> from dwp_pyro import LocalReparameterization, MeanFieldNormal, ResidualUNet3d, bayesianize
+        >>> network = ResidualUNet3d(1, 2, widths=(2, 3, 4, 5))
+        >>> guide = MeanFieldNormal(bayesianize(network, "normal"))
+        >>> with LocalReparameterization(guide.posterior):
+        ...     logits = network(torch.zeros(1, 1, 16, 16, 16))
+        >>> tuple(logits.shape)
+        (1, 2, 16, 16, 16)
     """
 
     def __init__(self, posterior: Callable[[str], tuple[Tensor, Tensor]]) -> None:

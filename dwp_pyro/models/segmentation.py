@@ -50,6 +50,16 @@ class SegmentationModel(nn.Module):
 
     Raises:
         ValueError: If the likelihood or the activation is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from dwp_pyro import MeanFieldNormal, ResidualUNet3d, SegmentationModel, bayesianize
+        >>> network = ResidualUNet3d(1, 2, widths=(2, 3, 4, 5))
+        >>> guide = MeanFieldNormal(bayesianize(network, "normal"))
+        >>> model = SegmentationModel(network, "dice-ce", num_cases=5, evidence=50_000)
+        >>> image, label = torch.zeros(1, 1, 16, 16, 16), torch.ones(1, 1, 16, 16, 16)
+        >>> tuple(model(image, label, torch.ones_like(label)).shape)
+        (1, 2, 16, 16, 16)
     """
 
     def __init__(

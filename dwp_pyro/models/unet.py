@@ -77,6 +77,13 @@ class ResidualUNet3d(nn.Module):
 
     Raises:
         ValueError: If `widths` does not hold four positive numbers.
+
+    Examples:
+        >>> import torch
+        >>> from dwp_pyro import ResidualUNet3d
+        >>> network = ResidualUNet3d(1, 2, widths=(2, 3, 4, 5))
+        >>> tuple(network(torch.zeros(1, 1, 16, 16, 16)).shape)
+        (1, 2, 16, 16, 16)
     """
 
     def __init__(

@@ -55,6 +55,15 @@ class KernelPrior(nn.Module):
 
     Raises:
         ValueError: If the blocks do not match or are of another family.
+
+    Examples:
+        With the folder of `fit_prior`'s example:
+
+        >>> from pathlib import Path
+        >>> from dwp_pyro import KernelPrior
+        >>> prior = KernelPrior.load(Path("runs/prior-ms"))
+        >>> tuple(prior.sample_at("up1.conv1.weight", (4, 4, 3, 3, 3)).shape)
+        (4, 4, 3, 3, 3)
     """
 
     def __init__(

@@ -26,6 +26,13 @@ class LogUniform(TorchDistribution):
     Args:
         batch_shape: Shape of the weights.
         validate_args: Whether to check values; None for Pyro's default.
+
+    Examples:
+        >>> import torch
+        >>> from dwp_pyro import LogUniform
+        >>> prior = LogUniform([2, 1, 3, 3, 3]).to_event(5)
+        >>> prior.log_prob(torch.full((2, 1, 3, 3, 3), 1.0)).item() == 0
+        True
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - torch's own contract

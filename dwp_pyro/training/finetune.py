@@ -33,6 +33,14 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
 
     Raises:
         UserError: if the scans, the source network or the folder are invalid, before anything is written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from dwp_pyro import FinetuneConfig, RunOptions, finetune
+        >>> config = FinetuneConfig(root="data/brats", widths=(2, 3, 4, 5), patch=16, steps=2, n=5, validation=1)
+        >>> posterior = finetune(config, RunOptions(Path("runs/finetune")))
+        >>> posterior.members[0].guide is None
+        True
     """
     folder = Path(config.prior_dir)
 

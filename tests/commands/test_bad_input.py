@@ -349,7 +349,7 @@ SETTINGS = [
     Row("another width or form than the source", nothing,
         (("svi", "--n", 2, *TINY, "--init", "source", "--widths", "2,2,2,2", "--out", "new"),
          ("svi", "--n", 2, *TINY, "--network", "paper-unet", "--out", "new")),
-        ("runs/prior-ms/source.safetensors: the source network has", "or train without: svi --center none")),
+        ("runs/prior-ms/source.safetensors: the source network has", "or train without: 'svi --center none'")),
     Row("no such device", nothing, (("svi", "--n", 2, *TINY, "--device", "cuda:9", "--out", "new"),), ("cuda:9",)),
     Row("no split there", nothing, (("svi", "--n", 2, *TINY, "--split", "nowhere.json", "--out", "new"),),
         ("nowhere.json",)),
