@@ -15,7 +15,7 @@ from dwp_pyro.runtime.errors import ConfigError
 __all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig"]
 
 #: Names of the networks in `models.registry`.
-NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet")
+NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext")
 
 _CENTERED_MEMBERS = 3
 

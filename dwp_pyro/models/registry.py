@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
+from monai.networks.nets import BasicUNet, DynUNet, MedNeXt, SegResNet, UNet
 from torch import nn
 
 from dwp_pyro.models.ops.conv3d import Conv3d
@@ -53,6 +53,23 @@ def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
     return BasicUNet(3, in_channels, out_channels, (*widths, widths[-1], widths[0]))
 
 
+def _mednext(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
+    one_per_stage = (1,) * (len(widths) - 1)
+    network = MedNeXt(
+        3,
+        widths[0],
+        in_channels,
+        out_channels,
+        kernel_size=5,
+        blocks_down=one_per_stage,
+        blocks_bottleneck=1,
+        blocks_up=one_per_stage,
+    )
+    # MONAI's transposed 1×1×1 convolution has its outputs in the second dimension.
+    network.out_0.conv_out = nn.Conv3d(widths[0], out_channels, 1)
+    return network
+
+
 #: Name → kind; the names alone are `config.training.NETWORKS`.
 NETWORKS = {
     "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "norm.", "output.")),
@@ -63,6 +80,7 @@ NETWORKS = {
     ),
     "dynunet": NetworkKind(_dynunet, 8, ("skip_layers.downsample.", "skip_layers.upsample.", "output_block.")),
     "basicunet": NetworkKind(_basicunet, 16, ("conv_0.", "upcat_1.", "final_conv.")),
+    "mednext": NetworkKind(_mednext, 8, ("stem.", "enc_stages.0.", "dec_stages.2.", "out_0.")),
 }
 
 

@@ -170,7 +170,7 @@ def test_recorded_steps_are_those_of_the_stock_svi(prior, estimator):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("network", ["segresnet", "unet", "dynunet", "basicunet"])
+@pytest.mark.parametrize("network", ["segresnet", "unet", "dynunet", "basicunet", "mednext"])
 def test_a_network_of_monai_is_recorded(world, tmp_path, network):
     """In a command the first step runs eagerly, the second is captured, two are replayed."""
     form = ("--network", network, "--widths", "8,16,32,64", "--patch", 32, "--spacing", 4, "--validation", 1)
