@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import logging
 
 import pytest
 
@@ -21,8 +22,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_every_public_name_has_an_example_that_runs(folder, monkeypatch):
+def test_every_public_name_has_an_example_that_runs(folder, monkeypatch, caplog):
     monkeypatch.chdir(folder)
+    caplog.set_level(logging.WARNING, "dwp_pyro")  # messages go to standard output
     for name in (*CHAIN, *sorted(set(dwp_pyro.__all__) - {*CHAIN, "__version__"})):
         found = doctest.DocTestFinder(recurse=False).find(getattr(dwp_pyro, name), name)
         assert sum(len(test.examples) for test in found) >= 2, name

@@ -84,7 +84,13 @@ class DataConfig(Settings):
         choices=("x", "y", "z", "none"),
     )
     seed: int = setting(
-        0, "Seed of the split, the initialization, the patches and all samples.", minimum=0, maximum=MAX_SEED
+        0, "Seed of the initialization, the patches, all samples and the split.", minimum=0, maximum=MAX_SEED
+    )
+    split_seed: int | None = setting(
+        None,
+        "Seed of the split alone, so that runs of several seeds have the same cases.  [default: the seed]",
+        minimum=0,
+        maximum=MAX_SEED,
     )
 
     def __post_init__(self) -> None:

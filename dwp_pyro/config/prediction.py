@@ -33,6 +33,12 @@ class PredictConfig(Settings):
     overlap: float = setting(0.25, "Overlap of adjacent windows, as a fraction of a window.", minimum=0)
     seed: int = setting(0, "Seed of the weight samples.", minimum=0, maximum=MAX_SEED)
     precision: str = setting("float32", PRECISION_HELP, choices=("float32", "bf16"))
+    decision: str = setting(
+        "learned",
+        "How masks follow from probabilities: as learned from the validation cases of the run, the same with the "
+        "largest component alone (largest), or probability above one half without mirrored passes (half).",
+        choices=("learned", "largest", "half"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, 
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.plots.curves import save_reliability, save_risk_coverage
 from dwp_pyro.prediction.labels import read_scan
-from dwp_pyro.prediction.outputs import read_case_metrics, read_maps
+from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
 from dwp_pyro.prediction.predict import load_run, not_predicted, predict_case, predict_cases
 from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.errors import ConfigError, DataError, RunError
@@ -84,9 +84,8 @@ def evaluate(
             probabilities, entropy_maps = (
                 read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy")
             )
-            maps = zip(
-                network_config.regions, probabilities, network_config.masks(probabilities), entropy_maps, strict=True
-            )
+            masks = network_config.masks(probabilities, read_decision(out, case.id))
+            maps = zip(network_config.regions, probabilities, masks, entropy_maps, strict=True)
             for region, probability, mask, entropy in maps:
                 pairwise_dice = predicted[region]["pairwise_dice"]
                 pairwise_dice = math.nan if pairwise_dice is None else pairwise_dice
@@ -177,8 +176,7 @@ def measure(
     """
     rows = {}
     for case in data.cases:
-        scan, probability, entropy, _, pairwise_dice = predict_case(posterior, case, data, config, device)
-        masks = posterior.network_config.masks(probability)
+        scan, masks, probability, entropy, _, pairwise_dice = predict_case(posterior, case, data, config, device)
         regions = [
             _measure(
                 probability[number], masks[number], entropy[number], pairwise_dice[number], scan, data, region

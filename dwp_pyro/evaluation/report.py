@@ -16,7 +16,7 @@ from dwp_pyro.evaluation.evaluate import find_test_cases
 from dwp_pyro.evaluation.page import Metrics, Report, page
 from dwp_pyro.evaluation.viewer import CaseView, case_view
 from dwp_pyro.prediction.labels import read_scan, shown_image
-from dwp_pyro.prediction.outputs import read_case_metrics, read_maps
+from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted
 from dwp_pyro.runtime.errors import ConfigError, RunError
 from dwp_pyro.runtime.files import read_json, read_yaml, write_bytes
@@ -69,6 +69,7 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
             views[rank] = (name, _view(run, data.by_id[name], data, trained, shown))
             advance(name)
     predicted = {name: read_case_metrics(run / "predictions", name, network_config) for name in data.by_id}
+    decision = read_decision(run / "predictions", data.cases[0].id)  # that of all
     split = read_roles(run / "split.json", RunError)
     state = read_json(run / "run.json")
     command = str(state.get("command"))
@@ -94,7 +95,7 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
             settings={
                 **({"Posterior": posterior} if posterior else {}),
                 f"Training ({command})": read_yaml(run / "config.yaml"),
-                "Prediction": prediction.to_mapping(),
+                "Prediction": {**prediction.to_mapping(), "masks": str(decision)},
                 **({"Learned from (SHA-256)": learned_from} if learned_from else {}),
             },
             training=read_metrics(run / "metrics.jsonl"),
@@ -212,7 +213,7 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
         image,
         scan.brain_mask,
         np.isin(scan.label, sorted(data.region_values([region])[region])),
-        network_config.masks(probability)[number],
+        network_config.masks(probability, read_decision(run / "predictions", case.id))[number],
         probability[number],
         entropy[number],
         mutual_information[number],

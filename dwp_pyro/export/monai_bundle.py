@@ -157,7 +157,7 @@ SCANS is a folder in a layout of dwp-pyro ({", ".join(sorted(LAYOUTS))}). Each c
 skull-stripped if the training scans were; voxels are {spacing}.
 MAPS receives per case, on the grid of its scan, `_seg`, `_prob`, `_entropy` and `_mi` (mutual information; both in
 nats) as NIfTI, and a picture; one each per region if there are several, e.g. `_prob_core`. Further settings:
-`--samples`, `--overlap`, `--seed`, `--precision`.
+`--samples`, `--overlap`, `--seed`, `--precision`, `--decision`.
 
 `network_def` in the configuration maps image windows to logits: the network, or the first of a mixture, at its
 posterior means.

@@ -8,7 +8,7 @@ from typing import Any
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import overlay_order, to_label_map
-from dwp_pyro.prediction.outputs import map_path, read_maps, save_like
+from dwp_pyro.prediction.outputs import map_path, read_decision, read_maps, save_like
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import new_folder, write_bytes, write_json
@@ -42,7 +42,8 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
-            masks = network_config.masks(read_maps(predictions, case, "prob", network_config))
+            probability = read_maps(predictions, case, "prob", network_config)
+            masks = network_config.masks(probability, read_decision(predictions, case))
             save_like(
                 predictions / f"{case}_seg.nii.gz",
                 to_label_map(masks, network_config, values),

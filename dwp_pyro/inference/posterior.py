@@ -16,7 +16,8 @@ from torch.func import functional_call
 from dwp_pyro.data.layouts import LAYOUTS
 from dwp_pyro.data.regions import structure
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.models.likelihoods import ACTIVATIONS, region_masks
+from dwp_pyro.inference.decision import Decision
+from dwp_pyro.models.likelihoods import ACTIVATIONS
 from dwp_pyro.models.registry import NETWORKS, build_network
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
@@ -24,6 +25,8 @@ from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 __all__ = ["Member", "NetworkConfig", "Posterior"]
 
 FORMAT_VERSION = 5
+
+_HALF = Decision()
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,9 @@ class NetworkConfig:
         """Return a randomly initialized network."""
         return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths)
 
-    def masks(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return the masks of the regions, probability [R, X, Y, Z] → bool [R, X, Y, Z]; see `region_masks`."""
-        masks: NDArray[np.bool_] = region_masks(torch.from_numpy(probability), self.activation).numpy()
-        return masks
+    def masks(self, probability: NDArray[np.float32], decision: Decision) -> NDArray[np.bool_]:
+        """Return the masks of the regions, probability [R, X, Y, Z] → bool [R, X, Y, Z]."""
+        return decision.masks(probability, self.values, self.activation)
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> NetworkConfig:
@@ -113,10 +115,12 @@ class Posterior:
     Args:
         network_config: Architecture and input of the networks.
         members: Members, at least one; set to evaluation mode, without gradients.
+        decision: How masks follow from its predictions.
     """
 
-    def __init__(self, network_config: NetworkConfig, members: Sequence[Member]) -> None:
+    def __init__(self, network_config: NetworkConfig, members: Sequence[Member], decision: Decision = _HALF) -> None:
         self.network_config = network_config
+        self.decision = decision
         self.members = tuple(members)
         for member in self.members:
             member.network.eval().requires_grad_(False)
@@ -150,7 +154,7 @@ class Posterior:
         return self
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file: the tensors, and the network config in its header."""
+        """Write one safetensors file: the tensors, and the network config and the decision in its header."""
         tensors: dict[str, Tensor] = {}
         sites: list[list[str]] = []
         for number, (network, guide) in enumerate(self.members):
@@ -163,7 +167,8 @@ class Posterior:
                     tensors[f"{number}.loc.{site}"] = mean
                     tensors[f"{number}.scale.{site}"] = guide.scale(site)
                     tensors[f"{number}.unit.{site}"] = guide.unit(site)
-        save_tensors(path, tensors, {"format": FORMAT_VERSION, "network": asdict(self.network_config), "sites": sites})
+        header = {"network": asdict(self.network_config), "decision": self.decision.to_mapping(), "sites": sites}
+        save_tensors(path, tensors, {"format": FORMAT_VERSION, **header})
 
     @classmethod
     def load(cls, path: Path) -> Posterior:
@@ -181,6 +186,7 @@ class Posterior:
             network_config = NetworkConfig.from_mapping(metadata["network"])
             if network_config.layout not in LAYOUTS:
                 raise ValueError(f"layout {network_config.layout!r}")
+            decision = Decision.from_mapping(metadata.get("decision", {}))
             members = [
                 _member(network_config, tensors, number, sites) for number, sites in enumerate(metadata["sites"])
             ]
@@ -189,7 +195,7 @@ class Posterior:
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(f"{path}: does not hold a network of this version ({reason}); train it again") from problem
-        return cls(network_config, members)
+        return cls(network_config, members, decision)
 
 
 def _member(network_config: NetworkConfig, tensors: Mapping[str, Tensor], number: int, sites: Sequence[str]) -> Member:

@@ -62,6 +62,7 @@ def posterior_predictive(
     precision: str = "float32",
     advance: Callable[[], None] = lambda: None,
     brain_mask: Tensor | None = None,
+    flips: Sequence[tuple[int, ...]] = ((),),
 ) -> Moments:
     """Return the moments over weight samples, each of which is used in all windows of the image.
 
@@ -70,24 +71,29 @@ def posterior_predictive(
     Args:
         posterior: Posterior, on the image's device.
         image: Image [channels, X, Y, Z].
-        seeds: Seed of each weight sample; the members of the posterior take turns. None for one pass per member with
-            its kernels at their means, a fast approximation where members differ more than their samples.
+        seeds: Seed of each weight sample; the members of the posterior take turns. None for one pass per member and
+            flip with kernels at their means, a fast approximation where members differ more than their samples.
         overlap: Overlap of neighboring windows, as a fraction of a window.
         precision: Precision of the network; see `autocast`.
         advance: Function called after each sample.
         brain_mask: Voxels in which `pairwise_dice` is computed, bool [X, Y, Z]; None for all.
+        flips: Axes of [X, Y, Z] along which a pass sees the image mirrored; the passes of each member take turns.
 
     Raises:
         FloatingPointError: if the network's output is not finite.
     """
     shape = (len(posterior.network_config.regions), *image.shape[1:])
     total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
-    passes = len(posterior.members) if seeds is None else len(seeds)
+    members = len(posterior.members)
+    passes = members * len(flips) if seeds is None else len(seeds)
     segmentations = [PairwiseDice() for _ in posterior.network_config.regions]
 
     def weights(number: int) -> dict[str, Tensor]:
-        member = number % len(posterior.members)
+        member = number % members
         return posterior.means(member) if seeds is None else posterior.draw(seeds[number], member)
+
+    def mirrored(volume: Tensor, number: int) -> Tensor:
+        return volume.flip([1 + axis for axis in flips[number // members % len(flips)]])
 
     def compare(segmented: Tensor) -> None:
         for masks, mask in zip(segmentations, segmented.cpu().numpy(), strict=True):
@@ -100,7 +106,8 @@ def posterior_predictive(
             current = drawn.result()
             if number + 1 < passes:
                 drawn = executor.submit(weights, number + 1)
-            probability = _probability(posterior, image, current, overlap, precision)
+            probability = _probability(posterior, mirrored(image, number), current, overlap, precision)
+            probability = mirrored(probability, number)
             if not probability.sum().isfinite():
                 raise FloatingPointError("the network's output is NaN or infinite")
             total += probability

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dwp_pyro.data.case import read_volume
+from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.runtime.errors import PredictionOutdated
 from dwp_pyro.runtime.files import atomic_path, read_json
 
-__all__ = ["map_path", "read_case_metrics", "read_maps", "save_like"]
+__all__ = ["map_path", "read_case_metrics", "read_decision", "read_maps", "save_like"]
 
 
 def read_case_metrics(out: Path, case: str, network_config: NetworkConfig) -> dict[str, dict[str, Any]]:
@@ -52,6 +53,19 @@ def read_maps(folder: Path, case: str, kind: str, network_config: NetworkConfig)
         if volume.shape != maps[0].shape:
             raise PredictionOutdated(f"{path}: has another shape than {paths[0].name}")
     return np.stack(maps)
+
+
+def read_decision(out: Path, case: str) -> Decision:
+    """Read how the masks of a prediction follow from its probabilities, from `<case>.json`.
+
+    Raises:
+        RunError: if the file is damaged or incomplete.
+    """
+    path = out / f"{case}.json"
+    try:
+        return Decision.from_mapping(read_json(path)["settings"]["decision"])
+    except (KeyError, TypeError, ValueError) as problem:
+        raise PredictionOutdated(f"{path}: does not say how its masks were made") from problem
 
 
 def save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:

@@ -20,6 +20,7 @@ from dwp_pyro.data.case import Case, Scan
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import detect_layouts, open_dataset
 from dwp_pyro.data.preprocessing import Preprocessing
+from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import Moments, posterior_predictive
@@ -182,9 +183,10 @@ def _fit_to_predict(case: Case, network_config: NetworkConfig, data: DataSet) ->
 
 
 class Prediction(NamedTuple):
-    """Maps of one case on the grid of its scan, [R, X, Y, Z], entropies in nats; `pairwise_dice` as in `Moments`."""
+    """Masks and maps of one case on the grid of its scan, [R, X, Y, Z]; entropies in nats, the rest as in `Moments`."""
 
     scan: Scan
+    masks: NDArray[np.bool_]
     probability: NDArray[np.float32]
     entropy: NDArray[np.float32]
     mutual_information: NDArray[np.float32]
@@ -217,15 +219,21 @@ def predict_case(
     scan = read_scan(case, network_config, data)
     preprocess = Preprocessing(network_config.spacing)
     example = preprocess(scan, known_regions(network_config, data))
-    seeds = (
-        [step_seed(config.seed, sample) for sample in range(_samples(posterior, config))] if config.samples else None
-    )
+    decision = _decision(posterior, config)
+    seeds = [step_seed(config.seed, number) for number in range(_passes(posterior, config))] if config.samples else None
     with catch_out_of_memory(f"case {case.id}"):
         posterior.to(device)
         image, brain_mask = (volume.as_tensor().to(device) for volume in (example.image, example.brain_mask))
         try:
             moments = posterior_predictive(
-                posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool()
+                posterior,
+                image,
+                seeds,
+                config.overlap,
+                config.precision,
+                advance,
+                brain_mask[0].bool(),
+                decision.flips,
             )
         except FloatingPointError as problem:
             raise RunError(f"case {case.id}: {problem}, its weights are too large; train it again") from problem
@@ -235,6 +243,7 @@ def predict_case(
     written = Moments(probability.clamp(0, 1), expected_entropy, moments.pairwise_dice)
     return Prediction(
         scan,
+        network_config.masks(written.probability.numpy(), decision),
         written.probability.numpy(),
         written.entropy.numpy(),
         written.mutual_information.numpy(),
@@ -259,7 +268,7 @@ def predict_cases(
     posterior = trained.posterior
     network_config = posterior.network_config
     values = label_values(network_config)
-    passes = _samples(posterior, config) or len(posterior.members)
+    passes = _passes(posterior, config)
     # Pictures show the label only if its values mean the same structures as in training.
     known = known_regions(network_config, data)
     pictures: dict[str, list[Path]] = {}
@@ -268,10 +277,9 @@ def predict_cases(
     warn_if_emulated(config.precision, device)
     with ExitStack() as held, progress("predicting", len(cases) * passes) as advance:
         for case in cases:
-            scan, probability, entropy, mutual_information, pairwise_dice = predict_case(
+            scan, masks, probability, entropy, mutual_information, pairwise_dice = predict_case(
                 posterior, case, data, config, device, partial(advance, case.id)
             )
-            masks = network_config.masks(probability)
             segmentation = to_label_map(masks, network_config, values)
             if not pictures:  # an unreadable first scan must not leave an empty folder
                 held.enter_context(locked(out))
@@ -303,12 +311,17 @@ def predict_cases(
     return pictures
 
 
-def _samples(posterior: Posterior, config: PredictConfig) -> int:
-    """Return the total number of weight samples; 0 for the posterior means."""
-    members = len(posterior.members)
-    if config.samples and all(guide is None for _, guide in posterior.members):
-        return members
-    return math.ceil(config.samples / members) * members  # the same number per member
+def _decision(posterior: Posterior, config: PredictConfig) -> Decision:
+    if config.decision == "half":
+        return Decision()
+    return replace(posterior.decision, min_mass=1.0) if config.decision == "largest" else posterior.decision
+
+
+def _passes(posterior: Posterior, config: PredictConfig) -> int:
+    """Return the number of passes: the weight samples, rounded up to the same number per member and mirroring."""
+    each = len(posterior.members) * len(_decision(posterior, config).flips)
+    deterministic = all(guide is None for _, guide in posterior.members)
+    return each if deterministic else each * max(1, math.ceil(config.samples / each))
 
 
 def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:
@@ -316,10 +329,11 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
     files = [case.images[name] for name in trained.posterior.network_config.modalities if name in case.images]
     files += [case.brain_mask] if case.brain_mask is not None else []
     return {
-        "samples": _samples(trained.posterior, config),
+        "samples": _passes(trained.posterior, config) if config.samples else 0,
         "overlap": config.overlap,
         "seed": config.seed,
         "precision": config.precision,
+        "decision": _decision(trained.posterior, config).to_mapping(),
         "posterior": trained.digest,
         "regions": list(trained.posterior.network_config.regions),
         "scans": [file_digest(path) for path in dict.fromkeys(files)],  # modalities may share a file

@@ -34,7 +34,7 @@ from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import find_split, resolve
 
-__all__ = ["experiment"]
+__all__ = ["experiment", "read_rows"]
 
 _COLUMNS = ["method", "n", "seed", "case", *MEASURES, "seconds", "settings"]
 # Tables of an older version may lack other metrics.
@@ -84,7 +84,7 @@ def experiment(
         raise FolderTaken(f"{out}: holds files, but no {results.name} of an experiment")
     with locked(out):
         rows = {task.study_run.key: list[Row]() for task in tasks}  # in the order of the study
-        for row in _read_rows(results) if results.exists() else ():
+        for row in read_rows(results) if results.exists() else ():
             rows.setdefault((row.method, row.n, row.seed), []).append(row)
         for task in tasks:
             known = {row.settings for row in rows[task.study_run.key]}
@@ -213,7 +213,12 @@ def _run(task: _Task) -> list[Row]:
     return [Row(method, n, seed, case, metrics, seconds, task.settings) for case, metrics in measured.items()]
 
 
-def _read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """Read `results.csv`.
+
+    Raises:
+        FolderTaken: if the file is damaged or of another version.
+    """
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         try:

@@ -20,6 +20,7 @@ from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.files import file_digest
 from dwp_pyro.runtime.run_folder import RunFolder
+from dwp_pyro.training.choose_decision import choose_decision
 from dwp_pyro.training.metrics_log import Track, read_metrics
 from dwp_pyro.training.network_training import (
     TrainingSetup,
@@ -72,6 +73,8 @@ def train_target(
     are excluded from the posterior and its summary. After a warm-up the learning rate follows half a cosine from its
     maximum to a hundredth.
 
+    Masks of predictions follow the decision that `choose_decision` returns.
+
     A Bayesian run adds a summary to `run.json`: ELBO and its parts, null models of the first member, and the blocks
     (`summarize`).
 
@@ -120,6 +123,8 @@ def train_target(
             if make_nulls is not None:
                 run.record("summary", _summarize_run(trainer, trained, make_nulls))
             posterior = Posterior(network_config, [each.member for each in trained])
+            posterior.decision = choose_decision(posterior, data, config.mirror, device)
+            run.record("decision", posterior.decision.to_mapping())
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):
             checkpoint.unlink()

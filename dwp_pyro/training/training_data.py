@@ -135,7 +135,7 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
         DataError: if there are too few cases, or the split file does not fit or contains a case without label.
     """
     data = open_scans(settings)
-    rest = (n, settings.validation, settings.seed)
+    rest = (n, settings.validation, settings.seed if settings.split_seed is None else settings.split_seed)
     if settings.split is None:
         labelled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
         return data, seeded_split(labelled, *rest)

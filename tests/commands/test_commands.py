@@ -4,14 +4,18 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import ndimage
 
+from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.prediction.outputs import read_decision, read_maps
 from tests.commands.conftest import TINY
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
@@ -104,10 +108,33 @@ def test_the_data_variable_points_to_the_scans(command, in_world, tmp_path, monk
     assert command("check-data", "--dataset", "brats").exit_code == 0
 
 
+def test_masks_follow_the_decision(command, copy_of_world):
+    """The one that training chose, here replaced by another; or the largest component."""
+    path = Path(SVI_RUN) / "posterior.safetensors"
+    posterior = Posterior.load(path)
+    assert json.loads((path.parent / "run.json").read_text())["decision"] == posterior.decision.to_mapping()
+    posterior.decision = Decision("expected-dice", 0.25, ("x",))
+    posterior.save(path)
+    scans = next(Path("data/brats").rglob("*_flair.nii.gz"))
+    for name, min_mass in (("learned", 0.25), ("largest", 1.0)):
+        result = command("predict", SVI_RUN, scans, "--samples", 1, "--decision", name, "--out", name)
+        assert result.exit_code == 0, result.output
+        (marker,) = Path(name).glob("*.json")
+        settings = json.loads(marker.read_text())["settings"]
+        assert settings["decision"] == {"threshold": "expected-dice", "min_mass": min_mass, "mirror": ["x"]}
+        assert settings["samples"] == 2 * len(posterior.members)  # one plain, one mirrored each
+        probability = read_maps(Path(name), marker.stem, "prob", posterior.network_config)
+        expected = posterior.network_config.masks(probability, read_decision(Path(name), marker.stem))
+        segmented = np.asarray(nibabel.load(f"{name}/{marker.stem}_seg.nii.gz").dataobj)
+        np.testing.assert_array_equal(segmented, expected[0])
+        assert segmented.any()
+    assert ndimage.label(segmented, np.ones((3, 3, 3)))[1] == 1
+
+
 @pytest.mark.parametrize("run", [SVI_RUN, FINETUNE_RUN])
 def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
     out = tmp_path / "p"
-    result = command("predict", run, "data/brats", "--samples", 2, "--out", out)
+    result = command("predict", run, "data/brats", "--samples", 2, "--decision", "half", "--out", out)
     assert result.exit_code == 0, result.output
     name = "Brats18_PHA_004_1"
     scan = nibabel.load(f"data/brats/HGG/{name}/{name}_flair.nii.gz")

@@ -112,7 +112,7 @@ def test_three_regions_at_once(copy_of_world, command):
     arguments = ("--n", "2", *form, "--region", ",".join(regions), "--members", "1")
     result = command("svi", *arguments, "--out", "run")
     assert result.exit_code == 0, result.output
-    result = command("evaluate", "run", "--samples", "2")
+    result = command("evaluate", "run", "--samples", "2", "--decision", "half")
     assert result.exit_code == 0, result.output
     assert all(f"run: {region}" in result.output for region in regions)
     evaluation = json.loads((copy_of_world / "run" / "evaluation.json").read_text())

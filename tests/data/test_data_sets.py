@@ -201,7 +201,7 @@ def test_labels_that_exclude_each_other_are_classes_in_all_commands(decathlon, t
     assert result.exit_code == 0, result.output
     network_config = Posterior.load(tmp_path / "run/posterior.safetensors").network_config
     assert network_config.regions == ("anterior", "posterior", "middle") and network_config.activation == "softmax"
-    assert command("evaluate", "run", "--samples", 1).exit_code == 0
+    assert command("evaluate", "run", "--samples", 1, "--decision", "half").exit_code == 0
     assert command("export", "run", "nnunet", "--format", "nnunet").exit_code == 0
     labels = json.loads(Path("nnunet/dataset.json").read_text())["labels"]
     assert labels == {"background": 0, "anterior": 1, "posterior": 2, "middle": 3}

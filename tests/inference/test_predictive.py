@@ -11,6 +11,7 @@ import torch
 
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference import predictive as module
+from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import posterior_mean_probability, posterior_predictive
 from dwp_pyro.models.likelihoods import region_probability
@@ -277,3 +278,25 @@ def test_certain_voxels_have_no_entropy(image, monkeypatch):
     assert all((moments.entropy[each] == 0).all() for each in certain)
     assert moments.entropy.isfinite().all() and not moments.entropy.signbit().any()
     assert (moments.mutual_information == 0).all()
+
+
+def test_mirrored_passes_take_turns(image):
+    """Passes 0 to 3 of one member: plain, mirrored, plain, mirrored."""
+    posterior = make_posterior(0.2)
+    moments = posterior_predictive(posterior, image, range(4), flips=((), (0,)))
+    plain = posterior_predictive(posterior, image, [0, 2])
+    mirrored = posterior_predictive(posterior, image.flip(1), [1, 3])
+    expected = (plain.probability + mirrored.probability.flip(1)) / 2
+    torch.testing.assert_close(moments.probability, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(moments.probability, posterior_predictive(posterior, image, range(4)).probability)
+    # With kernels at their means, each member has one pass per flip.
+    means = posterior_predictive(posterior, image, None, flips=((), (0,)))
+    each = posterior_mean_probability(posterior, image), posterior_mean_probability(posterior, image.flip(1)).flip(1)
+    torch.testing.assert_close(means.probability, sum(each) / 2, atol=1e-5, rtol=0)
+
+
+def test_the_decision_is_saved_with_the_posterior(tmp_path):
+    posterior = make_posterior(0.2)
+    posterior.decision = Decision("expected-dice", 0.25, ("x",))
+    posterior.save(tmp_path / "p.safetensors")
+    assert Posterior.load(tmp_path / "p.safetensors").decision == posterior.decision

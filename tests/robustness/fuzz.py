@@ -53,7 +53,7 @@ from dwp_pyro.runtime.files import read_yaml, write_json, write_yaml
 from dwp_pyro.runtime.non_finite_guard import NonFiniteGuard
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.study.grid import Study
-from dwp_pyro.study.runner import _read_rows, run_if_unfinished
+from dwp_pyro.study.runner import read_rows, run_if_unfinished
 from tests.robustness.mutate import mutate
 
 __all__ = ["TARGETS", "Finding", "fuzz", "make_files"]
@@ -255,7 +255,7 @@ TARGETS = (
     Target("run/config.yaml", _read_run, 1, named=("/run", "--root", "holds no case")),
     Target("run/run.json", _resume, 2, named=("/run",)),
     Target("run/split.json", _read_run, 1),
-    Target("results.csv", lambda root: _read_rows(root / "results.csv"), 3),
+    Target("results.csv", lambda root: read_rows(root / "results.csv"), 3),
     Target("run/predictions/{case}.json", _read_predictions, 0.5, named=("run/predictions",)),
     Target("run/evaluation.json", _report, 0.3),
     Target("run/metrics.jsonl", _report, 0.2),

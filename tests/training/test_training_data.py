@@ -1,4 +1,4 @@
-"""The spacing that is chosen from the scans."""
+"""The spacing that is chosen from the scans, and the seed of the split."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dwp_pyro.config.training import SviConfig
 from dwp_pyro.data.case import Scan
-from dwp_pyro.training.training_data import choose_spacing
+from dwp_pyro.data.phantom import write_phantoms
+from dwp_pyro.training.training_data import choose_spacing, find_split
 
 
 def scan(spacing: tuple[float, float, float], head: int, *structures: tuple[slice, slice, slice]) -> Scan:
@@ -56,3 +58,14 @@ def test_the_largest_component_of_each_region_is_measured():
     assert both.label is not None
     both.label[190, 190, 190] = 2
     assert choose_spacing([both], [frozenset({1}), frozenset({2})], 32) == 80 / 32
+
+
+def test_runs_of_several_seeds_can_have_the_same_cases(tmp_path):
+    write_phantoms("brats", tmp_path, 9, shape=(20, 24, 20))
+
+    def split_of(**settings: int) -> object:
+        return find_split(SviConfig(root=str(tmp_path), validation=2, **settings), 3)[1]
+
+    assert split_of(seed=1) != split_of(seed=2)
+    assert split_of(seed=1, split_seed=2) == split_of(seed=2) == split_of(seed=2, split_seed=2)
+    assert split_of(seed=7, split_seed=0) == split_of()

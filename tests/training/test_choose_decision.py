@@ -1,0 +1,95 @@
+"""The decision that is best on validation cases."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from dwp_pyro.inference.decision import Decision
+from dwp_pyro.inference.posterior import NetworkConfig
+from dwp_pyro.training import choose_decision as module
+from dwp_pyro.training.choose_decision import choose_decision, volume_lost
+
+CONFIG = NetworkConfig(("flair",), ("whole",), ((1,),), "brats", None, (16, 16, 16))
+FOCUS, SECOND = slice(2, 10), slice(14, 17)
+
+
+def volume(*parts: tuple[slice, float]) -> np.ndarray:
+    """Return slabs of given values, [1, 20, 4, 4]."""
+    values = np.zeros((1, 20, 4, 4), np.float32)
+    for part, value in parts:
+        values[:, part] = value
+    return values
+
+
+def example(label: np.ndarray, probability: np.ndarray | None = None) -> SimpleNamespace:
+    image = label if probability is None else probability
+    parts = {"label": label, "image": image, "brain_mask": np.ones_like(label)}
+    return SimpleNamespace(**{name: MetaTensor(torch.from_numpy(each)) for name, each in parts.items()})
+
+
+@pytest.fixture
+def posterior(monkeypatch) -> SimpleNamespace:
+    """A posterior whose prediction is the image."""
+
+    def predict(posterior, image, seeds, *, flips, advance):
+        for _ in seeds:
+            advance()
+        assert len(seeds) == 2 * len(flips)
+        return SimpleNamespace(probability=image)
+
+    monkeypatch.setattr(module, "posterior_predictive", predict)
+    return SimpleNamespace(network_config=CONFIG, members=[None])
+
+
+def choose(posterior, train, validation, mirror=()) -> Decision:
+    data = SimpleNamespace(train=train, validation=validation)
+    return choose_decision(posterior, data, mirror, torch.device("cpu"))
+
+
+ONE = example(volume((FOCUS, 1)))
+TWO = example(volume((FOCUS, 1), (SECOND, 1)))
+
+
+def test_where_nothing_helps_nothing_is_done(posterior):
+    perfect = example(volume((FOCUS, 1)), volume((FOCUS, 0.9)))
+    assert choose(posterior, [ONE], [perfect]) == Decision()
+
+
+def test_false_components_are_removed(posterior):
+    wrong = example(volume((FOCUS, 1)), volume((FOCUS, 0.9), (SECOND, 0.8)))
+    assert choose(posterior, [ONE], [wrong]) == Decision(min_mass=0.5)
+
+
+def test_a_second_focus_in_the_training_labels_is_protected(posterior):
+    """Even if validation favors the largest component: a second focus of 3/8 survives 1/4, not 1/2."""
+    wrong = example(volume((FOCUS, 1)), volume((FOCUS, 0.9), (SECOND, 0.8)))
+    assert volume_lost([TWO.label.numpy() > 0], 0.25) == 0
+    assert volume_lost([TWO.label.numpy() > 0], 0.5) == pytest.approx(3 / 11)
+    assert choose(posterior, [ONE, TWO], [wrong]).min_mass <= 0.25
+
+
+def test_probabilities_that_are_too_low_get_a_lower_threshold(posterior):
+    timid = example(volume((FOCUS, 1)), volume((FOCUS, 0.45)))
+    assert choose(posterior, [ONE], [timid]) == Decision("expected-dice")
+
+
+def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):
+    right = volume((FOCUS, 0.9))
+
+    def predict(posterior, image, seeds, *, flips, advance):
+        return SimpleNamespace(probability=torch.from_numpy(right) if len(flips) > 1 else torch.zeros(1, 20, 4, 4))
+
+    monkeypatch.setattr(module, "posterior_predictive", predict)
+    assert choose(posterior, [ONE], [ONE], ("x",)) == Decision(mirror=("x",))
+    assert choose(posterior, [ONE], [ONE], ("none",)).mirror == ()
+
+
+def test_without_validation_cases_the_labels_decide(posterior):
+    assert choose(posterior, [ONE], []) == Decision(min_mass=0.25)
+    small = example(volume((FOCUS, 1), (slice(14, 15), 1)))
+    assert choose(posterior, [small], []) == Decision(min_mass=0.1)
