@@ -1,0 +1,33 @@
+"""Tables of several `results.csv`: all cases, those of the sites in training, and those of the site that is not.
+
+$ python studies/gliomas/table.py runs/gliomas/results.csv runs/nnunet.csv --reference "svi"
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dwp_pyro.runtime.table import markdown
+from dwp_pyro.study.comparison import compare
+from dwp_pyro.study.runner import read_rows
+
+_UNSEEN = "TCGA_HT_"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--reference")
+    arguments = parser.parse_args()
+    rows = [row for path in arguments.results for row in read_rows(path)]
+    unseen = [row for row in rows if row.case.startswith(_UNSEEN)]
+    groups = {"All cases": rows}
+    if unseen:
+        groups |= {"Sites in training": [row for row in rows if row not in unseen], "Another site (HT)": unseen}
+    for title, listed in groups.items():
+        print(f"# {title}\n\n{markdown(compare(listed, arguments.reference))}")
+
+
+if __name__ == "__main__":
+    main()
