@@ -1,4 +1,4 @@
-"""Every test starts from the same seed with an empty parameter store; scenes that several tests share."""
+"""Every test starts from the same seed with an empty parameter store; shared fixtures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only the tests of a GPU (-m gpu) see one: a GPU adds up in any order, and many tests compare bits."""
+    """Hide GPUs without -m gpu: their sums have no fixed order, and many tests compare bits."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -45,7 +45,7 @@ def _fresh_pyro() -> None:
 
 @pytest.fixture
 def linear_gaussian() -> LinearGaussian:
-    """Makes a linear-Gaussian `KernelVAE` with its exact posterior as encoder, and its exact marginal.
+    """Return a function that makes a linear-Gaussian `KernelVAE` with an exact encoder, and its marginal.
 
     With u = Wz + b + σε, the posterior of z has the precision I + WᵀΨ⁻¹W, Ψ = diag σ². It is diagonal, as
     the encoder is, because the columns of W are orthogonal under Ψ⁻¹.
@@ -78,7 +78,7 @@ def linear_gaussian() -> LinearGaussian:
 
 @torch.no_grad()
 def random_density(family: str, kernel_shape: tuple[int, ...] = (3, 3, 3)) -> KernelDistribution:
-    """An exact density in double precision, everything in it at random: no mean is 0, no weights are alike."""
+    """Return an exact density in double precision with random parameters."""
     forms = {"gaussian": {}, "mixture": {"components": 3}, "flow": {"hidden": (8,)}}
     density = DENSITIES[family](kernel_shape, **forms[family]).double()
     size = density.kernel_shape.numel()
@@ -109,7 +109,7 @@ class Scene:
 
 @pytest.fixture
 def scene(linear_gaussian: LinearGaussian) -> Callable[..., Scene]:
-    """Makes a `Scene` in double precision, from the name of a prior; `moved` to the first kernels, half as wide."""
+    """Return a function that makes a `Scene` in double precision; `moved` centers priors at the initial kernels."""
 
     def make(prior: str, likelihood: str = "categorical", scale: float = 0.1, moved: bool = False) -> Scene:
         layers = [nn.Conv3d(1, 2, 3, padding=1, bias=False), nn.InstanceNorm3d(2), nn.ReLU()]

@@ -2,8 +2,8 @@
 
 $ python studies/gliomas/development_split.py DATA/split.json data/gliomas-development.json
 
-The decision of a run is chosen on its validation cases; methods are compared on others. The test patients of the original
-split are in neither half.
+The decision of a run is chosen on its validation cases; methods are compared on others. The test patients of the
+original split are in neither half.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 FINETUNE_RUN = "runs/finetune-brats-source-all-n2-seed0"
 
 
-def test_help_answers_without_torch():
+def test_the_command_line_starts_without_torch():
     code = "import sys, dwp_pyro.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -61,7 +61,7 @@ def test_every_option_is_documented_with_its_default(command, name):
             assert parameter.show_default or "[default:" in parameter.help, parameter.name
 
 
-def test_the_second_command_picks_up_what_the_first_left(in_world, world):
+def test_a_command_uses_the_outputs_of_the_previous_one(in_world, world):
     assert "Prior: runs/prior-ms" in world.outputs["fit-prior"]
     prior = json.loads((in_world / "runs/prior-ms/prior.json").read_text())
     assert list(prior["blocks"]) == ["input", "scale1", "scale2", "bottom", "up1", "up2", "up3"]
@@ -166,7 +166,7 @@ def test_prediction_of_single_files_agrees_with_that_of_the_folder(command, in_w
     np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(several.dataobj))
 
 
-def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
+def test_evaluation_agrees_with_the_predictions(command, copy_of_world):
     result = command("evaluate", SVI_RUN, "--samples", 2)
     assert result.exit_code == 0, result.output
     assert "Empty masks" in result.output
@@ -183,11 +183,9 @@ def test_evaluation_is_that_of_the_predictions(command, copy_of_world):
         assert float(row["dice"]) == pytest.approx(2 * (a & b).sum() / max(1, a.sum() + b.sum()), abs=1e-6)
     mean = np.mean([float(row["nll"]) for row in rows])
     assert whole["summary"]["nll"]["mean"] == pytest.approx(mean)
-    block_infos = [
-        json.loads((copy_of_world / SVI_RUN / f"predictions/{row['case']}.json").read_text()) for row in rows
-    ]
+    records = [json.loads((copy_of_world / SVI_RUN / f"predictions/{row['case']}.json").read_text()) for row in rows]
     assert [float(row["pairwise_dice"]) for row in rows] == pytest.approx(
-        [network_config["regions"]["whole"]["pairwise_dice"] for network_config in block_infos]
+        [record["regions"]["whole"]["pairwise_dice"] for record in records]
     )
     assert whole["curves"]["case_risk_coverage"]["score"] == "pairwise Dice"
     # A second evaluation reuses the predictions.
@@ -208,16 +206,16 @@ def test_curves_of_the_test_cases(command, copy_of_world):
     assert len(curves["reliability"]["count"]) == 15 and sum(curves["reliability"]["count"]) == brain_mask
     assert len(curves["risk_coverage"]["coverage"]) == 100
     assert np.mean(curves["risk_coverage"]["risk"]) == pytest.approx(report["summary"]["aurc"]["mean"])
-    of_cases = curves["case_risk_coverage"]
-    assert of_cases["score"] == "mean entropy of the brain" and of_cases["coverage"] == [0.5, 1.0]
-    assert of_cases["risk"][-1] == pytest.approx(1 - report["summary"]["dice"]["mean"])
-    assert of_cases["aurc"] == pytest.approx(np.mean(of_cases["risk"]))
+    case_curve = curves["case_risk_coverage"]
+    assert case_curve["score"] == "mean entropy of the brain" and case_curve["coverage"] == [0.5, 1.0]
+    assert case_curve["risk"][-1] == pytest.approx(1 - report["summary"]["dice"]["mean"])
+    assert case_curve["aurc"] == pytest.approx(np.mean(case_curve["risk"]))
     assert "pairwise_dice" not in report["summary"]
     for name in ("reliability.png", "risk_coverage.png"):
         assert (copy_of_world / FINETUNE_RUN / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_config_file_gives_settings_and_options_win(command, in_world, tmp_path):
+def test_options_override_a_config_file(command, in_world, tmp_path):
     (tmp_path / "c.yaml").write_text("n: 1\nsteps: 2\nwidths: [2, 3, 4, 5]\npatch: 24\nvalidation: 0\n")
     out = tmp_path / "run"
     result = command("finetune", "--config", tmp_path / "c.yaml", "--steps", 3, "--out", out)
@@ -237,12 +235,12 @@ def test_a_config_file_gives_settings_and_options_win(command, in_world, tmp_pat
         ("--prior", "normal", "--init", "prior", "--region", "core"),
     ],
 )
-def test_priors_starts_estimators_and_likelihoods_by_option(command, in_world, tmp_path, options):
+def test_options_select_prior_start_estimator_and_likelihood(command, in_world, tmp_path, options):
     result = command("svi", "--n", 2, *TINY, "--members", 1, *options, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
 
 
-def test_the_arms(command, in_world, tmp_path):
+def test_the_finetuning_methods(command, in_world, tmp_path):
     from dwp_pyro.runtime.tensors import load_tensors
 
     sources, _ = load_tensors(in_world / "runs/prior-ms/source.safetensors")
@@ -313,14 +311,14 @@ def test_phantom_writes_the_layout(command, tmp_path):
     assert command("check-data", "--root", tmp_path / "d").exit_code == 0
 
 
-@pytest.mark.parametrize(("run", "asked", "samples"), [(SVI_RUN, 3, 4), (FINETUNE_RUN, 3, 1), (SVI_RUN, 0, 0)])
-def test_every_member_is_sampled_as_often_as_the_others(command, in_world, tmp_path, run, asked, samples):
-    """Three samples become four with two members, one without a posterior; none means the posterior means."""
+@pytest.mark.parametrize(("run", "requested", "samples"), [(SVI_RUN, 3, 4), (FINETUNE_RUN, 3, 1), (SVI_RUN, 0, 0)])
+def test_every_member_has_the_same_number_of_samples(command, in_world, tmp_path, run, requested, samples):
+    """Round 3 samples up to 4 for two members; use 1 without a posterior; 0 means the posterior means."""
     scan = "data/brats/HGG/Brats18_PHA_004_1/Brats18_PHA_004_1_flair.nii.gz"
-    result = command("predict", run, scan, "--samples", asked, "--out", tmp_path / "p")
+    result = command("predict", run, scan, "--samples", requested, "--out", tmp_path / "p")
     assert result.exit_code == 0, result.output
-    (network_config,) = (tmp_path / "p").glob("*.json")
-    assert json.loads(network_config.read_text())["settings"]["samples"] == samples
+    (record,) = (tmp_path / "p").glob("*.json")
+    assert json.loads(record.read_text())["settings"]["samples"] == samples
 
 
 @pytest.mark.slow
@@ -333,31 +331,31 @@ def test_bf16_is_a_setting_of_training_and_of_prediction(command, in_world, tmp_
         out = tmp_path / precision
         result = command("predict", run, "data/brats", "--samples", 0, "--precision", precision, "--out", out)
         assert result.exit_code == 0, result.output
-        block_infos = [json.loads(path.read_text()) for path in out.glob("*.json")]
-        assert {network_config["settings"]["precision"] for network_config in block_infos} == {precision}
+        records = [json.loads(path.read_text()) for path in out.glob("*.json")]
+        assert {record["settings"]["precision"] for record in records} == {precision}
         maps[precision] = np.asarray(nibabel.load(out / "Brats18_PHA_004_1_prob.nii.gz").dataobj)
     np.testing.assert_allclose(maps["bf16"], maps["float32"], atol=0.05)
     assert not np.array_equal(maps["bf16"], maps["float32"])
 
 
-def _too_small(*args, **kwargs):
+def _out_of_memory(*args, **kwargs):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 @pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior", "predict", "evaluate"])
-def test_a_device_that_is_too_small_is_told_of(command, copy_of_world, monkeypatch, name):
+def test_too_little_device_memory_is_reported(command, copy_of_world, monkeypatch, name):
     """Memory may run out while the network moves to the device, or in a step."""
-    how_many = ("--n", 2) if name in ("svi", "finetune") else ()
+    cases = ("--n", 2) if name in ("svi", "finetune") else ()
     arguments = {
         "predict": ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--out", "new"),
         "evaluate": ("evaluate", "runs/svi-brats-dwp-n2-seed0"),
-    }.get(name, (name, *TINY, *how_many, "--out", "new"))
+    }.get(name, (name, *TINY, *cases, "--out", "new"))
     trained = "dwp_pyro.models.segmentation.SegmentationModel"
     predicted = "dwp_pyro.inference.posterior.Posterior"
     trains = name not in ("predict", "evaluate")
     for place in (f"{trained}.to", f"{trained}.forward") if trains else (f"{predicted}.to", f"{predicted}.logits"):
         with monkeypatch.context() as patch:
-            patch.setattr(place, _too_small)
+            patch.setattr(place, _out_of_memory)
             result = command(*arguments, *(("--overwrite",) if name != "evaluate" else ()))
         lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
         assert result.exit_code == 2 and len(lines) == 1, result.output
@@ -365,7 +363,7 @@ def test_a_device_that_is_too_small_is_told_of(command, copy_of_world, monkeypat
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate"])
-def test_a_network_whose_output_is_no_number_is_told_of(command, copy_of_world, monkeypatch, name):
+def test_nan_in_the_output_of_a_network_is_reported(command, copy_of_world, monkeypatch, name):
     """Finite weights that are too large make the output infinite."""
     logits = Posterior.logits
     monkeypatch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)

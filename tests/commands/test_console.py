@@ -1,4 +1,4 @@
-"""Log records on the command line."""
+"""Log output of the command line."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def work() -> None:
 def test_messages_are_output_and_the_rest_is_not(capsys):
     set_up_logging("text", quiet=False)
     work()
-    said = capsys.readouterr()
-    assert said.out == "begin\n"
-    assert said.err.splitlines() == ["pieces: 1/1, 0 s left  note", "Warning: odd", "Error: too bad"]
+    captured = capsys.readouterr()
+    assert captured.out == "begin\n"
+    assert captured.err.splitlines() == ["pieces: 1/1, 0 s left  note", "Warning: odd", "Error: too bad"]
 
 
 def test_json_is_an_object_per_line(capsys):
     set_up_logging("json", quiet=False)
     work()
-    said = capsys.readouterr()
-    assert said.out == ""
-    lines = [json.loads(line) for line in said.err.splitlines()]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [json.loads(line) for line in captured.err.splitlines()]
     assert all(datetime.fromisoformat(line.pop("time")).tzinfo for line in lines)
     assert lines == [
         {"event": "message", "message": "begin"},
@@ -57,7 +57,7 @@ def test_json_is_an_object_per_line(capsys):
 def test_quiet_prints_errors_alone(capsys, log_format):
     set_up_logging(log_format, quiet=True)
     work()
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
     assert line == "Error: too bad" or json.loads(line)["message"] == "too bad"

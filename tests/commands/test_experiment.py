@@ -112,7 +112,7 @@ def test_what_is_written_and_printed(finished):
     assert all(float(row["seconds"]) > 0 for row in rows_of(out))
 
 
-def test_the_figures_are_those_of_evaluate(command, in_world, copied):
+def test_the_metrics_equal_those_of_evaluate(command, in_world, copied):
     run = copied / "runs/DWP-n2-seed1"
     assert command("evaluate", run, "--samples", 2, "--seed", 1).exit_code == 0
     measured = {row["case"]: row for row in rows_of(copied) if (row["method"], row["seed"]) == ("DWP", "1")}
@@ -124,7 +124,7 @@ def test_the_figures_are_those_of_evaluate(command, in_world, copied):
             assert float(measured[row["case"]][name]) == pytest.approx(float(row[name]), rel=1e-6), name
 
 
-def test_a_cell_depends_on_the_files_that_its_training_read(in_world, finished):
+def test_a_run_records_the_files_that_its_training_read(in_world, finished):
     out, _ = finished
     for study_run in Study.read(out.parent / "study.yaml").runs:
         read = json.loads((out / "runs" / study_run.name / "learned_from.json").read_text())
@@ -141,8 +141,8 @@ def test_finished_runs_are_not_run_again_and_others_are_kept(command, in_world, 
     assert "UNet-RI" in (copied / "table.md").read_text() and "DWP" not in (copied / "table.md").read_text()
 
 
-def test_a_table_older_than_a_measure_is_gone_on_with(command, in_world, copied, tmp_path):
-    """Metrics that old rows lack are empty in the file and dashes in the table; nothing is run again."""
+def test_a_table_without_newer_metrics_is_extended(command, in_world, copied, tmp_path):
+    """Metrics that old rows lack are empty in the file and dashes in the table; no run is repeated."""
     old = ["method", "n", "seed", "case", "dice", "iou", "hd95", "nll", "ece", "seconds", "settings"]
     before = rows_of(copied)
     lines = [",".join(old), *(",".join(row[name] for name in old) for row in before)]
@@ -190,14 +190,14 @@ def test_other_settings_are_refused(command, in_world, copied, tmp_path, changes
         ),
     ],
 )
-def test_an_unfit_study_is_refused_before_anything_runs(command, in_world, tmp_path, changes, culprit):
+def test_an_invalid_study_is_refused_before_the_first_run(command, in_world, tmp_path, changes, culprit):
     study = write(tmp_path, **changes)
     before = snapshot(tmp_path)
     check(command("experiment", study, "--out", tmp_path / "out"), before, tmp_path, culprit)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unfit_folder_is_refused(command, in_world, copied, tmp_path):
+def test_an_invalid_folder_is_refused(command, in_world, copied, tmp_path):
     study = write(tmp_path)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()
@@ -212,7 +212,7 @@ def test_an_unfit_folder_is_refused(command, in_world, copied, tmp_path):
     assert result.exit_code == 2 and "results.csv: is not a table of this version" in result.stderr
 
 
-def test_validation_cases_and_a_cell_that_fails(command, in_world, tmp_path):
+def test_validation_cases_and_a_run_that_fails(command, in_world, tmp_path):
     """The second method has another architecture than the source network; the first run is kept."""
     methods = {"UNet-RI": STUDY["methods"]["UNet-RI"], "wide": STUDY["methods"]["UNet-PR"] | {"widths": [2, 2, 2, 2]}}
     runs = [{"methods": ["UNet-RI", "wide"], "n": [2], "seeds": [0]}]
@@ -273,5 +273,5 @@ def test_a_signal_leaves_checkpoints(in_world, tmp_path):
         errors.splitlines()[-1] == "Error: stopped by SIGTERM, checkpoint saved; run the same command again to resume"
     )
     assert list(run.glob("checkpoint-*.safetensors"))
-    with locked(run):  # its worker is gone
+    with locked(run):  # its worker has ended
         assert json.loads(run.with_name("DWP-n2-seed0.json").read_text())["seconds"] > 0

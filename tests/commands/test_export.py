@@ -1,4 +1,4 @@
-"""Exports in other tools: MONAI runs the bundle to the same maps as `predict`; nnU-Net reads its names."""
+"""Exports: a MONAI bundle computes the maps of `predict`; an nnU-Net folder has the names of nnU-Net."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def assert_same_maps(maps: Path, expected: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*no allow list")  # MONAI warns that a configuration runs code
-def test_monai_runs_the_bundle_to_the_maps_of_predict(bundle, scans, expected, tmp_path):
+def test_the_bundle_computes_the_maps_of_predict(bundle, scans, expected, tmp_path):
     from monai.bundle import run
 
     run(
@@ -129,7 +129,7 @@ def test_the_bundle_describes_itself(bundle, in_world):
     assert "'whole'" in readme and "prior dwp" in readme and "n 2" in readme
 
 
-def test_nnunet_finds_labels_alone_beside_its_dataset_file(command, copy_of_world, scans):
+def test_an_nnunet_folder_has_only_labels_and_its_dataset_file(command, copy_of_world, scans):
     result = command("export", SVI_RUN, "out", "--format", "nnunet")
     assert refused(result, f"dwp-pyro predict {SVI_RUN}") and not Path("out").exists()
     assert command("predict", SVI_RUN, scans, "--samples", 1).exit_code == 0
@@ -176,7 +176,7 @@ def test_overlapping_regions_become_nested_labels():
         ({"a": (300,), "b": (301,)}, (300, 301)),
     ],
 )
-def test_no_two_regions_have_one_value(regions, values):
+def test_regions_have_distinct_values(regions, values):
     network_config = NetworkConfig(("flair",), tuple(regions), tuple(regions.values()), "manifest", None, (16, 16, 16))
     assert label_values(network_config) == values
     assert to_label_map(np.eye(len(regions), dtype=bool), network_config, values).tolist() == list(values)
@@ -191,7 +191,7 @@ def test_no_two_regions_have_one_value(regions, values):
         (SVI_RUN, f"{SVI_RUN}/config.yaml", "monai-bundle", "config.yaml: exists already"),
     ],
 )
-def test_unfit_exports(command, in_world, run, out, form, culprit):
+def test_invalid_exports(command, in_world, run, out, form, culprit):
     before = sorted(in_world.rglob("*"))
     assert refused(command("export", run, out, "--format", form), culprit)
     assert sorted(in_world.rglob("*")) == before

@@ -45,12 +45,12 @@ GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("prior", ["normal", "log-uniform", "gaussian", "mixture", "flow", "dwp"])
-def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
+def test_the_elbo_and_its_gradient_equal_those_on_the_cpu(prior, monkeypatch):
     """In double precision, without TF32, with the noise of the CPU and kernels of one block."""
-    randn, bits = torch.randn, torch.Generator()
+    randn, generator = torch.randn, torch.Generator()
 
     def noise(*shape, dtype=torch.float32, device=None, **_):
-        return randn(*shape, dtype=torch.double, generator=bits).to(device, dtype)
+        return randn(*shape, dtype=torch.double, generator=generator).to(device, dtype)
 
     monkeypatch.setattr(torch, "randn", noise)
     monkeypatch.setattr(
@@ -70,7 +70,7 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
     state = network.state_dict()
     image = noise(1, 1, 16, 16, 16, dtype=torch.double)
     data = (image, (image > 0.5).long(), torch.ones_like(image))
-    found = []
+    results = []
     for device in (torch.device("cpu"), GPU):
         network = ResidualUNet3d(1, 2, (4, 4, 8, 8)).double()
         network.load_state_dict(state)
@@ -81,18 +81,18 @@ def test_the_bound_and_its_gradient_are_those_of_the_cpu(prior, monkeypatch):
         bayesianize(network, priors)
         guide = MeanFieldNormal(weights, 0.05).to(device)
         model = SegmentationModel(network, "dice-ce", 1, 4096.0).to(device)
-        bits.manual_seed(0)
+        generator.manual_seed(0)
         loss = MeanFieldELBO().differentiable_loss(model, guide, *(part.to(device) for part in data))
         loss.backward()
-        found.append((loss, {name: p.grad for name, p in guide.named_parameters()}))
-    (here, by_here), (there, by_there) = found
-    assert there.device.type == "cuda"
-    assert there.item() == pytest.approx(here.item(), rel=1e-9)
-    for name, gradient in by_here.items():
-        torch.testing.assert_close(by_there[name].cpu(), gradient, rtol=1e-6, atol=1e-8)
+        results.append((loss, {name: p.grad for name, p in guide.named_parameters()}))
+    (cpu_loss, cpu_gradients), (gpu_loss, gpu_gradients) = results
+    assert gpu_loss.device.type == "cuda"
+    assert gpu_loss.item() == pytest.approx(cpu_loss.item(), rel=1e-9)
+    for name, gradient in cpu_gradients.items():
+        torch.testing.assert_close(gpu_gradients[name].cpu(), gradient, rtol=1e-6, atol=1e-8)
 
 
-def test_the_network_takes_the_norm_of_the_gpu():
+def test_instance_norm_on_the_gpu():
     """The norm of a single voxel is 0, where PyTorch raises an error."""
     x = torch.randn(1, 4, 8, 8, 8, device=GPU)
     torch.testing.assert_close(InstanceNorm3d(4)(x), torch.nn.InstanceNorm3d(4)(x))
@@ -115,10 +115,10 @@ def test_the_network_takes_the_norm_of_the_gpu():
         ("dwp", "weight-sample"),
     ],
 )
-def test_recorded_steps_are_those_of_the_stock_svi(prior, estimator):
+def test_captured_steps_equal_those_of_stock_svi(prior, estimator):
     """Each step has another batch, β, learning rate and seed, and one is skipped; in double precision."""
-    outcomes = []
-    for recorded in (False, True):
+    results = []
+    for captured in (False, True):
         torch.manual_seed(0)
         network = ResidualUNet3d(1, 2, (4, 4, 8, 8)).double()
         guide = learned = None
@@ -144,11 +144,11 @@ def test_recorded_steps_are_those_of_the_stock_svi(prior, estimator):
         rate, beta = torch.zeros((), device=GPU), torch.zeros((), device=GPU)
         steps = NonFiniteGuard(torch.optim.AdamW(parameters, lr=rate, fused=True))
         elbo = MeanFieldELBO(beta)
-        if recorded:
+        if captured:
             svi = pyro_svi(model, guide, steps, elbo)
         else:
             svi = SVI(model, guide or (lambda *batch: {}), OneOptimizer(steps, elbo), elbo)
-        told = []
+        reports = []
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
             for step in range(6):
                 torch.manual_seed(100 + step)
@@ -160,18 +160,18 @@ def test_recorded_steps_are_those_of_the_stock_svi(prior, estimator):
                 beta.fill_(0.2 * (step + 1))
                 with LocalReparameterization(guide.posterior) if estimator == "local" else nullcontext():
                     loss = svi.step(*(part.to(GPU) for part in (image, *truth)))
-                told.append([loss, *(float(term) for term in elbo.terms.values()), steps.skipped])
-        outcomes.append((told, [p.detach().cpu() for p in parameters]))
-    (told, stock), (told_by_ours, ours) = outcomes
-    assert [step[-1] for step in told] == [0, 0, 0, 1, 1, 1]
-    np.testing.assert_allclose(told_by_ours, told, rtol=1e-8)
-    assert len({loss for loss, *_ in told}) == 6
+                reports.append([loss, *(float(term) for term in elbo.terms.values()), steps.skipped])
+        results.append((reports, [p.detach().cpu() for p in parameters]))
+    (stock_reports, stock), (our_reports, ours) = results
+    assert [step[-1] for step in stock_reports] == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(our_reports, stock_reports, rtol=1e-8)
+    assert len({loss for loss, *_ in stock_reports}) == 6
     for one, other in zip(stock, ours, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("network", ["segresnet", "unet", "dynunet", "basicunet", "mednext"])
-def test_a_network_of_monai_is_recorded(world, tmp_path, network):
+def test_steps_of_a_monai_network_are_captured(world, tmp_path, network):
     """In a command the first step runs eagerly, the second is captured, two are replayed."""
     form = ("--network", network, "--widths", "8,16,32,64", "--patch", 32, "--spacing", 4, "--validation", 1)
     brats = ("svi", "--root", world.path / "data/brats", "--n", 2, *form, "--steps", 4, "--device", "cuda")
@@ -179,7 +179,7 @@ def test_a_network_of_monai_is_recorded(world, tmp_path, network):
     assert result.exit_code == 0, result.output
 
 
-def test_auto_is_the_gpu():
+def test_auto_selects_the_gpu():
     assert torch_device("auto").type == "cuda"
 
 
@@ -212,7 +212,7 @@ def test_every_kind_of_run_is_evaluated_and_reported(on_the_gpu):
 
 
 @pytest.mark.parametrize("name", ["dwp", "random"])
-def test_maps_of_the_gpu_are_those_of_the_cpu(world, on_the_gpu, tmp_path, name):
+def test_maps_of_the_gpu_agree_with_those_of_the_cpu(world, on_the_gpu, tmp_path, name):
     """Weight samples are the same on both; convolutions on the GPU round to TF32, 10 bits."""
     for device in ("cpu", "cuda"):
         scans = (world.path / "data/two", "--samples", 4, "--device", device, "--out", tmp_path / device)
@@ -226,7 +226,7 @@ def test_maps_of_the_gpu_are_those_of_the_cpu(world, on_the_gpu, tmp_path, name)
         assert np.ptp(one[one > 0]) > 0.1  # 0 outside the brain
 
 
-def test_a_network_whose_output_is_no_number_is_told_of(world, on_the_gpu, tmp_path, monkeypatch):
+def test_nan_in_the_output_of_a_network_is_reported(world, on_the_gpu, tmp_path, monkeypatch):
     """The GPU can be used after the error."""
     logits = Posterior.logits
     with monkeypatch.context() as patch:
@@ -239,7 +239,7 @@ def test_a_network_whose_output_is_no_number_is_told_of(world, on_the_gpu, tmp_p
     assert result.exit_code == 0, result.output
 
 
-def test_the_memory_of_a_recorded_training_is_free_after_it(world, tmp_path):
+def test_the_memory_of_captured_steps_is_freed(world, tmp_path):
     """Memory is freed without waiting for the garbage collector, since the next member needs it."""
     run = ("svi", "--root", world.path / "data/brats", "--n", 2, *TINY, "--prior", "normal", "--device", "cuda")
     in_use = []
@@ -255,7 +255,7 @@ def test_the_memory_of_a_recorded_training_is_free_after_it(world, tmp_path):
 
 
 def test_stopped_and_resumed(world, tmp_path, monkeypatch):
-    """Sums on a GPU have no fixed order, so that two runs are close but not equal to the bit."""
+    """Sums on a GPU have no fixed order, so two runs are close but not identical."""
     brats = ("--root", world.path / "data/brats", "--n", 2, *TINY, "--learning-rate", 0.05)
     run = ("svi", *brats, "--prior", "normal", "--device", "cuda")
     log = MetricsLog.__call__
@@ -289,7 +289,7 @@ def test_memory_of_the_gpu_does_not_grow_with_samples(world, on_the_gpu, tmp_pat
     assert peaks[2] <= 1.02 * peaks[1]
 
 
-def test_a_gpu_that_is_too_small_is_told_of(world, tmp_path):
+def test_too_little_gpu_memory_is_reported(world, tmp_path):
     """The command prints one line and exits with code 2."""
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:

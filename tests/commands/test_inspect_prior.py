@@ -1,4 +1,4 @@
-"""Model card written by fit-prior and printed by inspect-prior, and the pictures."""
+"""Model card written by fit-prior and printed by inspect-prior, and the plots."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from matplotlib.image import imread
 PRIOR = "runs/prior-ms"
 
 
-def pictures(folder: Path) -> set[str]:
-    """Return the names of the pictures; none is blank."""
+def plots(folder: Path) -> set[str]:
+    """Return the names of the plots; none is blank."""
     for path in folder.iterdir():
         assert imread(path)[..., :3].std() > 0.02, path
     return {path.name for path in folder.iterdir()}
 
 
 def test_the_prior_has_a_card(in_world):
-    network_config = (in_world / PRIOR / "card.md").read_text()
-    assert "| license | not stated |" in network_config and "| modalities | flair |" in network_config
-    assert "| widths of the network | 2, 3, 4, 5 |" in network_config
-    assert "| source networks | 2, 4 snapshots |" in network_config
+    card = (in_world / PRIOR / "card.md").read_text()
+    assert "| license | not stated |" in card and "| modalities | flair |" in card
+    assert "| widths of the network | 2, 3, 4, 5 |" in card
+    assert "| source networks | 2, 4 snapshots |" in card
     provenance = json.loads((in_world / PRIOR / "prior.json").read_text())["provenance"]
     assert provenance["dataset"] == "openms" and provenance["network"]["spacing"] == 3.0
     assert "brain" in provenance["normalisation"]
 
 
-def test_source_and_licence_are_stated_by_who_fits(command, in_world, tmp_path):
+def test_options_state_source_and_license(command, in_world, tmp_path):
     """A prior of a bank inherits the facts of its networks, and states the options given."""
     stated = ("--license", "CC-BY 4.0", "--source", "generated heads", "--family", "gaussian")
     bank = f"{PRIOR}/kernels.safetensors"
@@ -42,10 +42,10 @@ def test_source_and_licence_are_stated_by_who_fits(command, in_world, tmp_path):
     assert facts["source"] == "generated heads" and facts["license"] == "CC-BY 4.0"
     assert facts["modalities"] == "flair"  # of the networks, not of this command
     assert facts["layout of the scans"] == "openms" and facts["kernel prior"] == "gaussian"
-    assert pictures(tmp_path / "pictures") == {"kernels.png", "predictive.png"}
+    assert plots(tmp_path / "pictures") == {"kernels.png", "predictive.png"}
 
 
-def test_a_shared_prior_is_drawn_without_its_kernels(command, in_world, tmp_path):
+def test_a_shared_prior_is_plotted_without_its_kernels(command, in_world, tmp_path):
     """The two files of a prior are enough, with a description of an older version."""
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -54,31 +54,31 @@ def test_a_shared_prior_is_drawn_without_its_kernels(command, in_world, tmp_path
     description = json.loads((shared / "prior.json").read_text())
     widths = {"network": {"widths": [2, 3, 4, 5]}}
     (shared / "prior.json").write_text(json.dumps(description | {"provenance": {"modality": ["flair"], **widths}}))
-    drawn = {}
+    plotted = {}
     for folder in (shared, PRIOR):
-        out = tmp_path / f"pictures{len(drawn)}"
+        out = tmp_path / f"pictures{len(plotted)}"
         result = command("inspect-prior", folder, "--out", out)
         assert result.exit_code == 0, result.output
-        assert pictures(out) == {"kernels.png", "traversals.png", "predictive.png"}
-        drawn[folder] = out
-    one, other = (imread(out / "kernels.png").shape for out in drawn.values())
+        assert plots(out) == {"kernels.png", "traversals.png", "predictive.png"}
+        plotted[folder] = out
+    one, other = (imread(out / "kernels.png").shape for out in plotted.values())
     assert one[0] < other[0]  # one row fewer per block
-    same = [(out / "predictive.png").read_bytes() for out in drawn.values()]
+    same = [(out / "predictive.png").read_bytes() for out in plotted.values()]
     assert same[0] == same[1]
 
 
-def test_kernels_of_another_network_are_drawn_too(command, tmp_path, monkeypatch):
+def test_kernels_of_another_network_are_plotted(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("k.npy", np.random.default_rng(0).normal(size=(60, 7, 7)))
     assert command("fit-prior", "--kernels", "k.npy", "--family", "gaussian").exit_code == 0
     result = command("inspect-prior", "runs/prior-k")
     assert result.exit_code == 0, result.output
-    assert pictures(Path("runs/inspect-prior-k")) == {"kernels.png"}
+    assert plots(Path("runs/inspect-prior-k")) == {"kernels.png"}
     assert ": block 'all' holds 7×7 kernels" in result.stderr.split("prior predictive")[1]
 
 
 @pytest.mark.parametrize("damage", ["nowhere", "kernels of other blocks", "damaged kernels"])
-def test_unfit_priors_are_not_drawn(command, copy_of_world, damage):
+def test_invalid_priors_are_not_plotted(command, copy_of_world, damage):
     folder = Path("nowhere") if damage == "nowhere" else Path(PRIOR)
     if damage == "kernels of other blocks":
         path = folder / "prior.json"

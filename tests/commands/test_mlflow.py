@@ -24,7 +24,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "arguments", [("svi", "--n", 2), ("finetune", "--n", 2), ("fit-prior",), ("fit-prior", "--kernels", "k.npy")]
 )
-def test_without_mlflow_nothing_is_begun(command, in_world, tmp_path, monkeypatch, arguments):
+def test_without_mlflow_no_run_starts(command, in_world, tmp_path, monkeypatch, arguments):
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     result = command(*arguments, "--mlflow", "--out", tmp_path / "run")
     assert result.exit_code == 2
@@ -62,7 +62,7 @@ def test_a_run_is_in_mlflow_as_in_its_folder(command, copy_of_world):
 
 
 @installed
-def test_a_prior_is_in_mlflow_too(command, in_world, tmp_path, monkeypatch):
+def test_a_prior_is_in_mlflow(command, in_world, tmp_path, monkeypatch):
     """A prior and its card go to the user's own store."""
     import mlflow
 
@@ -77,7 +77,7 @@ def test_a_prior_is_in_mlflow_too(command, in_world, tmp_path, monkeypatch):
 
 
 @installed
-def test_a_store_that_refuses_is_told_of_in_one_line(command, in_world, tmp_path, monkeypatch):
+def test_a_store_error_is_reported_in_one_line(command, in_world, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "file"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

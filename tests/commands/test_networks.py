@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 SMALL = ("--widths", "8,16,32,64", "--patch", "32", "--validation", "1", "--steps", "2", "--spacing", "4")
 
 
-def test_a_network_of_monai_goes_through_every_command(copy_of_world, command):
+def test_every_command_accepts_a_monai_network(copy_of_world, command):
     """Fit a prior, train centered, fine-tune all layers and the first and last, evaluate and predict."""
     form = ("--network", "segresnet", *SMALL)
     steps = [
@@ -41,12 +41,12 @@ def test_a_network_of_monai_goes_through_every_command(copy_of_world, command):
     for arguments in steps:
         result = command(*arguments)
         assert result.exit_code == 0, result.output
-    network_config = json.loads((copy_of_world / "prior" / "prior.json").read_text())
-    assert set(network_config["blocks"]) == {"input", "scale1", "scale2", "bottom", "up1", "up2", "up3"}
+    description = json.loads((copy_of_world / "prior" / "prior.json").read_text())
+    assert set(description["blocks"]) == {"input", "scale1", "scale2", "bottom", "up1", "up2", "up3"}
     assert Posterior.load(copy_of_world / "run" / "posterior.safetensors").network_config.network == "segresnet"
 
 
-def test_a_prior_serves_another_network_with_other_channels(copy_of_world, command):
+def test_a_prior_fits_another_network_with_other_channels(copy_of_world, command):
     """A prior of the residual U-Net and one modality fits another network; fine-tuning raises an error."""
     target = ("--n", "1", "--network", "segresnet", *SMALL, "--modality", "flair,t1", "--prior-dir", "runs/prior-ms")
     result = command("svi", *target, "--center", "none", "--out", "run")
@@ -80,7 +80,7 @@ def test_blocks_can_be_given(copy_of_world, command):
     state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
     result = command(*fit, "--out", "prior", "--resume")
     assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.output
-    for content, says in {
+    for content, phrase in {
         "half: [input]": "'half' cannot be a block's name",
         "../x: [input]": "'../x' cannot be a block's name",
         "early: [input]": "kernel 'down1.conv1.weight' is in no block",
@@ -90,10 +90,10 @@ def test_blocks_can_be_given(copy_of_world, command):
         blocks.write_text(content)
         result = command("svi", "--n", "1", *form, "--blocks", blocks, "--members", "1", "--out", "other")
         assert result.exit_code == 2
-        assert says in result.output and "blocks.yaml" in result.output
+        assert phrase in result.output and "blocks.yaml" in result.output
 
 
-def test_a_unet_of_one_region_starts_another_of_three(copy_of_world, command):
+def test_a_unet_of_one_region_initializes_one_of_three(copy_of_world, command):
     form = ("--network", "unet", *SMALL)
     fit = ("fit-prior", *form, "--bootstraps", "1", "--snapshots", "1", "--density-steps", "2", "--out", "prior")
     assert command(*fit).exit_code == 0
@@ -131,7 +131,7 @@ def test_three_regions_at_once(copy_of_world, command):
         assert 0 <= evaluation["regions"][region]["cases"][case]["dice"] <= 1
 
 
-def test_a_missing_modality_is_an_error_unless_dropout_was_learned(copy_of_world, command):
+def test_a_missing_modality_is_an_error_without_modality_dropout(copy_of_world, command):
     """Training and prediction both check it."""
     form = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2", "--n", "2")
     run = ("svi", *form, "--modality", "flair,t1", "--prior", "normal")

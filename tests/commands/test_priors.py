@@ -51,7 +51,7 @@ def auto(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_auto_tells_of_every_family_and_keeps_the_best(auto):
+def test_auto_reports_every_family_and_selects_the_best(auto):
     """The family with the highest mean over all kernels is selected; blocks record the scores of all families."""
     description = json.loads((auto / "prior.json").read_text())
     blocks = description["blocks"].values()
@@ -66,8 +66,8 @@ def test_auto_tells_of_every_family_and_keeps_the_best(auto):
     assert KernelPrior.load(auto).family == description["family"]
 
 
-def test_a_bank_brings_its_source_network_along(command, in_world, auto, tmp_path):
-    """A second prior of the same kernels has source networks, too, for methods that start from them."""
+def test_a_bank_includes_its_source_networks(command, in_world, auto, tmp_path):
+    """A second prior of the same kernels has source networks for methods that start from them."""
     there, here = source(), source(auto)
     assert there.keys() == here.keys()
     assert all(torch.equal(w, here[name]) for name, w in there.items())
@@ -109,7 +109,7 @@ def test_a_simpler_prior_is_in_every_folder(command, in_world, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["mixture", "flow"])
-def test_a_family_that_the_folder_does_not_hold(command, in_world, tmp_path, name):
+def test_a_family_that_the_folder_does_not_contain(command, in_world, tmp_path, name):
     result = command("svi", "--n", 2, *TINY, "--members", 1, "--prior", name, "--out", tmp_path / "run")
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -117,7 +117,7 @@ def test_a_family_that_the_folder_does_not_hold(command, in_world, tmp_path, nam
     assert not (tmp_path / "run").exists()
 
 
-def test_a_member_that_has_not_learned_is_left_out(command, in_world, tmp_path, monkeypatch):
+def test_a_member_that_has_not_learned_is_skipped(command, in_world, tmp_path, monkeypatch):
     """It is excluded from posterior and summary; the nulls are those of the first member that is kept."""
     scores = iter((0.1, 0.6))
     monkeypatch.setattr("dwp_pyro.training.target._dice", lambda *args: next(scores))
@@ -132,15 +132,15 @@ def test_a_member_that_has_not_learned_is_left_out(command, in_world, tmp_path, 
     assert summary["above_frozen"]["nats"] == pytest.approx(rise, abs=1)
 
 
-def still(*options: object) -> tuple[object, ...]:
-    """Run one step that changes nothing."""
+def zero_step_svi(*options: object) -> tuple[object, ...]:
+    """Return arguments for one step with learning rate 0."""
     return ("svi", "--n", 2, *TINY, "--members", 1, "--steps", 1, "--learning-rate", 0, "--anneal", 0, *options)
 
 
 @pytest.mark.parametrize("name", ["dwp", "normal"])
-def test_a_centred_prior_starts_at_the_source_kernels(command, in_world, tmp_path, name):
+def test_a_centered_prior_starts_at_the_source_kernels(command, in_world, tmp_path, name):
     """Initial means and deterministic weights are those of the source network."""
-    result = command(*still("--prior", name, "--center", "source", "--out", tmp_path / "run"))
+    result = command(*zero_step_svi("--prior", name, "--center", "source", "--out", tmp_path / "run"))
     assert result.exit_code == 0, result.output
     posterior = tensors(tmp_path / "run" / "posterior.safetensors")
     for site, w in source().items():
@@ -148,13 +148,13 @@ def test_a_centred_prior_starts_at_the_source_kernels(command, in_world, tmp_pat
         assert torch.equal(posterior[f"0.{kind}.{site}"], w), site
 
 
-def test_a_centred_normal_prior_is_around_the_source(command, in_world, tmp_path):
+def test_a_centered_normal_prior_has_the_kl_of_its_formula(command, in_world, tmp_path):
     """KL from N(source, s²) to N(source, c²): log(c/s) + s²/2c² − ½ per weight, s 1 % of the RMS of the site."""
     divergences = []
     for i, options in enumerate((("--center", "source"), ("--init", "source"))):
         out = tmp_path / f"run{i}"
         settings = ("--prior", "normal", "--prior-scale", 0.5, "--init-scale", 0.01, *options, "--out", out)
-        result = command(*still(*settings))
+        result = command(*zero_step_svi(*settings))
         assert result.exit_code == 0, result.output
         divergences.append(last_metrics(out)["kl"])
     kernels = [w for w in source().values() if w.shape[2:] == (3, 3, 3)]
@@ -165,7 +165,7 @@ def test_a_centred_normal_prior_is_around_the_source(command, in_world, tmp_path
     assert divergences[1] == pytest.approx(spread + 0.5 * norm / 0.5**2, rel=1e-4)
 
 
-def test_finetuning_can_start_at_draws_of_the_prior(command, in_world, tmp_path):
+def test_finetuning_can_start_from_prior_samples(command, in_world, tmp_path):
     """All kernels of the network follow an unusual prior, and all differ."""
     np.save(tmp_path / "k.npy", np.random.default_rng(0).normal(7, 0.1, size=(50, 3, 3, 3)))
     prior, out = tmp_path / "prior", tmp_path / "run"
@@ -184,7 +184,7 @@ def test_l2_sp_keeps_the_weights_at_the_source(command, in_world, tmp_path):
     """A strong L2-SP penalty holds a network that diverges without it."""
     before, distances = source(), []
     for l2_sp_weight in (0, 1e8):
-        out = tmp_path / f"pull{l2_sp_weight:g}"
+        out = tmp_path / f"run{l2_sp_weight:g}"
         settings = ("--init", "source", "--l2-sp", l2_sp_weight, "--steps", 20, "--learning-rate", 0.01)
         result = command("finetune", "--n", 2, *TINY, *settings, "--out", out)
         assert result.exit_code == 0, result.output
@@ -207,7 +207,7 @@ def test_l2_sp_keeps_the_weights_at_the_source(command, in_world, tmp_path):
         (("svi", "--members", "0"), "members"),
     ],
 )
-def test_settings_that_do_not_go_together(command, in_world, tmp_path, arguments, culprit):
+def test_incompatible_settings(command, in_world, tmp_path, arguments, culprit):
     name, *rest = arguments
     result = command(name, "--n", 2, *TINY, *rest, "--out", tmp_path / "run")
     assert result.exit_code == 2, result.output
@@ -225,7 +225,7 @@ def test_a_bank_is_not_replaced_by_its_own_prior(command, in_world):
     assert tensors(Path(BANK)).keys() == before.keys()
 
 
-def test_the_bank_says_how_far_its_kernels_are_from_their_start(world):
+def test_the_bank_records_the_correlation_of_kernels_with_their_start(world):
     """A short training leaves kernels close to their start, a second cycle less so."""
     sources = json.loads((world.path / "runs/prior-ms/kernels.json").read_text())["sources"]
     correlations = [source["start_correlation"] for source in sources]
@@ -282,10 +282,11 @@ def test_members_of_random_starts_differ(command, in_world, tmp_path):
     assert result.exit_code == 0, result.output
     one, two = (network(tmp_path / "run" / "posterior.safetensors", number) for number in (0, 1))
     assert one.keys() == two.keys()
-    assert not any(torch.equal(w, two[name]) for name, w in one.items() if w.dim() == 5)  # norms start alike
+    # Norms start with equal weights.
+    assert not any(torch.equal(w, two[name]) for name, w in one.items() if w.dim() == 5)
 
 
-def test_members_are_as_many_as_the_source_networks(command, copy_of_world):
+def test_there_are_at_most_as_many_members_as_source_networks(command, copy_of_world):
     """The world has two source networks; the default is three members."""
     result = command("svi", "--n", 2, *TINY, "--out", "run")
     assert result.exit_code == 0, result.output

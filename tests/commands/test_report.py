@@ -44,11 +44,11 @@ def test_the_page_is_about_the_run(command, copy_of_evaluated):
     for case, metrics in evaluation["regions"]["whole"]["cases"].items():
         assert case in html and f"{metrics['nll']:.4f}" in html
     assert html.count('class="viewer"') == 2 and "Best: " in html and "Worst: " in html
-    assert html.count('class="plot"') == 4  # of the training, reliability, risk and coverage of voxels and of cases
+    assert html.count('class="plot"') == 4  # training, reliability, risk-coverage of voxels and of cases
     assert "Not a medical device" in html and "data/brats" in html and "prior.safetensors" in html
 
 
-def test_another_file_and_scans_that_have_moved(command, copy_of_evaluated):
+def test_another_output_file_and_moved_scans(command, copy_of_evaluated):
     Path("data/brats").rename("elsewhere")
     result = command("report", SVI_RUN, "--out", "pages/one.html", "--root", "elsewhere")
     assert result.exit_code == 0, result.output
@@ -81,7 +81,7 @@ def folder_in_the_way(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "culprit"),
+    ("damage", "culprit"),
     [
         (not_evaluated, f"{SVI_RUN}: is not evaluated yet; run 'dwp-pyro evaluate {SVI_RUN}' first"),
         (prediction_gone, f"run 'dwp-pyro evaluate {SVI_RUN}' again"),
@@ -91,8 +91,8 @@ def folder_in_the_way(run: Path) -> None:
         (folder_in_the_way, "report.html: is a folder"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(command, copy_of_evaluated, spoil, culprit):
-    spoil(Path(SVI_RUN))
+def test_missing_inputs_are_reported_in_one_line(command, copy_of_evaluated, damage, culprit):
+    damage(Path(SVI_RUN))
     before = sorted(copy_of_evaluated.rglob("*"))
     result = command("report", SVI_RUN)
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]

@@ -1,4 +1,4 @@
-"""A command stopped by a signal resumes with --resume, with results equal to the bit."""
+"""A command stopped by a signal resumes with --resume and gives identical results."""
 
 import json
 import os
@@ -29,7 +29,7 @@ RESULTS = ("posterior.safetensors", "source.safetensors", "kernels.safetensors",
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_stopped_and_resumed(command, in_world, tmp_path, monkeypatch, name):
-    arguments, whole, (stage, step) = COMMANDS[name]
+    arguments, undisturbed, (stage, step) = COMMANDS[name]
     out = tmp_path / "run"
     log = MetricsLog.__call__
 
@@ -47,16 +47,16 @@ def test_stopped_and_resumed(command, in_world, tmp_path, monkeypatch, name):
     assert command(*arguments, "--out", out).exit_code == 2
     resumed = command(*arguments, "--out", out, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    compared = [result for result in RESULTS if Path(whole, result).exists()]
+    compared = [result for result in RESULTS if Path(undisturbed, result).exists()]
     assert len(compared) >= 2
     for result in compared:
-        assert (out / result).read_bytes() == Path(whole, result).read_bytes(), result
-    assert (out / "metrics.jsonl").read_text() == Path(whole, "metrics.jsonl").read_text()
+        assert (out / result).read_bytes() == Path(undisturbed, result).read_bytes(), result
+    assert (out / "metrics.jsonl").read_text() == Path(undisturbed, "metrics.jsonl").read_text()
 
 
-def test_a_prior_that_changed_is_noticed(command, copy_of_world):
-    arguments, whole, _ = COMMANDS["svi"]
-    (Path(whole) / "run.json").write_text(json.dumps({"format": 1, "command": "svi", "finished": False}))
+def test_a_changed_prior_is_detected(command, copy_of_world):
+    arguments, finished, _ = COMMANDS["svi"]
+    (Path(finished) / "run.json").write_text(json.dumps({"format": 1, "command": "svi", "finished": False}))
     assert command("fit-prior", *TINY, "--bootstraps", 2, "--latent-size", 3, *QUICK, "--overwrite").exit_code == 0
     result = command(*arguments, "--resume")
     assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.stderr

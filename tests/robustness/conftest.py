@@ -1,4 +1,4 @@
-"""The world of whole commands serves here too."""
+"""Fixtures of the command tests."""
 
 from tests.commands.conftest import command, copy_of_world, world
 

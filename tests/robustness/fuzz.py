@@ -1,9 +1,9 @@
-"""Mutated files, through the package's own readers: `python -m tests.robustness.fuzz --mutants 20000`.
+"""Read mutated files with the package's own readers: `python -m tests.robustness.fuzz --mutants 20000`.
 
-Each of the files that the package reads is made by the package itself, small, and spoiled in thousands of ways: bits
-and bytes, pieces left out, doubled or of another file, extreme numbers, other types anywhere in JSON and YAML, tensors
-of another shape or format under a valid checksum. Whoever reads a mutant returns, or raises a `UserError` that names
-the file. All else is a finding: another exception, a crash, more than 5 seconds, more than 2 GiB.
+The package itself writes small files of each kind that it reads. Mutations change bits and bytes, remove, repeat or
+splice parts, insert extreme numbers, replace values in JSON and YAML, and change tensors under a valid checksum. A
+reader of a mutant must return or raise a `UserError` that names the file. Anything else is a finding: another
+exception, a crash, more than 5 seconds, more than 2 GiB.
 """
 
 from __future__ import annotations
@@ -58,32 +58,32 @@ from tests.robustness.mutate import mutate
 
 __all__ = ["TARGETS", "Finding", "fuzz", "make_files"]
 
-_SECONDS = 5  # that a reader may take
-_MEMORY = 2 * 2**30  # bytes that a reader may take
-_NETWORK = ("--widths", "1,2,2,2", "--patch", "16", "--validation", "1")
+_MAX_SECONDS = 5  # per read
+_MAX_MEMORY = 2 * 2**30  # bytes per read
+_TRAINING = ("--widths", "1,2,2,2", "--patch", "16", "--validation", "1", "--steps", "2")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files, made by the package
+# Files
 
 
 class Target(NamedTuple):
-    """A file to spoil.
+    """File to mutate.
 
     Args:
-        path: of it, under the folder of `make_files`.
-        read: whoever reads it; takes that folder.
-        share: of the mutants, relative to the other targets.
-        named: what else a message may name than the file.
+        path: Path, relative to the folder of `make_files`.
+        read: Reader of the file; takes the folder of `make_files`.
+        weight: Relative frequency of mutants of the file.
+        alternatives: Texts that an error message may contain instead of the file name.
     """
 
     path: str
     read: Callable[[Path], Any]
-    share: float = 1.0
-    named: tuple[str, ...] = ()
+    weight: float = 1.0
+    alternatives: tuple[str, ...] = ()
 
 
 def make_files(root: Path) -> None:
-    """Make each file of `TARGETS`."""
+    """Write the files of `TARGETS`."""
     for dataset in ("ms", "brats"):
         write_phantoms(dataset, root / dataset, 5, shape=(20, 24, 20), spacing=7.0)
     study = {
@@ -95,30 +95,13 @@ def make_files(root: Path) -> None:
         "reference": "RI",
     }
     write_yaml(root / "study.yaml", study)
-    for arguments in (
-        ("fit-prior", "--root", "ms", "--bootstraps", "2", "--steps", "2", "--density-steps", "2", "--out", "prior"),
-        (
-            "svi",
-            "--root",
-            "brats",
-            "--n",
-            "1",
-            "--steps",
-            "2",
-            "--members",
-            "2",
-            "--prior-dir",
-            "prior",
-            "--out",
-            "run",
-        ),
-        ("evaluate", "run", "--samples", "1"),
-    ):
-        extra = _NETWORK if arguments[0] != "evaluate" else ()
-        paths = [str(root / part) if (root / part).exists() or part in ("prior", "run") else part for part in arguments]
-        result = CliRunner().invoke(main, [*paths, *extra])
-        assert result.exit_code == 0, result.output
-    write_json(root / "run/run.json", {"format": 1, "command": "svi", "finished": False})  # and so open to --resume
+    source = ("--root", "@ms", "--bootstraps", "2", "--density-steps", "2", "--out", "@prior")
+    target = ("--root", "@brats", "--n", "1", "--members", "2", "--prior-dir", "@prior", "--out", "@run")
+    _command("fit-prior", *source, *_TRAINING)(root)
+    _command("svi", *target, *_TRAINING)(root)
+    _command("evaluate", "@run", "--samples", "1")(root)
+    # --resume needs an unfinished run.
+    write_json(root / "run/run.json", {"format": 1, "command": "svi", "finished": False})
     write_yaml(root / "settings.yaml", read_yaml(root / "run/config.yaml"))
     (root / "msd/imagesTr").mkdir(parents=True)
     (root / "nnunet/imagesTr").mkdir(parents=True)
@@ -128,8 +111,8 @@ def make_files(root: Path) -> None:
     write_json(root / "msd/dataset.json", {"modality": {"0": "FLAIR"}, "labels": {"0": "background", "1": "lesion"}})
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     files = {"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "imagesTr/a_0000.nii.gz"}}
-    about = {"channel_names": {"0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
-    write_json(root / "nnunet/dataset.json", about | {"dataset": files})
+    dataset_info = {"channel_names": {"0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
+    write_json(root / "nnunet/dataset.json", dataset_info | {"dataset": files})
     (root / "scans.csv").write_text("id,flair,t1,label\na,scan.nii,scan.nii.gz,scan.nii\nb,scan.nii,,\n")
     anat = root / "bids/derivatives/x/sub-1/anat"
     for folder in (root / "bids/sub-1/anat", anat):
@@ -149,7 +132,7 @@ def make_files(root: Path) -> None:
 
 
 def _training(root: Path) -> tuple[dict[str, torch.nn.Parameter], NonFiniteGuard]:
-    """The parameters of a network that has taken a step, and their optimiser."""
+    """Return the parameters of a network after one optimizer step, and the optimizer."""
     network = Posterior.load(root / "run/posterior.safetensors").members[0].network.requires_grad_(True)
     parameters = {f"network.{name}": parameter for name, parameter in network.named_parameters()}
     optimizer = torch.optim.AdamW(parameters.values(), fused=True)
@@ -212,11 +195,11 @@ def _read_predictions(root: Path) -> None:
 
 
 def _command(*arguments: str) -> Callable[[Path], Any]:
-    """A whole command; its error is raised as `UserError`, by which it is judged."""
+    """Return a function that calls a command in a folder, written "@", and raises its error as `UserError`."""
 
     def read(root: Path) -> None:
-        words = [str(root / word[1:]) if word.startswith("@") else word for word in arguments]
-        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        resolved = [str(root / part[1:]) if part.startswith("@") else part for part in arguments]
+        result = CliRunner().invoke(main, resolved, catch_exceptions=False)
         if result.exit_code == 2:
             raise UserError(result.stderr.splitlines()[-1])
         assert result.exit_code == 0, result.output
@@ -224,27 +207,27 @@ def _command(*arguments: str) -> Callable[[Path], Any]:
     return read
 
 
-def _labelled(path: str, layout: str | None = None) -> Callable[[Path], Any]:
+def _open_dataset(path: str, layout: str | None = None) -> Callable[[Path], Any]:
     return lambda root: open_dataset(root / path, layout, needs_labels=False)
 
 
-_report = _command("report", "@run", "--out", "@page.html")
+_read_report = _command("report", "@run", "--out", "@page.html")
 
 TARGETS = (
     Target("scan.nii", lambda root: read_volume(root / "scan.nii"), 12),
     Target("scan.nii.gz", lambda root: read_volume(root / "scan.nii.gz"), 8),
     Target("run/posterior.safetensors", _read_posterior, 1.5),
     Target("prior/prior.safetensors", _read_prior, 1.5),
-    Target("prior/prior.json", _read_prior, 1.5, named=("prior/prior.",)),
+    Target("prior/prior.json", _read_prior, 1.5, alternatives=("prior/prior.",)),
     Target("prior/kernels.safetensors", _read_bank, 3),
-    Target("prior/kernels.json", _read_bank, 3, named=("prior/kernels.",)),
+    Target("prior/kernels.json", _read_bank, 3, alternatives=("prior/kernels.",)),
     Target("kernels.npy", lambda root: read_kernels(root / "kernels.npy"), 4),
     Target("checkpoint.safetensors", _read_checkpoint, 1.5),
-    Target("msd/dataset.json", _labelled("msd"), 2, named=("msd",)),
-    Target("nnunet/dataset.json", _labelled("nnunet", "nnunet"), 3, named=("nnunet",)),
-    Target("scans.csv", _labelled("scans.csv"), 3),
-    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.tsv", _labelled("bids", "bids"), 2, named=("bids",)),
-    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.json", _labelled("bids", "bids"), 1, named=("bids",)),
+    Target("msd/dataset.json", _open_dataset("msd"), 2, alternatives=("msd",)),
+    Target("nnunet/dataset.json", _open_dataset("nnunet", "nnunet"), 3, alternatives=("nnunet",)),
+    Target("scans.csv", _open_dataset("scans.csv"), 3),
+    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.tsv", _open_dataset("bids", "bids"), 2, alternatives=("bids",)),
+    Target("bids/derivatives/x/sub-1/anat/sub-1_dseg.json", _open_dataset("bids", "bids"), 1, alternatives=("bids",)),
     Target("split.json", lambda root: read_split(root / "split.json", {name: name for name in "abcde"}, 1, 1, 0), 3),
     Target("SviConfig.yaml", _read_config(SviConfig), 1),
     Target("FinetuneConfig.yaml", _read_config(FinetuneConfig), 1),
@@ -252,167 +235,167 @@ TARGETS = (
     Target("PredictConfig.yaml", _read_config(PredictConfig), 3),
     Target("study.yaml", lambda root: Study.read(root / "study.yaml"), 2),
     Target("run/blocks.yaml", lambda root: read_blocks(root / "run/blocks.yaml", ["input.weight"]), 2),
-    Target("run/config.yaml", _read_run, 1, named=("/run", "--root", "holds no case")),
-    Target("run/run.json", _resume, 2, named=("/run",)),
+    Target("run/config.yaml", _read_run, 1, alternatives=("/run", "--root", "holds no case")),
+    Target("run/run.json", _resume, 2, alternatives=("/run",)),
     Target("run/split.json", _read_run, 1),
     Target("results.csv", lambda root: read_rows(root / "results.csv"), 3),
-    Target("run/predictions/{case}.json", _read_predictions, 0.5, named=("run/predictions",)),
-    Target("run/evaluation.json", _report, 0.3),
-    Target("run/metrics.jsonl", _report, 0.2),
+    Target("run/predictions/{case}.json", _read_predictions, 0.5, alternatives=("run/predictions",)),
+    Target("run/evaluation.json", _read_report, 0.3),
+    Target("run/metrics.jsonl", _read_report, 0.2),
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Mutants, in child processes
+# Mutants
 
 
 class Finding(NamedTuple):
-    """What a reader did that it must not do.
+    """Wrong behavior of a reader.
 
     Args:
-        mutant: its number.
-        path: of the file that it is of.
-        what: it did.
-        content: of the mutant.
+        mutant: Number of the mutant.
+        path: Path of the mutated file.
+        problem: Description of the behavior.
+        content: Content of the mutant.
     """
 
     mutant: int
     path: str
-    what: str
+    problem: str
     content: bytes
 
 
-class Outcome(NamedTuple):
-    """Of all mutants.
+class FuzzResult(NamedTuple):
+    """Result of reading all mutants.
 
     Args:
-        results: target → "read" or "refused" → how many.
-        findings: what is wrong.
-        slowest: seconds of the slowest reader, and the file it read.
-        seconds: that all of it took.
+        counts: Path → number of mutants by outcome, which is "read", "refused" or "finding".
+        findings: Wrong behavior of readers.
+        slowest: Seconds of the slowest read, and the path.
+        seconds: Total duration.
     """
 
-    results: dict[str, Counter[str]]
+    counts: dict[str, Counter[str]]
     findings: list[Finding]
     slowest: tuple[float, str]
     seconds: float
 
 
-def fuzz(root: Path, mutants: Sequence[int], targets: Sequence[Target] = TARGETS) -> Outcome:
-    """Have mutants read.
+def fuzz(root: Path, mutants: Sequence[int], targets: Sequence[Target] = TARGETS) -> FuzzResult:
+    """Read mutants in child processes.
 
     Args:
-        root: folder of `make_files`; its files are as they were at the end.
-        mutants: their numbers, from which all else about them follows.
-        targets: of which they are mutants, by their shares.
+        root: Folder of `make_files`; its files are restored at the end.
+        mutants: Numbers of the mutants, which determine their content.
+        targets: Files to mutate.
     """
     start = time.monotonic()
     (case,) = (root / "run/predictions").glob("*.json")
     targets = [target._replace(path=target.path.format(case=case.stem)) for target in targets]
-    seeds = {target.path: (root / target.path).read_bytes() for target in targets}
-    of = {target.path: list[int]() for target in targets}
+    originals = {target.path: (root / target.path).read_bytes() for target in targets}
+    others = list(originals.values())
+    assigned = {target.path: list[int]() for target in targets}
     for mutant in mutants:
-        chance = random.Random(mutant)
-        of[chance.choices(targets, [target.share for target in targets])[0].path].append(mutant)
-    results = {target.path: Counter[str]() for target in targets}
+        rng = random.Random(mutant)
+        assigned[rng.choices(targets, [target.weight for target in targets])[0].path].append(mutant)
+    counts = {target.path: Counter[str]() for target in targets}
     findings: list[Finding] = []
     slowest = (0.0, "")
     for target in targets:
-        left = of[target.path]
-        while left:
+        path, remaining = target.path, assigned[target.path]
+        while remaining:
             done = 0
-            for record in _in_child(root, target, left, list(seeds.values())):
+            for record in _read_in_child(root, target, remaining, others):
+                mutant = remaining[done]
                 done += 1
-                results[target.path][record["outcome"]] += 1
-                slowest = max(slowest, (record["seconds"], target.path))
+                counts[path][record["outcome"]] += 1
+                slowest = max(slowest, (record["seconds"], path))
                 if record["outcome"] == "finding":
-                    content = mutate(
-                        Path(target.path), seeds[target.path], list(seeds.values()), _chance(left[done - 1])
-                    )
-                    findings.append(Finding(left[done - 1], target.path, record["what"], content))
-            if done < len(left):
-                findings.append(Finding(left[done], target.path, "the process died", (root / target.path).read_bytes()))
-            (root / target.path).write_bytes(seeds[target.path])
-            left = left[done + 1 :]
-    return Outcome(results, findings, slowest, time.monotonic() - start)
+                    content = mutate(Path(path), originals[path], others, _rng(mutant))
+                    findings.append(Finding(mutant, path, record["problem"], content))
+            if done < len(remaining):
+                findings.append(Finding(remaining[done], path, "the process died", (root / path).read_bytes()))
+            (root / path).write_bytes(originals[path])
+            remaining = remaining[done + 1 :]
+    return FuzzResult(counts, findings, slowest, time.monotonic() - start)
 
 
-def _chance(mutant: int) -> random.Random:
+def _rng(mutant: int) -> random.Random:
     return random.Random(f"mutant {mutant}")
 
 
-def _in_child(root: Path, target: Target, mutants: Sequence[int], others: list[bytes]) -> Iterator[dict[str, Any]]:
-    """What happened to each mutant, as far as a child process came with them."""
-    seed = (root / target.path).read_bytes()
-    ours, theirs = os.pipe()
+def _read_in_child(root: Path, target: Target, mutants: Sequence[int], others: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield a record for each mutant that a child process reads before it ends."""
+    original = (root / target.path).read_bytes()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.close(ours)
-            with os.fdopen(theirs, "w", buffering=1) as pipe:
+            os.close(read_end)
+            with os.fdopen(write_end, "w", buffering=1) as pipe:
                 _limit_memory()
                 warnings.simplefilter("ignore")
                 logging.disable(logging.WARNING)
                 for mutant in mutants:
-                    (root / target.path).write_bytes(mutate(Path(target.path), seed, others, _chance(mutant)))
-                    signal.alarm(_SECONDS + 1)  # ends the process, whatever it is in
+                    (root / target.path).write_bytes(mutate(Path(target.path), original, others, _rng(mutant)))
+                    signal.alarm(_MAX_SECONDS + 1)  # SIGALRM kills the process
                     pipe.write(json.dumps(_read(root, target)) + "\n")
                     signal.alarm(0)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
         yield from map(json.loads, pipe)
     os.waitpid(child, 0)
 
 
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + _MEMORY
+    limit = pages * resource.getpagesize() + _MAX_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _read(root: Path, target: Target) -> dict[str, Any]:
     start = time.monotonic()
-    outcome, what = "read", ""
+    outcome, problem = "read", ""
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
             target.read(root)
-    except UserError as problem:
+    except UserError as error:
         outcome = "refused"
-        if not any(name in str(problem) for name in (Path(target.path).name, *target.named)):
-            outcome, what = "finding", f"the message does not name the file: {problem}"[:500]
+        if not any(name in str(error) for name in (Path(target.path).name, *target.alternatives)):
+            outcome, problem = "finding", f"the message does not name the file: {error}"[:500]
     except Exception:
-        outcome, what = "finding", traceback.format_exc()[-1500:]
-    return {"outcome": outcome, "what": what, "seconds": time.monotonic() - start}
+        outcome, problem = "finding", traceback.format_exc()[-1500:]
+    return {"outcome": outcome, "problem": problem, "seconds": time.monotonic() - start}
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mutants", type=int, default=20_000, help="how many")
-    parser.add_argument("--first", type=int, default=0, help="number of the first")
-    parser.add_argument("--only", default="", help="part of a target's path")
-    parser.add_argument("--keep", type=Path, help="folder for the mutants of findings")
+    parser.add_argument("--mutants", type=int, default=20_000, help="number of mutants")
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
+    parser.add_argument("--only", default="", help="part of the paths of the files to mutate")
+    parser.add_argument("--keep", type=Path, help="folder for the mutants with findings")
     options = parser.parse_args()
     torch.set_num_threads(1)
     targets = [target for target in TARGETS if options.only in target.path]
     with tempfile.TemporaryDirectory() as folder:
         make_files(Path(folder))
-        outcome = fuzz(Path(folder), range(options.first, options.first + options.mutants), targets)
-    for path, counts in outcome.results.items():
+        result = fuzz(Path(folder), range(options.first, options.first + options.mutants), targets)
+    for path, counts in result.counts.items():
         print(f"{path}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
-    for finding in outcome.findings:
-        print(f"\nmutant {finding.mutant} of {finding.path}: {finding.what}")
+    for finding in result.findings:
+        print(f"\nmutant {finding.mutant} of {finding.path}: {finding.problem}")
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / f"{finding.mutant}-{Path(finding.path).name}").write_bytes(finding.content)
-    seconds, path = outcome.slowest
+    seconds, path = result.slowest
     print(
-        f"\n{sum(sum(counts.values()) for counts in outcome.results.values())} mutants, {len(outcome.findings)} "
-        f"findings, {outcome.seconds:.0f} s; the slowest read took {seconds:.2f} s ({path})"
+        f"\n{sum(sum(counts.values()) for counts in result.counts.values())} mutants, {len(result.findings)} "
+        f"findings, {result.seconds:.0f} s; the slowest read took {seconds:.2f} s ({path})"
     )
-    sys.exit(bool(outcome.findings))
+    sys.exit(bool(result.findings))
 
 
 if __name__ == "__main__":

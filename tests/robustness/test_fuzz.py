@@ -1,4 +1,4 @@
-"""Whatever is read, and whatever is asked for: a value, or one line. More: `python -m tests.robustness.fuzz`."""
+"""Arbitrary files and settings give a value or a one-line error. More mutants: `python -m tests.robustness.fuzz`."""
 
 from __future__ import annotations
 
@@ -29,52 +29,50 @@ pytestmark = pytest.mark.slow
 
 MUTANTS = 400
 
-always_the_same = settings(
+reproducible = settings(
     derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-values = st.recursive(
-    scalars, lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=3), inside)
-)
+values = st.recursive(scalars, lambda items: st.lists(items, max_size=4) | st.dictionaries(st.text(max_size=3), items))
 
 
 def test_mutated_files(tmp_path):
     make_files(tmp_path)
-    outcome = fuzz(tmp_path, range(MUTANTS))
-    assert not outcome.findings, [finding[:3] for finding in outcome.findings]
-    assert sum(count for results in outcome.results.values() for count in results.values()) == MUTANTS
-    assert sum(results["refused"] for results in outcome.results.values()) > MUTANTS / 4
+    result = fuzz(tmp_path, range(MUTANTS))
+    assert not result.findings, [finding[:3] for finding in result.findings]
+    assert sum(count for counts in result.counts.values() for count in counts.values()) == MUTANTS
+    assert sum(counts["refused"] for counts in result.counts.values()) > MUTANTS / 4
 
 
-@pytest.mark.parametrize("kind", [SviConfig, FinetuneConfig, FitPriorConfig, PredictConfig])
-def test_settings_of_any_value_are_taken_or_refused_in_one_line(kind):
-    names = st.sampled_from([field.name for field in fields(kind)]) | st.text(max_size=9)
+@pytest.mark.parametrize("config_type", [SviConfig, FinetuneConfig, FitPriorConfig, PredictConfig])
+def test_settings_of_any_value_are_accepted_or_give_a_one_line_error(config_type):
+    names = st.sampled_from([field.name for field in fields(config_type)]) | st.text(max_size=9)
 
-    @always_the_same
+    @reproducible
     @given(st.dictionaries(names, values, max_size=4))
-    def try_out(mapping):
+    def check(mapping):
         try:
-            config = kind.from_mapping(mapping)
-        except ConfigError as problem:
-            assert "\n" not in " ".join(str(problem).split())
+            config = config_type.from_mapping(mapping)
+        except ConfigError as error:
+            assert "\n" not in " ".join(str(error).split())
         else:
-            assert kind.from_mapping(config.to_mapping()) == config or any(
+            assert config_type.from_mapping(config.to_mapping()) == config or any(
                 isinstance(value, float) and math.isnan(value) for value in mapping.values()
             )
 
-    try_out()
+    check()
 
 
-@always_the_same
+@reproducible
 @given(st.text(max_size=30))
-def test_names_of_structures_and_modalities_are_fit_for_files(name):
+def test_names_of_structures_and_modalities_are_valid_in_file_names(name):
     plain = modality_name(name)
     assert plain == "" or plain.isalnum()
     assert modality_name(plain) == plain
     try:
         known = structure(name)
-    except ConfigError as problem:
-        assert "has no letter or digit" in str(problem)
+    except ConfigError as error:
+        assert "has no letter or digit" in str(error)
     else:
         assert structure(known) == known and all(part.isalnum() for part in known.split("-"))
         assert set(parse_label_map([f"1={name}"]).values()) == {known}
@@ -82,24 +80,24 @@ def test_names_of_structures_and_modalities_are_fit_for_files(name):
 
 @st.composite
 def grids(draw):
-    """A shape, and an affine: turned, mirrored, with sides of its own."""
+    """Return a shape and an affine with rotation, reflections and anisotropic spacing."""
     shape = tuple(draw(st.integers(2, 9)) for _ in range(3))
-    turn = Rotation.from_euler("xyz", [draw(st.integers(-180, 180)) for _ in range(3)], degrees=True).as_matrix()
-    sides = [draw(st.floats(0.4, 4)) * draw(st.sampled_from([-1, 1])) for _ in range(3)]
+    rotation = Rotation.from_euler("xyz", [draw(st.integers(-180, 180)) for _ in range(3)], degrees=True).as_matrix()
+    spacing = [draw(st.floats(0.4, 4)) * draw(st.sampled_from([-1, 1])) for _ in range(3)]
     affine = np.eye(4)
-    affine[:3, :3] = turn * sides
+    affine[:3, :3] = rotation * spacing
     affine[:3, 3] = [draw(st.floats(-200, 200)) for _ in range(3)]
     return shape, affine
 
 
-@always_the_same
+@reproducible
 @given(
     grids(),
     st.sampled_from([np.uint8, np.int16, np.float32, np.float64]),
     st.sampled_from([None, 1.0, 2.5]),
     st.sampled_from([".nii", ".nii.gz"]),
 )
-def test_a_scan_of_any_grid_is_read_and_its_maps_lie_on_it(grid, dtype, spacing, suffix):
+def test_maps_return_to_the_grid_of_any_scan(grid, dtype, spacing, suffix):
     shape, affine = grid
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

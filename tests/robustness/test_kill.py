@@ -1,4 +1,4 @@
-"""A command that is killed, again and again, ends in the bits of one that was not."""
+"""Killed and resumed commands give bit-identical results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import yaml
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import locked
 from tests.commands.conftest import TINY, World
-from tests.robustness.trial import Ended, run
+from tests.robustness.trial import TrialResult, run
 
 pytestmark = pytest.mark.slow
 
@@ -46,50 +46,56 @@ COMMANDS = {
     "experiment": ("experiment", "study.yaml"),
 }
 
-
-KILLS = 3  # of each command; all twenty by `pytest -m study`
+KILLS = 3  # per command; the study test uses 20
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A command, the folder where it is called, and what it makes when nothing disturbs it."""
+class Reference:
+    """Command and its results when it is not interrupted.
+
+    Args:
+        arguments: Arguments of dwp-pyro, without the output folder.
+        folder: Working folder.
+        trial: Uninterrupted trial.
+        expected: Results of the uninterrupted trial.
+    """
 
     arguments: tuple[object, ...]
     folder: Path
-    undisturbed: Ended
+    trial: TrialResult
     expected: dict[str, object]
 
-    def call(self, out: Path, *more: object, **how: Any) -> Ended:
-        """Begin, or go on; see `run` for how."""
+    def call(self, out: Path, *options: object, **trial_options: Any) -> TrialResult:
+        """Call the command, and resume if it has been interrupted; `trial_options` are those of `run`."""
         name = self.arguments[0]
-        while is_held(out):  # by a worker that has not yet noticed that its parent was killed
+        while is_locked(out):  # workers notice the death of their parent with a delay
             time.sleep(0.1)
         resume = ["--resume"] if name == "predict" or (out / "run.json").exists() else []
-        return run([*self.arguments, *more, "--out", out, *resume], self.folder, out, **how)
+        return run([*self.arguments, *options, "--out", out, *resume], self.folder, out, **trial_options)
 
 
-def scene_of(name: str, world: World, folder: Path) -> Scene:
+def make_reference(name: str, world: World, folder: Path) -> Reference:
     (world.path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     out = folder / "undisturbed"
     arguments = COMMANDS[name]
-    run(["--version"], world.path, out)  # the first trial waits for the server, and the others are timed
-    ended = run([*arguments, "--out", out], world.path, out)
-    assert ended.code == 0, ended.said
-    return Scene(arguments, world.path, ended, results(out))
+    run(["--version"], world.path, out)  # start the fork server before a trial is timed
+    trial = run([*arguments, "--out", out], world.path, out)
+    assert trial.exit_code == 0, trial.output
+    return Reference(arguments, world.path, trial, results(out))
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
-def scene(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return scene_of(request.param, world, tmp_path_factory.mktemp("undisturbed"))
+def reference(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return make_reference(request.param, world, tmp_path_factory.mktemp("undisturbed"))
 
 
 def results(out: Path) -> dict[str, object]:
-    """All that a command left, without what tells the time; the lock files are empty."""
+    """Return the content of all output files without measured times."""
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
         if not path.is_file() or "tensorboard" in path.parts or path.name in (".lock", "table.md"):
-            continue  # the table follows from results.csv, and tells the seconds
+            continue  # table.md repeats results.csv, with seconds
         if name == "results.csv":
             rows = csv.DictReader(io.StringIO(path.read_text()))
             found[name] = [{column: value for column, value in row.items() if column != "seconds"} for row in rows]
@@ -105,7 +111,7 @@ def is_finished(out: Path) -> bool:
     return state.exists() and json.loads(state.read_text())["finished"]
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     if not (folder / ".lock").exists():
         return False
     try:
@@ -115,51 +121,51 @@ def is_held(folder: Path) -> bool:
         return True
 
 
-def go_through(scene: Scene, kills: Iterator[dict[str, Any]], wanted: int, folder: Path) -> None:
-    """Let so many kills hit, each run going on after each; compare every run that comes to its end."""
+def kill_and_resume(reference: Reference, kill_points: Iterator[dict[str, Any]], kills: int, folder: Path) -> None:
+    """Kill the command `kills` times, resume it after each kill, and check the results of every finished run."""
     killed = 0
     for number in itertools.count():
         out = folder / f"out{number}"
         while not is_finished(out):
-            ended = scene.call(out, **(next(kills) if killed < wanted else {}))
-            if ended.code == 0:
+            trial = reference.call(out, **(next(kill_points) if killed < kills else {}))
+            if trial.exit_code == 0:
                 break
-            # A worker that is killed is told of by the study.
-            assert ended.code == -signal.SIGKILL or "a worker process was killed" in ended.said, ended.said
+            # If a worker is killed, the study reports it and exits.
+            assert trial.exit_code == -signal.SIGKILL or "a worker process was killed" in trial.output, trial.output
             killed += 1
-        check(scene, out)
-        if killed == wanted:
+        check_results(reference, out)
+        if killed == kills:
             return
 
 
-def check(scene: Scene, out: Path) -> None:
+def check_results(reference: Reference, out: Path) -> None:
     found = results(out)
-    assert found.keys() == scene.expected.keys()
-    for name, content in scene.expected.items():
+    assert found.keys() == reference.expected.keys()
+    for name, content in reference.expected.items():
         assert found[name] == content, name
 
 
-def moments(scene: Scene) -> Iterator[dict[str, Any]]:
-    """Half of them at a time of the clock, half ahead of a change of the run's files, wherever in the command."""
+def random_kill_points(reference: Reference) -> Iterator[dict[str, Any]]:
+    """Yield options of `run`: in turn a random time and a random file change."""
     source = random.Random(0)
     while True:
-        yield {"after": source.uniform(0, scene.undisturbed.seconds)}
-        yield {"before_change": source.randint(1, scene.undisturbed.changes)}
+        yield {"after": source.uniform(0, reference.trial.seconds)}
+        yield {"before_change": source.randint(1, reference.trial.changes)}
 
 
-def test_killed_at_random_moments(scene, tmp_path):
-    go_through(scene, moments(scene), KILLS, tmp_path)
-
-
-@pytest.mark.study
-def test_killed_at_twenty_random_moments(scene, tmp_path):
-    go_through(scene, moments(scene), 20, tmp_path)
+def test_killed_at_random_points(reference, tmp_path):
+    kill_and_resume(reference, random_kill_points(reference), KILLS, tmp_path)
 
 
 @pytest.mark.study
-def test_killed_ahead_of_each_change_of_a_file(scene, tmp_path):
-    for change in range(1, scene.undisturbed.changes + 1):
+def test_killed_at_twenty_random_points(reference, tmp_path):
+    kill_and_resume(reference, random_kill_points(reference), 20, tmp_path)
+
+
+@pytest.mark.study
+def test_killed_before_each_file_change(reference, tmp_path):
+    for change in range(1, reference.trial.changes + 1):
         folder = tmp_path / str(change)
         folder.mkdir()
-        go_through(scene, iter([{"before_change": change}]), 1, folder)
+        kill_and_resume(reference, iter([{"before_change": change}]), 1, folder)
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What rounding and luck may not change."""
+"""Limits of rounding errors, and reproducibility."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import random_density
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_standard_deviations_never_reach_zero(dtype):
-    """Pushed down by every step, at a rate a thousand times the usual."""
+    """Decrease them in every step, at a thousand times the usual learning rate."""
     guide = MeanFieldNormal({"a": torch.zeros(3, 2, dtype=dtype)}, scale=0.1)
     optimizer = torch.optim.AdamW(guide.parameters(), lr=1.0, weight_decay=0.0)
     for _ in range(2000):
@@ -36,12 +36,12 @@ def test_standard_deviations_never_reach_zero(dtype):
 
 
 @pytest.mark.parametrize("prior", ["normal", "log-uniform", "gaussian", "mixture", "flow", "dwp"])
-def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch, prior):
-    """The small network, the same noise in both."""
-    randn, bits = torch.randn, torch.Generator()
+def test_the_elbo_in_single_precision_equals_that_in_double(linear_gaussian, monkeypatch, prior):
+    """Use the same noise in both."""
+    randn, generator = torch.randn, torch.Generator()
 
     def noise(*shape, dtype=torch.float32, device=None, **_):
-        return randn(*shape, dtype=torch.double, generator=bits).to(dtype)
+        return randn(*shape, dtype=torch.double, generator=generator).to(dtype)
 
     monkeypatch.setattr(torch, "randn", noise)
     monkeypatch.setattr(
@@ -57,10 +57,10 @@ def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch
     weights = {site: kernel.detach().clone() for site, kernel in kernel_sites(network).items()}
     state = network.state_dict()
     image = noise(2, 1, 32, 32, 32, dtype=torch.double)
-    bounds = []
+    losses = []
     for dtype in (torch.float64, torch.float32):
-        plain = ResidualUNet3d(1, 2, (8, 16, 32, 64)).to(dtype)
-        plain.load_state_dict(state)
+        copy = ResidualUNet3d(1, 2, (8, 16, 32, 64)).to(dtype)
+        copy.load_state_dict(state)
         if learned is not None:
             learned.to(dtype)
         priors = {
@@ -69,12 +69,12 @@ def test_single_precision_gives_the_bound_of_double(linear_gaussian, monkeypatch
             else make_prior(prior, site, weight.to(dtype))
             for site, weight in weights.items()
         }
-        guide = MeanFieldNormal(bayesianize(plain, priors), 0.01).to(dtype)
-        model = SegmentationModel(plain, "dice-ce", 5, 32.0**3).to(dtype)
+        guide = MeanFieldNormal(bayesianize(copy, priors), 0.01).to(dtype)
+        model = SegmentationModel(copy, "dice-ce", 5, 32.0**3).to(dtype)
         data = image.to(dtype)
-        bits.manual_seed(1)
-        bounds.append(MeanFieldELBO().loss(model, guide, data, (data > 1).long(), torch.ones_like(data)))
-    assert abs(bounds[1] - bounds[0]) < 2e-6 * abs(bounds[0]), bounds  # other noise would be farther off
+        generator.manual_seed(1)
+        losses.append(MeanFieldELBO().loss(model, guide, data, (data > 1).long(), torch.ones_like(data)))
+    assert abs(losses[1] - losses[0]) < 2e-6 * abs(losses[0]), losses  # other noise changes it more
 
 
 SVI = ("svi", "--n", "2", *TINY, "--members", "2")
@@ -83,13 +83,13 @@ FIT_PRIOR = ("fit-prior", *TINY, "--bootstraps", "1", "--density-steps", "20")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "threads"), [(SVI, "1"), (SVI, "2"), (FIT_PRIOR, "2")])
-def test_the_same_seed_and_threads_give_the_same_bits(copy_of_world, command, threads):
-    """In processes of their own, whose sets and dictionaries are in another order."""
+def test_the_same_seed_and_threads_give_identical_results(copy_of_world, command, threads):
+    """Use two processes with different hash seeds, which change the order of sets."""
     runs = []
     for seed in ("1", "2"):
         out = copy_of_world / f"run{seed}"
-        whole = [sys.executable, "-c", "from dwp_pyro.cli import main; main()", *command, "--out", str(out)]
+        line = [sys.executable, "-c", "from dwp_pyro.cli import main; main()", *command, "--out", str(out)]
         environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
-        subprocess.run(whole, check=True, env=environment, capture_output=True)
+        subprocess.run(line, check=True, env=environment, capture_output=True)
         runs.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
     assert runs[0] and runs[0] == runs[1]

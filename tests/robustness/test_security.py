@@ -1,4 +1,4 @@
-"""Files of strangers: nothing in them runs, takes absurd memory, leaves the output folder, or is code in a page."""
+"""Untrusted files run no code, allocate little memory, stay in the output folder and add no script to a report."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ PACKAGE = Path(dwp_pyro.__file__).parent
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 
 
-class Malice:
-    """Makes a file when it is unpickled."""
+class MaliciousPickle:
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -45,20 +45,20 @@ class Malice:
         return Path.touch, (self.marker,)
 
 
-def malicious_files(folder: Path, marker: Path) -> None:
-    bad = pickle.dumps(Malice(marker))
+def write_malicious_files(folder: Path, marker: Path) -> None:
+    bad = pickle.dumps(MaliciousPickle(marker))
     for name in ("a.safetensors", "a.json", "a.yaml", "a.npy", "a.nii.gz", "a.nii"):
         (folder / name).write_bytes(bad)
-    torch.save({"a": Malice(marker)}, folder / "torch.safetensors")
-    np.save(folder / "object.npy", np.array([Malice(marker)], dtype=object), allow_pickle=True)
+    torch.save({"a": MaliciousPickle(marker)}, folder / "torch.safetensors")
+    np.save(folder / "object.npy", np.array([MaliciousPickle(marker)], dtype=object), allow_pickle=True)
     touch = f'!!python/object/apply:os.system ["touch {marker}"]'
     (folder / "code.yaml").write_text(f"root: {touch}\n")
     (folder / "code.json").write_text(touch)
 
 
-def test_nothing_that_is_read_runs(tmp_path):
-    marker = tmp_path / "it-ran"
-    malicious_files(tmp_path, marker)
+def test_reading_runs_no_code(tmp_path):
+    marker = tmp_path / "executed"
+    write_malicious_files(tmp_path, marker)
     readers = {".safetensors": load_tensors, ".json": read_json, ".yaml": read_yaml, ".npy": read_kernels}
     readers[".gz"] = read_volume
     files = [path for path in tmp_path.iterdir() if path.suffix != ".nii"]
@@ -69,20 +69,20 @@ def test_nothing_that_is_read_runs(tmp_path):
     with pytest.raises(DataError):
         read_volume(tmp_path / "a.nii")
     assert not marker.exists()
-    pickle.loads(pickle.dumps(Malice(marker)))  # the malice itself works
+    pickle.loads(pickle.dumps(MaliciousPickle(marker)))  # the pickle itself works
     assert marker.exists()
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "suffix", "says"),
+    ("shape", "dtype", "suffix", "message"),
     [
         ((30_000, 30_000, 30_000), np.int16, ".nii", "states 27,000,000,000,000 voxels"),
         ((30_000, 30_000, 30_000), np.int16, ".nii.gz", "states 27,000,000,000,000 voxels"),
         ((1100, 1000, 1000), np.uint8, ".nii.gz", "holds 1,100,000,000 voxels, more than 1,000,000,000"),
     ],
 )
-def test_a_header_that_promises_too_much_takes_no_memory(tmp_path, shape, dtype, suffix, says):
-    """The last is a bomb: some megabytes that inflate to all that their header says, four times that as float32."""
+def test_the_size_in_a_header_is_checked_before_memory_is_allocated(tmp_path, shape, dtype, suffix, message):
+    """The last file is a decompression bomb that holds every voxel of its header in some megabytes."""
     header = nibabel.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
@@ -90,15 +90,15 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path, shape, dtype,
     content = header.binaryblock + b"\0" * 4
     if suffix == ".nii.gz":
         content = gzip.compress(content)
-    if "holds" in says:
+    if "holds" in message:
         content += gzip.compress(b"\0" * 2**27, 1) * 10
     path.write_bytes(content)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         read_volume(path)
 
 
 @pytest.mark.parametrize("length", [0, 100, 2**40, 2**63, 2**64 - 1])
-def test_tensor_headers_that_lie_are_refused(tmp_path, length):
+def test_tensor_headers_of_wrong_length_are_refused(tmp_path, length):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b"{}")
     with pytest.raises(RunError, match=r"a.safetensors: is damaged"):
@@ -106,7 +106,7 @@ def test_tensor_headers_that_lie_are_refused(tmp_path, length):
 
 
 @pytest.mark.parametrize("offsets", [[0, 2**50], [2**50, 2**50 + 8], [-8, 0], [8, 0]])
-def test_tensors_that_are_not_in_the_file_are_refused(tmp_path, offsets):
+def test_tensors_outside_the_file_are_refused(tmp_path, offsets):
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}).encode()
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
@@ -114,7 +114,7 @@ def test_tensors_that_are_not_in_the_file_are_refused(tmp_path, offsets):
         load_tensors(path)
 
 
-def test_aliases_cannot_expand_without_end(tmp_path):
+def test_the_expansion_of_aliases_is_limited(tmp_path):
     path = tmp_path / "a.yaml"
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
@@ -134,7 +134,7 @@ def test_aliases_cannot_expand_without_end(tmp_path):
         ("form", {"latent_size": 8, "hidden": [10**6] * 9}),
     ],
 )
-def test_a_prior_that_would_take_terabytes_is_refused(copy_of_world, key, value):
+def test_a_prior_of_terabytes_is_refused(copy_of_world, key, value):
     path = Path("runs/prior-ms/prior.json")
     description = json.loads(path.read_text())
     next(iter(description["blocks"].values()))[key] = value
@@ -143,7 +143,7 @@ def test_a_prior_that_would_take_terabytes_is_refused(copy_of_world, key, value)
         KernelPrior.load(path.parent)
 
 
-def rewritten_card(path: Path, **fields: object) -> None:
+def change_network_config(path: Path, **fields: object) -> None:
     posterior = Posterior.load(path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, metadata | {"network": asdict(replace(posterior.network_config, **fields))})
@@ -161,10 +161,10 @@ def rewritten_card(path: Path, **fields: object) -> None:
     ],
     ids=str,
 )
-def test_a_posterior_of_a_stranger_names_no_path_and_no_code(copy_of_world, fields):
-    """Regions are in names of files; the card is in a bundle's configuration, where MONAI runs what begins with $."""
+def test_a_posterior_cannot_name_paths_or_code(copy_of_world, fields):
+    """Regions are parts of file names; MONAI evaluates the values in a bundle that begin with $."""
     path = Path(SVI_RUN, "posterior.safetensors")
-    rewritten_card(path, **fields)
+    change_network_config(path, **fields)
     with pytest.raises(RunError, match="does not hold a network of this version"):
         Posterior.load(path)
 
@@ -178,15 +178,15 @@ def test_a_case_cannot_leave_the_output_folder(copy_of_world, name):
         open_dataset(manifest)
 
 
-def test_a_case_named_like_an_option_or_a_script_stays_a_name(command, copy_of_world):
-    """In files, and in the page."""
+def test_a_case_id_like_an_option_or_a_script_is_plain_text(command, copy_of_world):
+    """Check file names and the report."""
     scan = next(Path("data/brats").rglob("*_flair.nii.gz"))
     label = next(Path("data/brats").rglob("*_seg.nii.gz"))
-    names = ["--out", "<script>alert(1)<", '"><img src=x onerror=alert(2)>']
-    names += ["c0", "c1", "c2"]
+    ids = ["--out", "<script>alert(1)<", '"><img src=x onerror=alert(2)>']
+    ids += ["c0", "c1", "c2"]
     with open("scans.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("id", "flair", "label"), *((name, scan, label) for name in names)])
-    split = {"train": ["c0", "c1"], "validation": ["c2"], "test": names[:3]}
+        csv.writer(file).writerows([("id", "flair", "label"), *((id_, scan, label) for id_ in ids)])
+    split = {"train": ["c0", "c1"], "validation": ["c2"], "test": ids[:3]}
     Path("split.json").write_text(json.dumps(split))
     tiny = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2")
     source = ("--root", "scans.csv", "--split", "split.json", "--label-map", "1=oedema,2=necrosis,4=enhancing")
@@ -197,12 +197,12 @@ def test_a_case_named_like_an_option_or_a_script_stays_a_name(command, copy_of_w
     page = Path("runs/odd/report.html").read_text()
     assert "<script>alert" not in page and "<img src=x" not in page
     assert "&lt;script&gt;alert(1)&lt;" in page
-    made = {path.name for path in Path("runs/odd/predictions").iterdir()}
-    assert {f"{name}_seg.nii.gz" for name in names[:3]} <= made
+    written = {path.name for path in Path("runs/odd/predictions").iterdir()}
+    assert {f"{id_}_seg.nii.gz" for id_ in ids[:3]} <= written
 
 
-def test_the_versions_that_are_tested_are_the_ends_of_the_ranges():
-    """constraints.txt holds the newest, constraints-oldest.txt the least that pyproject.toml allows."""
+def test_the_tested_versions_are_the_ends_of_the_ranges():
+    """constraints.txt pins the newest and constraints-oldest.txt the lowest versions that pyproject.toml allows."""
 
     def versions(name: str) -> dict[str, str]:
         lines = (ROOT / name).read_text().splitlines()
@@ -210,19 +210,19 @@ def test_the_versions_that_are_tested_are_the_ends_of_the_ranges():
         return {package.lower().replace("_", "-"): version for package, version in pinned}
 
     newest, oldest = versions("constraints.txt"), versions("constraints-oldest.txt")
-    needed = [Requirement(line) for line in requires("dwp-pyro") or () if "extra" not in line]
-    assert len(needed) >= 13
-    for requirement in needed:
-        (least,) = [spec.version for spec in requirement.specifier if spec.operator == ">="]
+    requirements = [Requirement(line) for line in requires("dwp-pyro") or () if "extra" not in line]
+    assert len(requirements) >= 13
+    for requirement in requirements:
+        (lowest,) = [spec.version for spec in requirement.specifier if spec.operator == ">="]
         assert requirement.specifier.contains(newest[requirement.name]), requirement
-        assert any(spec.operator == "<" for spec in requirement.specifier), f"{requirement}: has no upper end"
+        assert any(spec.operator == "<" for spec in requirement.specifier), f"{requirement}: has no upper bound"
         if requirement.name != "torch":
-            assert oldest[requirement.name].startswith(least), requirement
+            assert oldest[requirement.name].startswith(lowest), requirement
         assert requirement.specifier.contains(oldest[requirement.name]), requirement
 
 
-def test_no_file_of_the_package_is_written_in_place():
-    """Only what makes files whole opens one to write; metrics.jsonl grows by lines."""
+def test_no_module_writes_files_in_place():
+    """Only files.py, which replaces whole files, and metrics_log.py, which appends lines, open files to write."""
     for path in PACKAGE.rglob("*.py"):
         opened = re.findall(r"""open\([^)]*["'][wax]b?["']""", path.read_text())
         assert not opened or path.name in ("files.py", "metrics_log.py"), path

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, wherever a command is: a checkpoint, one line that says how to go on, the conventional code."""
+"""SIGTERM and SIGINT at any point: a checkpoint, one line that states how to resume, the conventional exit code."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from typing import Any
 
 import pytest
 
-from tests.robustness.test_kill import COMMANDS, Scene, check, scene_of
-from tests.robustness.trial import Ended, run
+from tests.robustness.test_kill import COMMANDS, Reference, check_results, make_reference
+from tests.robustness.trial import TrialResult, run
 
 pytestmark = pytest.mark.slow
 
-PROMPT = 1.0  # seconds: a step of these takes a tenth, the pictures of a study's table half
-DEAF = 30.0  # seconds that what is interrupted would go on for
+MAX_STOP_SECONDS = 1.0  # a step takes 0.1 s, the plots of a study 0.5 s
+SLEEP_SECONDS = 30.0  # much longer than MAX_STOP_SECONDS, so that only an interrupted sleep passes
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Where a signal comes: at the n-th call of a function.
+class SignalPoint:
+    """Call of a function at which a signal arrives.
 
     Args:
-        command: of `COMMANDS`.
-        function: "module:name".
-        number: of the call, from 1.
-        says: the end of the line.
-        heeded: at once, while the function runs; else after it, as in a step of the optimiser.
-        begun: whether there is a run to go on with.
+        command: Key of `COMMANDS`.
+        function: Function, as "module:name".
+        call: Number of the call, from 1.
+        message_end: End of the error line.
+        immediate: Whether the signal interrupts the function; otherwise the function finishes first.
+        resumable: Whether there is a run to resume; otherwise there is no output folder.
     """
 
     command: str
     function: str
-    number: int
-    says: str
-    heeded: bool = True
-    begun: bool = True
+    call: int
+    message_end: str
+    immediate: bool = True
+    resumable: bool = True
 
 
 RESUME, SAVED, AGAIN = (
@@ -55,63 +55,65 @@ RESUME, SAVED, AGAIN = (
 STEP = "pyro.infer.svi:SVI.step"
 VALIDATION = "dwp_pyro.training.network_training:posterior_mean_probability"
 READING = "dwp_pyro.training.training_data:read_case"
-MOMENTS = {
-    "svi, reading scans": Moment("svi", READING, 2, AGAIN, begun=False),
-    "svi, in the first step": Moment("svi", STEP, 1, SAVED, heeded=False),
-    "svi, in a step of the second member": Moment("svi", STEP, 3, SAVED, heeded=False),
-    "svi, validating": Moment("svi", VALIDATION, 2, SAVED),
-    "svi, validating after the last step": Moment("svi", VALIDATION, 4, SAVED),
-    "svi, writing a checkpoint": Moment("svi", "dwp_pyro.inference.checkpoint:save_tensors", 2, SAVED, heeded=False),
-    "svi, writing the posterior": Moment("svi", "dwp_pyro.inference.posterior:save_tensors", 1, RESUME),
-    "finetune, in a step": Moment("finetune", STEP, 2, SAVED, heeded=False),
-    "fit-prior, in a step": Moment("fit-prior", STEP, 2, SAVED, heeded=False),
-    "fit-prior, measuring a snapshot": Moment(
+SIGNAL_POINTS = {
+    "svi, reading scans": SignalPoint("svi", READING, 2, AGAIN, resumable=False),
+    "svi, in the first step": SignalPoint("svi", STEP, 1, SAVED, immediate=False),
+    "svi, in a step of the second member": SignalPoint("svi", STEP, 3, SAVED, immediate=False),
+    "svi, validating": SignalPoint("svi", VALIDATION, 2, SAVED),
+    "svi, validating after the last step": SignalPoint("svi", VALIDATION, 4, SAVED),
+    "svi, writing a checkpoint": SignalPoint(
+        "svi", "dwp_pyro.inference.checkpoint:save_tensors", 2, SAVED, immediate=False
+    ),
+    "svi, writing the posterior": SignalPoint("svi", "dwp_pyro.inference.posterior:save_tensors", 1, RESUME),
+    "finetune, in a step": SignalPoint("finetune", STEP, 2, SAVED, immediate=False),
+    "fit-prior, in a step": SignalPoint("fit-prior", STEP, 2, SAVED, immediate=False),
+    "fit-prior, measuring a snapshot": SignalPoint(
         "fit-prior", "dwp_pyro.training.source_networks:validation_dice", 1, SAVED
     ),
-    "fit-prior, fitting a VAE": Moment("fit-prior", "dwp_pyro.densities.vae:KernelVAE.loss", 30, RESUME),
-    "predict, checking scans": Moment("predict", "dwp_pyro.prediction.predict:read_case", 1, AGAIN),
-    "predict, between cases": Moment("predict", "dwp_pyro.prediction.predict:predict_case", 2, RESUME),
-    "predict, in a window": Moment("predict", "dwp_pyro.models.unet:ResidualUNet3d.forward", 3, RESUME),
-    "predict, writing a map": Moment("predict", "nibabel:save", 3, RESUME),
-    "predict, drawing a case": Moment("predict", "dwp_pyro.prediction.predict:save_case_figure", 1, RESUME),
-    "experiment, checking runs": Moment("experiment", "dwp_pyro.study.runner:_task", 2, AGAIN, begun=False),
-    "experiment, a worker reads scans": Moment("experiment", READING, 2, AGAIN),
-    "experiment, a worker in a step": Moment("experiment", STEP, 1, AGAIN, heeded=False),
-    "experiment, a worker validates": Moment("experiment", VALIDATION, 1, AGAIN),
-    "experiment, a worker predicts": Moment("experiment", "dwp_pyro.evaluation.evaluate:predict_case", 1, AGAIN),
+    "fit-prior, fitting a VAE": SignalPoint("fit-prior", "dwp_pyro.densities.vae:KernelVAE.loss", 30, RESUME),
+    "predict, checking scans": SignalPoint("predict", "dwp_pyro.prediction.predict:read_case", 1, AGAIN),
+    "predict, between cases": SignalPoint("predict", "dwp_pyro.prediction.predict:predict_case", 2, RESUME),
+    "predict, in a window": SignalPoint("predict", "dwp_pyro.models.unet:ResidualUNet3d.forward", 3, RESUME),
+    "predict, writing a map": SignalPoint("predict", "nibabel:save", 3, RESUME),
+    "predict, plotting a case": SignalPoint("predict", "dwp_pyro.prediction.predict:save_case_figure", 1, RESUME),
+    "experiment, checking runs": SignalPoint("experiment", "dwp_pyro.study.runner:_task", 2, AGAIN, resumable=False),
+    "experiment, a worker reads scans": SignalPoint("experiment", READING, 2, AGAIN),
+    "experiment, a worker in a step": SignalPoint("experiment", STEP, 1, AGAIN, immediate=False),
+    "experiment, a worker validates": SignalPoint("experiment", VALIDATION, 1, AGAIN),
+    "experiment, a worker predicts": SignalPoint("experiment", "dwp_pyro.evaluation.evaluate:predict_case", 1, AGAIN),
 }
 
 
-def signal_at(moment: Moment, signum: int) -> None:
-    """In the process of a trial: send it the signal when the moment comes, once."""
-    where, _, name = moment.function.partition(":")
+def signal_at(point: SignalPoint, signum: int) -> None:
+    """Patch a function so that one of its calls sends a signal to this process, which is that of a trial."""
+    module, _, name = point.function.partition(":")
     parent, _, attribute = name.rpartition(".")
-    owner = resolve_name(f"{where}:{parent}" if parent else where)
+    owner = resolve_name(f"{module}:{parent}" if parent else module)
     function = getattr(owner, attribute)
-    study, calls = os.getpid(), 0
+    pid, calls = os.getpid(), 0  # a worker signals its parent
 
-    def signalled(*args: Any, **kwargs: Any) -> Any:
+    def signaled(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == moment.number:
-            print(f"signalled: {time.monotonic()}", file=sys.stderr, flush=True)
-            os.kill(study, signum)
-            if moment.heeded:
-                time.sleep(DEAF)
+        if calls == point.call:
+            print(f"signaled: {time.monotonic()}", file=sys.stderr, flush=True)
+            os.kill(pid, signum)
+            if point.immediate:
+                time.sleep(SLEEP_SECONDS)
         return function(*args, **kwargs)
 
-    setattr(owner, attribute, signalled)
+    setattr(owner, attribute, signaled)
 
 
-def line_of(ended: Ended, signum: int) -> str:
-    """The one line that a stop is told by."""
-    assert ended.code == 128 + signum, ended.said
-    assert "Traceback" not in ended.said and "Exception ignored" not in ended.said, ended.said
-    (line,) = [line for line in ended.said.splitlines() if line.startswith("Error: ")]
+def error_line(trial: TrialResult, signum: int) -> str:
+    """Return the only error line of a stopped trial."""
+    assert trial.exit_code == 128 + signum, trial.output
+    assert "Traceback" not in trial.output and "Exception ignored" not in trial.output, trial.output
+    (line,) = [line for line in trial.output.splitlines() if line.startswith("Error: ")]
     return line
 
 
-def is_over(group: int) -> bool:
+def has_ended(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -120,76 +122,76 @@ def is_over(group: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def scene(world, tmp_path_factory) -> Callable[[str], Scene]:
-    """Of a command; made once."""
-    made: dict[str, Scene] = {}
+def make_once(world, tmp_path_factory) -> Callable[[str], Reference]:
+    """Return a function that makes the reference of a command at its first call."""
+    made: dict[str, Reference] = {}
 
-    def of(name: str) -> Scene:
+    def make(name: str) -> Reference:
         if name not in made:
-            made[name] = scene_of(name, world, tmp_path_factory.mktemp(name))
+            made[name] = make_reference(name, world, tmp_path_factory.mktemp(name))
         return made[name]
 
-    return of
+    return make
 
 
-def spread(names: Iterable[str]) -> list[Any]:
-    """Every third by default, the rest by `pytest -m study`."""
+def every_third(names: Iterable[str]) -> list[Any]:
+    """Mark all but every third name as a study."""
     return [
         name if number % 3 == 0 else pytest.param(name, marks=pytest.mark.study) for number, name in enumerate(names)
     ]
 
 
-@pytest.mark.parametrize("name", spread(MOMENTS))
-def test_a_signal_stops_at_once_and_the_command_goes_on_to_the_same_bits(scene, tmp_path, name):
-    moment, signum = MOMENTS[name], (signal.SIGTERM, signal.SIGINT)[list(MOMENTS).index(name) % 2]
-    command, out = scene(moment.command), tmp_path / "out"
-    ended = command.call(out, prepare=signal_at, given=(moment, signum))
-    line = line_of(ended, signum)
-    assert line.startswith(f"Error: stopped by {signum.name}") and line.endswith(moment.says), line
-    came = re.search(r"^signalled: (.+)$", ended.said, re.MULTILINE)
-    assert came and ended.at - float(came[1]) < PROMPT, ended.at - float(came[1])
-    assert is_over(ended.pid)
+@pytest.mark.parametrize("name", every_third(SIGNAL_POINTS))
+def test_a_signal_stops_the_command_and_resuming_gives_identical_results(make_once, tmp_path, name):
+    point, signum = SIGNAL_POINTS[name], (signal.SIGTERM, signal.SIGINT)[list(SIGNAL_POINTS).index(name) % 2]
+    reference, out = make_once(point.command), tmp_path / "out"
+    stopped = reference.call(out, prepare=signal_at, args=(point, signum))
+    line = error_line(stopped, signum)
+    assert line.startswith(f"Error: stopped by {signum.name}") and line.endswith(point.message_end), line
+    sent = re.search(r"^signaled: (.+)$", stopped.output, re.MULTILINE)
+    assert sent and stopped.ended_at - float(sent[1]) < MAX_STOP_SECONDS, stopped.ended_at - float(sent[1])
+    assert has_ended(stopped.pid)
     assert not list(tmp_path.rglob(".tmp-*"))
-    assert moment.begun or not out.exists()
-    again = command.call(out)
-    assert again.code == 0, again.said
-    check(command, out)
+    assert point.resumable or not out.exists()
+    resumed = reference.call(out)
+    assert resumed.exit_code == 0, resumed.output
+    check_results(reference, out)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_study_stops_with_all_its_workers(scene, tmp_path, signum):
-    command, out = scene("experiment"), tmp_path / "out"
-    moment = MOMENTS["experiment, a worker in a step"]
-    ended = command.call(out, "--workers", 2, prepare=signal_at, given=(moment, signum))
+def test_a_study_stops_with_all_its_workers(make_once, tmp_path, signum):
+    reference, out = make_once("experiment"), tmp_path / "out"
+    point = SIGNAL_POINTS["experiment, a worker in a step"]
+    stopped = reference.call(out, "--workers", 2, prepare=signal_at, args=(point, signum))
     assert (
-        line_of(ended, signum)
+        error_line(stopped, signum)
         == f"Error: stopped by {signum.name}, checkpoint saved; run the same command again to resume"
     )
-    assert is_over(ended.pid)
-    # The study checks for the signal twice a second; until then the few steps of a run may be finished.
+    assert has_ended(stopped.pid)
+    # The study checks for the signal twice per second; a run of few steps may finish first.
     assert [*out.glob("runs/*/checkpoint-*.safetensors"), *out.glob("runs/*/posterior.safetensors")]
-    assert command.call(out, "--workers", 2).code == 0
-    check(command, out)
+    assert reference.call(out, "--workers", 2).exit_code == 0
+    check_results(reference, out)
 
 
-def test_an_evaluation_stops_and_goes_on(world, tmp_path):
+def test_an_evaluation_stops_and_resumes(world, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(world.path / "runs/svi-brats-dwp-n2-seed0", out)
     arguments = ("evaluate", out, "--samples", 1)
-    moment = Moment("evaluate", "dwp_pyro.evaluation.evaluate:case_metrics", 1, AGAIN)
-    ended = run(arguments, world.path, out, prepare=signal_at, given=(moment, signal.SIGTERM))
-    assert line_of(ended, signal.SIGTERM) == "Error: stopped by SIGTERM; run the same command again to resume"
+    point = SignalPoint("evaluate", "dwp_pyro.evaluation.evaluate:case_metrics", 1, AGAIN)
+    stopped = run(arguments, world.path, out, prepare=signal_at, args=(point, signal.SIGTERM))
+    assert error_line(stopped, signal.SIGTERM) == "Error: stopped by SIGTERM; run the same command again to resume"
     kept = {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.nii.gz")}
-    assert kept and run(arguments, world.path, out).code == 0
+    assert kept and run(arguments, world.path, out).exit_code == 0
     assert kept.items() <= {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.nii.gz")}.items()
     assert (out / "evaluation.json").exists() and not list(out.rglob(".tmp-*"))
 
 
 def test_a_real_process_stops_within_a_step(world, tmp_path):
-    """As a terminal does it: to the whole group. (A study by SIGTERM is in tests/commands/test_experiment.py.)"""
+    """Send SIGINT to the whole process group, as a terminal does."""
     out = tmp_path / "run"
-    call = ("-c", "from dwp_pyro.cli import main; main()", *COMMANDS["svi"], "--steps", 100_000, "--out", out)
-    line = [sys.executable, *map(str, call)]
+    arguments = ("-c", "from dwp_pyro.cli import main; main()", *COMMANDS["svi"], "--steps", 100_000, "--out", out)
+    line = [sys.executable, *map(str, arguments)]
     process = subprocess.Popen(line, cwd=world.path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
@@ -198,7 +200,7 @@ def test_a_real_process_stops_within_a_step(world, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 5  # a step, a checkpoint, and the end of Python
+    assert time.monotonic() - sent < 5  # a step, a checkpoint and the exit of Python
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "Error: stopped by SIGINT, checkpoint saved; resume with --resume"
     assert list(out.glob("checkpoint-*.safetensors"))

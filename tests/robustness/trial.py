@@ -1,6 +1,6 @@
-"""A command in a process of its own, which is killed at a moment of one's choosing.
+"""Run a command in its own process and kill it at a chosen point.
 
-Starting Python with torch takes seconds. Here a server process imports everything once, and each trial is a fork of it.
+Starting Python with torch takes seconds, so a fork server imports everything once and each trial is a fork of it.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import torch
 
 from dwp_pyro.cli import main
 
-#: Whatever commands import late: of an optimiser that is torch._dynamo, which takes two seconds.
+#: Modules that commands import late; an optimizer imports torch._dynamo, which takes two seconds.
 _MODULES = ("torch._dynamo", "torch.utils.tensorboard.writer", "mpl_toolkits.axes_grid1", "rich.progress")
 _MODULES += ("dwp_pyro.study.runner", "dwp_pyro.prediction.predict")
 _MODULES += tuple(f"dwp_pyro.training.{name}" for name in ("fit_prior", "finetune", "svi"))
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGE_EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
 _forks = get_context("forkserver")
 _forks.set_forkserver_preload(["pytest", "tests.robustness.trial", *_MODULES])
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a trial ended.
+class TrialResult:
+    """Result of a trial.
 
     Args:
-        code: exit code; negative: the signal that killed it.
-        pid: of the process, and of its group: its workers are in it.
-        seconds: that it took.
-        at: when that was, on the monotonic clock.
-        changes: of files in its folder, before which it might have been killed.
-        said: on both outputs.
+        exit_code: Exit code; negative for the signal that killed it.
+        pid: Process id; also the id of its group, which includes its workers.
+        seconds: Duration.
+        ended_at: Time of the end, on the monotonic clock.
+        changes: Number of file changes in the output folder.
+        output: Text on stdout and stderr.
     """
 
-    code: int
+    exit_code: int
     pid: int
     seconds: float
-    at: float
+    ended_at: float
     changes: int
-    said: str
+    output: str
 
 
 def run(
@@ -62,41 +62,43 @@ def run(
     signum: int = signal.SIGKILL,
     before_change: int | None = None,
     prepare: Callable[..., None] | None = None,
-    given: tuple[Any, ...] = (),
+    args: tuple[Any, ...] = (),
     watch: Callable[[int], None] = lambda pid: None,
     watch_every: float = 60.0,
-) -> Ended:
+) -> TrialResult:
     """Run a command to its end, or stop it.
 
     Args:
-        arguments: of dwp-pyro.
-        folder: the current one.
-        out: the folder that it changes.
-        after: seconds until it gets a signal, its workers none: they live on until they notice.
-        signum: the signal.
-        before_change: number, from 1, of the change in `out` ahead of which the process that makes it kills itself.
-        prepare: called in the process ahead of the command, with `given`; a function of a module.
-        watch: called with the process's id while it runs, every so many seconds.
+        arguments: Arguments of dwp-pyro.
+        folder: Working folder.
+        out: Output folder, in which changes are counted.
+        after: Seconds until the process receives the signal; its workers do not receive it.
+        signum: Signal to send.
+        before_change: Number of the change in `out`, from 1, before which the process that makes it kills itself.
+        prepare: Function at module level, called in the process before the command.
+        args: Arguments of `prepare`.
+        watch: Callback with the process id, called while the process runs.
+        watch_every: Seconds between two calls of `watch`.
     """
     log = out.with_name(f"{out.name}.log")
     log.write_text("")
-    whole = tuple(map(str, arguments))
-    process = _forks.Process(target=_child, args=(whole, folder, out, log, before_change, prepare, given))
+    words = tuple(map(str, arguments))
+    process = _forks.Process(target=_child, args=(words, folder, out, log, before_change, prepare, args))
     start = time.monotonic()
     process.start()
     while process.is_alive() and (after is None or time.monotonic() < start + after):
-        left = math.inf if after is None else start + after - time.monotonic()
-        process.join(max(0, min(left, watch_every)))
+        remaining = math.inf if after is None else start + after - time.monotonic()
+        process.join(max(0, min(remaining, watch_every)))
         watch(process.pid)
     if process.is_alive():
         assert process.pid is not None
         os.kill(process.pid, signum)
     process.join()
-    ended = time.monotonic()
+    end = time.monotonic()
     assert process.pid is not None and process.exitcode is not None
-    said = log.read_text()
-    counted = re.search(r"^changes: (\d+)$", said, re.MULTILINE)
-    return Ended(process.exitcode, process.pid, ended - start, ended, int(counted[1]) if counted else 0, said)
+    output = log.read_text()
+    match = re.search(r"^changes: (\d+)$", output, re.MULTILINE)
+    return TrialResult(process.exitcode, process.pid, end - start, end, int(match[1]) if match else 0, output)
 
 
 def _child(
@@ -106,29 +108,31 @@ def _child(
     log: Path,
     before_change: int | None,
     prepare: Callable[..., None] | None,
-    given: tuple[Any, ...],
+    args: tuple[Any, ...],
 ) -> None:
     os.setpgrp()
     os.chdir(folder)
     os.environ.pop("DWP_PYRO_DATA", None)
-    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - to the end
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - open until the process ends
     torch.set_num_threads(1)
     _patch()
-    changes = get_context("fork").Value("q", 0)  # workers count on
+    changes = get_context("fork").Value("q", 0)  # shared with workers
 
-    def watch(event: str, args: tuple[Any, ...]) -> None:
-        changed = event in _CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & _WRITES)
-        if changed and isinstance(args[0], str | os.PathLike) and os.fspath(args[0]).startswith(str(out)):
+    def count_changes(event: str, details: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(details[2], int) and details[2] & _WRITE_FLAGS
+        if not writes and event not in _CHANGE_EVENTS:
+            return
+        if isinstance(details[0], str | os.PathLike) and os.fspath(details[0]).startswith(str(out)):
             changes.value += 1
             if changes.value == before_change:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(watch)
+    sys.addaudithook(count_changes)
     if prepare is not None:
-        prepare(*given)
+        prepare(*args)
     try:
         main(arguments, prog_name="dwp-pyro")
     finally:
@@ -139,16 +143,16 @@ def _patch() -> None:
     import dwp_pyro.inference.loop
     import dwp_pyro.runtime.processes
 
-    # A checkpoint a step: kills hit them, and the runs that go on from them.
+    # Save a checkpoint after every step, so that kills hit the saving and the resumed runs.
     dwp_pyro.inference.loop._CHECKPOINT_INTERVAL = 0.0
-    # Workers are forks too, with a thread each; as processes begun anew they have none of the parent's open files.
+    # Workers are forks with one thread each; like spawned processes, they must not hold the locks of the parent.
     initialize = dwp_pyro.runtime.processes._initialize
 
-    def initialize_without_locks(*given: Any) -> None:
+    def initialize_without_locks(*args: Any) -> None:
         for handle in Path("/proc/self/fd").iterdir():
             if handle.exists() and handle.readlink().name == ".lock":
                 os.close(int(handle.name))
-        initialize(*given)
+        initialize(*args)
 
     dwp_pyro.runtime.processes._initialize = initialize_without_locks
     dwp_pyro.runtime.processes.get_context = lambda method: get_context("fork")

@@ -22,28 +22,28 @@ from dwp_pyro.cli import main
         ((), {}),
     ],
 )
-def test_how_it_speaks_is_an_option_or_a_variable(tmp_path, options, environment):
+def test_an_option_or_a_variable_selects_the_output_mode(tmp_path, options, environment):
     """All modes print the same result, and all print errors."""
     runner = CliRunner(env=environment)
-    asked = {**environment, **dict(zip(options, options, strict=True))}
-    quiet, as_json = any("quiet" in name.lower() for name in asked), "json" in asked.values()
+    selected = {**environment, **dict(zip(options, options, strict=True))}
+    quiet, as_json = any("quiet" in name.lower() for name in selected), "json" in selected.values()
     arguments = ["phantom", "ms", str(tmp_path / "scans"), "--cases", "1"]
     written = runner.invoke(main, [*options, *arguments])
     assert written.exit_code == 0, written.output
     assert written.stdout == f"1 case in {tmp_path / 'scans'}: patient01 to patient01\n"
-    refused = runner.invoke(main, [*options, *arguments])
-    assert refused.exit_code == 2
+    failed = runner.invoke(main, [*options, *arguments])
+    assert failed.exit_code == 2
     if as_json:
-        assert [json.loads(line)["event"] for line in refused.stderr.splitlines()] == ["error"]
+        assert [json.loads(line)["event"] for line in failed.stderr.splitlines()] == ["error"]
         assert [json.loads(line)["event"] for line in written.stderr.splitlines()] == ["progress"] * (not quiet)
     else:
-        assert refused.stderr.startswith("Error: ") and len(refused.stderr.splitlines()) == 1
+        assert failed.stderr.startswith("Error: ") and len(failed.stderr.splitlines()) == 1
         assert written.stderr == ("" if quiet else "ms scans: 1/1, 0 s left\n")
 
 
 @pytest.mark.parametrize("arguments", [["svi", "--n", "five"], ["no-such-command"]])
-def test_errors_of_usage_are_json_too(arguments, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("dwp_pyro"), "handlers", [])  # as in a process of its own
+def test_usage_errors_can_be_json(arguments, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dwp_pyro"), "handlers", [])  # as in a new process
     result = CliRunner().invoke(main, ["--log-format", "json", *arguments])
     assert result.exit_code == 2
     assert [json.loads(line)["event"] for line in result.stderr.splitlines()] == ["error"]
@@ -51,10 +51,10 @@ def test_errors_of_usage_are_json_too(arguments, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "offered"),
+    ("line", "completion"),
     [("dwp-pyro fit", "fit-prior"), ("dwp-pyro svi --pri", "--prior"), ("dwp-pyro svi --prior gau", "gaussian")],
 )
-def test_bash_completes_commands_options_and_choices(words, offered):
-    shell = {"_DWP_PYRO_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+def test_bash_completes_commands_options_and_choices(line, completion):
+    shell = {"_DWP_PYRO_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     result = CliRunner(env=shell).invoke(main, prog_name="dwp-pyro")
-    assert f"plain,{offered}" in result.output.splitlines()
+    assert f"plain,{completion}" in result.output.splitlines()
