@@ -38,12 +38,17 @@ def settings_options(config: type[Settings]) -> Callable[[_Command], _Command]:
 
     def decorate(command: _Command) -> _Command:
         hints = typing.get_type_hints(config)
+        repeated = {field.metadata["repeats"] for field in dataclasses.fields(config)}
         for field in reversed(dataclasses.fields(config)):
+            if field.metadata["repeats"]:
+                continue
             help_text = field.metadata["help"]
             default = field.default
             if "[default:" not in help_text and default is not None:
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
                 help_text += f"  [default: {str(shown).lower() if isinstance(default, bool) else shown}]"
+            if field.name in repeated:
+                help_text = help_text.replace("  [", " Repeat the option for several.  [", 1)
             flag = f"--{field.name.replace('_', '-')}"
             declaration = f"{flag}/--no-{flag[2:]}" if hints[field.name] is bool else flag
             command = click.option(
@@ -51,6 +56,7 @@ def settings_options(config: type[Settings]) -> Callable[[_Command], _Command]:
                 field.name,
                 type=_option_type(hints[field.name], field.metadata["choices"]),
                 default=None,
+                multiple=field.name in repeated,
                 help=help_text,
             )(command)
         return click.option(
@@ -74,6 +80,11 @@ def _option_type(hint: Any, choices: tuple[str, ...]) -> Any:
 def load_settings(config: type[_SettingsT], config_file: Path | None, given: dict[str, Any]) -> _SettingsT:
     """Create settings from a YAML file, if there is one, and the options that were given."""
     values = {name: value for name, value in given.items() if value is not None}
+    for field in dataclasses.fields(config):
+        if first := field.metadata["repeats"]:
+            several = values.pop(first, ())
+            values |= {first: several[0]} if several else {}
+            values |= {field.name: several[1:]} if several[1:] else {}
     return config.from_mapping(values) if config_file is None else config.from_yaml(config_file, **values)
 
 

@@ -29,9 +29,14 @@ def setting(
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    repeats: str | None = None,
 ) -> Any:
-    """Return a dataclass field with its limits and the help of its command-line option."""
-    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum, "maximum": maximum})
+    """Return a dataclass field with its limits and the help of its command-line option.
+
+    A setting that repeats another one has no option: it holds what that one's option was given after the first value.
+    """
+    limits = {"choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={"help": help, "repeats": repeats, **limits})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,9 @@ class FitPriorConfig(TrainingConfig):
         "Layout of the source scans (docs/reference/layouts.md).  [default: detected from --root; without it, ms]",
         choices=DATASETS,
     )
+    more_roots: tuple[str, ...] | None = setting(
+        None, "Further data sets, in layouts that are detected.", repeats="root"
+    )
     kernels: str | None = setting(
         None, "Kernels to fit to instead of training source networks: a .safetensors bank or an .npy array."
     )

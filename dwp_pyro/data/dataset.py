@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.regions import default_regions
 from dwp_pyro.runtime.errors import DataError
 
-__all__ = ["DataSet", "Layout", "LayoutMatch"]
+__all__ = ["DataSet", "Layout", "LayoutMatch", "join_data_sets"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,32 @@ class DataSet:
                 known = ", ".join(self.regions)
                 raise DataError(f"region: '{name}' is not one of {known}, which these {self.layout} scans have")
         return {name: self.regions[name] for name in chosen}
+
+
+def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
+    """Return the cases of several data sets as one, with the root and the layout of the first.
+
+    Ids of cases and patients start with the folder name of their data set ("openms-patient01"), and its number where
+    two have the same name. The regions are those that have the same label values in all data sets.
+
+    Raises:
+        DataError: if a label value has different names in two data sets.
+    """
+    first = data_sets[0]
+    labels: dict[int, str] = {}
+    cases: list[Case] = []
+    names = [each.root.resolve().name.removesuffix(".csv") for each in data_sets]
+    for number, (each, name) in enumerate(zip(data_sets, names, strict=True), start=1):
+        for value, structure in each.labels.items():
+            known = labels.setdefault(value, structure)
+            if known != structure:
+                raise DataError(
+                    f"{each.root}: label {value} is '{structure}', and '{known}' in another data set; recode one"
+                )
+        prefix = name if names.count(name) == 1 else f"{name}{number}"
+        for case in each.cases:
+            patient = case.patient and f"{prefix}-{case.patient}"
+            cases.append(replace(case, id=f"{prefix}-{case.id}", patient=patient))
+    shared = set.intersection(*(set(each.regions.items()) for each in data_sets))
+    regions = {name: values for name, values in first.regions.items() if (name, values) in shared}
+    return replace(first, cases=tuple(sorted(cases, key=lambda case: case.id)), labels=labels, regions=regions)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dwp_pyro.config.data import DataConfig
-from dwp_pyro.config.training import TrainingConfig
+from dwp_pyro.config.training import FitPriorConfig, TrainingConfig
 from dwp_pyro.data.case import Case, Scan, read_case
-from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.dataset import DataSet, join_data_sets
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.patches import patch_shape
 from dwp_pyro.data.preprocessing import Example, Preprocessing
@@ -60,13 +60,16 @@ _SettingsT = TypeVar("_SettingsT", bound=DataConfig)
 
 
 def open_scans(settings: DataConfig) -> DataSet:
-    """Open the data set of the settings.
+    """Open the data set of the settings, or several as one.
 
     Raises:
-        DataError: see `open_dataset`.
+        DataError: see `open_dataset` and `join_data_sets`.
     """
     root, layout = settings.scans
-    return open_dataset(root, layout, parse_label_map(settings.label_map or ()))
+    label_map = parse_label_map(settings.label_map or ())
+    data = open_dataset(root, layout, label_map)
+    more = settings.more_roots if isinstance(settings, FitPriorConfig) else None
+    return join_data_sets([data, *(open_dataset(Path(other), None, label_map) for other in more)]) if more else data
 
 
 def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from dwp_pyro.config.names import FAMILIES
+from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.tensors import load_tensors
@@ -291,3 +293,22 @@ def test_there_are_at_most_as_many_members_as_source_networks(command, copy_of_w
     result = command("svi", "--n", 2, *TINY, "--out", "run")
     assert result.exit_code == 0, result.output
     assert len(Posterior.load(copy_of_world / "run" / "posterior.safetensors").members) == 2
+
+
+def test_a_prior_of_two_data_sets(copy_of_world, command):
+    """Cases of both are in the split, named after their set."""
+    write_phantoms("ms", copy_of_world / "data" / "other", 2, shape=(28, 32, 28))
+    sets = ("--root", "data/ms", "--root", "data/other")
+    short = ("--bootstraps", "1", "--snapshots", "1", "--density-steps", "2")
+    result = command("fit-prior", *sets, *TINY, *short, "--out", "prior")
+    assert result.exit_code == 0, result.output
+    roles = json.loads((copy_of_world / "prior/split.json").read_text())
+    cases = [case for role in roles.values() for case in role]
+    assert sum(case.startswith("ms-") for case in cases) == 6
+    assert sum(case.startswith("other-") for case in cases) == 2
+    settings = yaml.safe_load((copy_of_world / "prior/config.yaml").read_text())
+    assert (settings["root"], settings["more_roots"]) == ("data/ms", ["data/other"])
+    # The settings of the run repeat it.
+    again = command("fit-prior", "--config", "prior/config.yaml", "--out", "again")
+    assert again.exit_code == 0, again.output
+    assert json.loads((copy_of_world / "again/split.json").read_text()) == roles

@@ -61,6 +61,9 @@ SIGNAL_POINTS = {
     "svi, in a step of the second member": SignalPoint("svi", STEP, 3, SAVED, immediate=False),
     "svi, validating": SignalPoint("svi", VALIDATION, 2, SAVED),
     "svi, validating after the last step": SignalPoint("svi", VALIDATION, 4, SAVED),
+    "svi, choosing the decision": SignalPoint(
+        "svi", "dwp_pyro.training.choose_decision:posterior_predictive", 1, RESUME
+    ),
     "svi, writing a checkpoint": SignalPoint(
         "svi", "dwp_pyro.inference.checkpoint:save_tensors", 2, SAVED, immediate=False
     ),
