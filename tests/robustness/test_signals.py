@@ -74,7 +74,7 @@ SIGNAL_POINTS = {
         "fit-prior", "dwp_pyro.training.source_networks:validation_dice", 1, SAVED
     ),
     "fit-prior, fitting a VAE": SignalPoint("fit-prior", "dwp_pyro.densities.vae:KernelVAE.loss", 30, RESUME),
-    "predict, checking scans": SignalPoint("predict", "dwp_pyro.prediction.predict:read_case", 1, AGAIN),
+    "predict, checking scans": SignalPoint("predict", "dwp_pyro.prediction.labels:read_case", 1, AGAIN),
     "predict, between cases": SignalPoint("predict", "dwp_pyro.prediction.predict:predict_case", 2, RESUME),
     "predict, in a window": SignalPoint("predict", "dwp_pyro.models.unet:ResidualUNet3d.forward", 3, RESUME),
     "predict, writing a map": SignalPoint("predict", "nibabel:save", 3, RESUME),
