@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_iou
 from numpy.typing import NDArray
 
-__all__ = ["PairwiseDice", "as_batch", "dice", "iou"]
+__all__ = ["PairwiseDice", "as_batch", "dice", "iou", "mean_dice"]
 
 
 def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """Return 2 |A ∩ B| / (|A| + |B|) of two masks [X, Y, Z]; 1 if both are empty."""
     return float(compute_dice(as_batch(predicted), as_batch(truth), ignore_empty=False))
+
+
+def mean_dice(cases: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> float:
+    """Return the mean Dice over cases and regions, of predicted and true masks [R, X, Y, Z].
+
+    A region that a case lacks is skipped, because an empty prediction would score 1 there. If every case lacks every
+    region, an empty prediction scores 1 and any other 0.
+    """
+    present: list[float] = []
+    absent: list[float] = []
+    for predicted, truth in cases:
+        for mask, true_mask in zip(predicted, truth, strict=True):
+            (present if true_mask.any() else absent).append(dice(mask, true_mask))
+    scores = present or absent
+    return sum(scores) / len(scores)
 
 
 def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:

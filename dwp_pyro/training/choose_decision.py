@@ -14,6 +14,7 @@ from dwp_pyro.inference.decision import THRESHOLDS, Decision, remove_small_compo
 from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import posterior_predictive
+from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.training.training_data import TrainingData
 
@@ -28,7 +29,7 @@ _MAX_LOST = 0.01
 
 
 def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[str], device: torch.device) -> Decision:
-    """Return the decision with the highest mean Dice over regions and validation cases, on the network's grid.
+    """Return the decision with the highest `mean_dice` of the validation cases, on the network's grid.
 
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
     filter of the training labels, remove at most 1 % of the annotated volume. Without validation cases, the largest
@@ -47,8 +48,8 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     axes = tuple(axis for axis in mirror if axis != "none")
     mirrors = ((), axes) if axes else ((),)
     candidates = [Decision(*fields) for fields in product(THRESHOLDS, masses, mirrors)]
-    network_config = posterior.network_config
-    scores = []
+    masks = posterior.network_config.masks
+    predictions: list[tuple[dict[tuple[str, ...], NDArray[np.float32]], NDArray[np.bool_]]] = []
     passes = sum(_SAMPLES * len(posterior.members) * len(Decision(mirror=axes).flips) for axes in mirrors)
     with progress("choosing the decision", passes * len(data.validation)) as advance:
         for example in data.validation:
@@ -63,14 +64,14 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
                     posterior, image, [step_seed(0, seed) for seed in seeds], flips=flips, advance=lambda: advance("")
                 )
                 of_mirror[axes] = moments.probability.cpu().numpy() * counted
-            masks = [network_config.masks(of_mirror[each.mirror], each) for each in candidates]
-            scores.append([_dice(mask, label) for mask in masks])
-    means = np.mean(scores, 0)
-    best = int(means.argmax())
-    _logger.info(
-        "decision: %s; Dice %.3f on validation cases, %.3f without it", candidates[best], means[best], means[0]
-    )
-    return candidates[best]
+            predictions.append((of_mirror, label))
+    dice = {
+        decision: mean_dice((masks(of_mirror[decision.mirror], decision), label) for of_mirror, label in predictions)
+        for decision in candidates
+    }
+    best = max(dice, key=lambda decision: dice[decision])
+    _logger.info("decision: %s; Dice %.3f on validation cases, %.3f without it", best, dice[best], dice[Decision()])
+    return best
 
 
 def volume_lost(labels: Sequence[NDArray[np.bool_]], min_mass: float) -> float:
@@ -85,12 +86,3 @@ def volume_lost(labels: Sequence[NDArray[np.bool_]], min_mass: float) -> float:
         if mask.any()
     ]
     return float(np.mean(lost)) if lost else 0.0
-
-
-def _dice(masks: NDArray[np.bool_], label: NDArray[np.bool_]) -> float:
-    """Return the mean Dice over the regions [R, X, Y, Z] that the case has, or over all if it has none."""
-    voxels = (1, 2, 3)
-    total = masks.sum(voxels) + label.sum(voxels)
-    dice = np.where(total, 2 * (masks & label).sum(voxels) / np.maximum(total, 1), 1.0)
-    present = label.any(voxels)
-    return float(dice[present].mean() if present.any() else dice.mean())

@@ -8,17 +8,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro.distributions import TorchDistribution
 from torch import nn
 
 from dwp_pyro.config.training import DEFAULT_EVIDENCE, TrainingConfig
 from dwp_pyro.data.patches import PatchDataset
+from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.loop import TrainingSchedule, fit
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import posterior_mean_probability
+from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.models.likelihoods import choose_activation, region_masks
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.runtime.device import warn_if_emulated
@@ -168,24 +172,15 @@ def trained_member(setup: TrainingSetup, network_config: NetworkConfig, device: 
 
 @torch.no_grad()
 def validation_dice(posterior: Posterior, data: TrainingData, device: torch.device) -> float:
-    """Return the mean Dice over regions and validation cases, on the network's grid, with kernels at their means.
+    """Return the `mean_dice` of the validation cases, on the network's grid, with kernels at their means."""
 
-    A region that a case lacks is skipped, because an empty prediction would score 1 there. If every case lacks every
-    region, an empty prediction scores 1 and any other 0.
-    """
-    present: list[float] = []
-    absent: list[float] = []
-    for example in data.validation:
+    def masks(example: Example) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         assert example.label is not None
         probability = posterior_mean_probability(posterior, example.image.as_tensor().to(device))
-        predicted = region_masks(probability, posterior.network_config.activation)
-        predicted &= example.brain_mask.as_tensor().to(device) == 1  # 2: voxels to ignore
-        for mask, truth in zip(predicted, example.label.as_tensor().to(device) > 0, strict=True):
-            total = int(mask.sum() + truth.sum())
-            dice = 2 * int((mask & truth).sum()) / total if total else 1.0
-            (present if truth.any() else absent).append(dice)
-    scores = present or absent
-    return sum(scores) / len(scores)
+        predicted = region_masks(probability, posterior.network_config.activation).cpu().numpy()
+        return predicted & (example.brain_mask.numpy() == 1), example.label.numpy() > 0  # 2: voxels to ignore
+
+    return mean_dice(map(masks, data.validation))
 
 
 def have_learned(dice: Sequence[float | None]) -> list[bool]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch.testing import assert_close
 
 from dwp_pyro.config.training import FitPriorConfig
@@ -74,7 +75,7 @@ def test_a_region_that_a_case_lacks_is_skipped(monkeypatch, truth, predicted, di
     def example(label, probability) -> SimpleNamespace:
         volume = [torch.tensor(each, dtype=torch.float)[..., None, None] for each in (label, probability)]
         parts = {"label": volume[0], "image": volume[1], "brain_mask": torch.ones(1, 4, 1, 1)}
-        return SimpleNamespace(**{name: SimpleNamespace(as_tensor=lambda x=x: x) for name, x in parts.items()})
+        return SimpleNamespace(**{name: MetaTensor(x) for name, x in parts.items()})
 
     nothing = ((0, 0, 0, 0), (0, 0, 0, 0))
     data = SimpleNamespace(validation=(example(truth, predicted), example(nothing, nothing)))
