@@ -144,6 +144,11 @@ class TargetConfig(TrainingConfig):
     prior_dir: str = setting(
         "runs/prior-ms", "Output folder of fit-prior, with the kernel prior and the source networks."
     )
+    unlabelled: str | None = setting(
+        None,
+        "Folder or CSV file of further scans. After a first round of training the posterior labels them where it is "
+        "certain, and a second round trains on all. Their own labels and the cases of the split are never used.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ from torch import Tensor
 from dwp_pyro.data.case import Scan
 from dwp_pyro.runtime.errors import DataError
 
-__all__ = ["AXES", "NORMALIZATION", "Example", "Preprocessing"]
+__all__ = ["AXES", "NORMALIZATION", "Example", "Preprocessing", "class_indices"]
 
 #: Description of the intensity normalization, for model cards and exports.
 NORMALIZATION = (
@@ -78,7 +78,6 @@ class Preprocessing:
                 CropForegroundd(keys, "brain_mask", allow_smaller=True, allow_missing_keys=True),
             ]
         )
-        self._indices = ClassesToIndicesd("classes", image_key="brain_mask")
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
         """Preprocess a scan.
@@ -115,11 +114,8 @@ class Preprocessing:
         _normalize(cropped["image"], cropped["brain_mask"][0] > 0)
         if "label" not in cropped:
             return Example(scan.id, cropped["image"], cropped["brain_mask"], None, ())
-        label = cropped["label"].as_tensor()
-        classes = torch.cat([1 - label.amax(0, keepdim=True), label])
-        indices = self._indices({"classes": classes, "brain_mask": cropped["brain_mask"].as_tensor()})
-        flat_indices = tuple(torch.as_tensor(index).int() for index in indices["classes_cls_indices"])
-        return Example(scan.id, cropped["image"], cropped["brain_mask"], cropped["label"], flat_indices)
+        indices = class_indices(cropped["label"], cropped["brain_mask"])
+        return Example(scan.id, cropped["image"], cropped["brain_mask"], cropped["label"], indices)
 
     def invert(self, maps: Tensor, example: Example, scan: Scan) -> NDArray[np.float32]:
         """Resample maps from an example's grid to the scan's grid by trilinear interpolation; 0 outside of the brain.
@@ -139,6 +135,14 @@ class Preprocessing:
         inverted = back({"image": example.image, "maps": carrier})["maps"]
         orientation = ornt_transform(_RAS, _to_ras(scan))
         return _reorient(np.asarray(inverted, dtype=np.float32), orientation) * scan.brain_mask
+
+
+def class_indices(label: MetaTensor, brain_mask: MetaTensor) -> tuple[Tensor, ...]:
+    """Return `Example.indices` of a label [R, X, Y, Z] and a brain mask [1, X, Y, Z], both uint8."""
+    masks = label.as_tensor()
+    classes = torch.cat([1 - masks.amax(0, keepdim=True), masks])
+    found = ClassesToIndicesd("classes", image_key="brain")({"classes": classes, "brain": brain_mask.as_tensor()})
+    return tuple(torch.as_tensor(index).int() for index in found["classes_cls_indices"])
 
 
 def _normalize(image: Tensor, brain_mask: Tensor) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.inference.decision import THRESHOLDS, Decision, remove_small_components
 from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import Posterior
@@ -18,7 +20,7 @@ from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.training.training_data import TrainingData
 
-__all__ = ["choose_decision", "volume_lost"]
+__all__ = ["choose_decision", "predict_example", "volume_lost"]
 
 _logger = logging.getLogger(__name__)
 
@@ -54,16 +56,11 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     with progress("choosing the decision", passes * len(data.validation)) as advance:
         for example in data.validation:
             assert example.label is not None
-            image, counted = example.image.as_tensor().to(device), example.brain_mask.numpy() == 1
-            label = (example.label.numpy() > 0) & counted
-            of_mirror = {}
-            for axes in mirrors:
-                flips = Decision(mirror=axes).flips
-                seeds = range(_SAMPLES * len(posterior.members) * len(flips))
-                moments = posterior_predictive(
-                    posterior, image, [step_seed(0, seed) for seed in seeds], flips=flips, advance=lambda: advance("")
-                )
-                of_mirror[axes] = moments.probability.cpu().numpy() * counted
+            label = (example.label.numpy() > 0) & (example.brain_mask.numpy() == 1)
+            of_mirror = {
+                axes: predict_example(posterior, example, Decision(mirror=axes), device, partial(advance, ""))
+                for axes in mirrors
+            }
             predictions.append((of_mirror, label))
     dice = {
         decision: mean_dice((masks(of_mirror[decision.mirror], decision), label) for of_mirror, label in predictions)
@@ -72,6 +69,26 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     best = max(dice, key=lambda decision: dice[decision])
     _logger.info("decision: %s; Dice %.3f on validation cases, %.3f without it", best, dice[best], dice[Decision()])
     return best
+
+
+def predict_example(
+    posterior: Posterior,
+    example: Example,
+    decision: Decision,
+    device: torch.device,
+    advance: Callable[[], None] = lambda: None,
+) -> NDArray[np.float32]:
+    """Return the mean probability [R, X, Y, Z] of two samples per member and mirroring; 0 where voxels do not count."""
+    seeds = range(_SAMPLES * len(posterior.members) * len(decision.flips))
+    moments = posterior_predictive(
+        posterior,
+        example.image.as_tensor().to(device),
+        [step_seed(0, seed) for seed in seeds],
+        advance=advance,
+        flips=decision.flips,
+    )
+    probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
+    return probability
 
 
 def volume_lost(labels: Sequence[NDArray[np.bool_]], min_mass: float) -> float:

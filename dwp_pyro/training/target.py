@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +40,9 @@ from dwp_pyro.training.posterior_summary import (
     report_unconverged,
     summarize,
 )
+from dwp_pyro.training.pseudo_labels import with_pseudo_labels
 from dwp_pyro.training.tracking import check_tracker, tracked
-from dwp_pyro.training.training_data import TrainingData, load_training_data, resolve
+from dwp_pyro.training.training_data import TrainingData, load_training_data, load_unlabelled, resolve
 
 __all__ = ["train_target", "training_schedule"]
 
@@ -73,7 +74,8 @@ def train_target(
     are excluded from the posterior and its summary. After a warm-up the learning rate follows half a cosine from its
     maximum to a hundredth.
 
-    Masks of predictions follow the decision that `choose_decision` returns.
+    Masks of predictions follow the decision that `choose_decision` returns. With unlabelled scans, the posterior of a
+    first round labels them (`with_pseudo_labels`), and members are trained a second time, from their start, on all.
 
     A Bayesian run adds a summary to `run.json`: ELBO and its parts, null models of the first member, and the blocks
     (`summarize`).
@@ -99,17 +101,24 @@ def train_target(
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
     network_config = network_config_for(config, data)
+    unlabelled = () if config.unlabelled is None else load_unlabelled(config, Path(config.unlabelled), data.split)
     seeds = [config.seed * members + member for member in range(members)]
-    setups = []
-    for member, seed in enumerate(seeds):
-        torch.manual_seed(seed)
-        setups.append(make_setup(network_config, device, member))
+
+    def make_setups() -> list[TrainingSetup]:
+        setups = []
+        for member, seed in enumerate(seeds):
+            torch.manual_seed(seed)
+            setups.append(make_setup(network_config, device, member))
+        return setups
+
+    setups = make_setups()
     digests = {str(path): file_digest(path) for path in config.learned_from()}
     with (
         RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
         tracked(run.path, config.to_mapping(), options) as track,
     ):
-        run.pin("split.json", data.split.to_mapping())
+        others = {"unlabelled": [example.id for example in unlabelled]} if unlabelled else {}
+        run.pin("split.json", data.split.to_mapping() | others)
         run.pin("learned_from.json", digests)
         if setups[0].blocks:
             write_blocks(run.path, setups[0].blocks)
@@ -120,10 +129,16 @@ def train_target(
             schedule = partial(training_schedule, config, beta=beta, estimator=estimator)
             trainer = _Trainer(command, config, data, network_config, device, run.path, track, evidence, schedule)
             trained = _train_members(trainer, setups, seeds)
+            if unlabelled:
+                both = with_pseudo_labels(data, unlabelled, _posterior(trainer, trained), device)
+                # The unlabelled cases together count as much as the labeled ones.
+                weight = 2 * len(data.train) / len(both.train)
+                student = replace(trainer, command=f"{command}-student", data=both, evidence=weight * evidence)
+                trained = _train_members(student, make_setups(), seeds)
+                trainer = replace(student, data=data, evidence=evidence)
             if make_nulls is not None:
                 run.record("summary", _summarize_run(trainer, trained, make_nulls))
-            posterior = Posterior(network_config, [each.member for each in trained])
-            posterior.decision = choose_decision(posterior, data, config.mirror, device)
+            posterior = _posterior(trainer, trained)
             run.record("decision", posterior.decision.to_mapping())
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):
@@ -188,6 +203,13 @@ def _train_members(trainer: _Trainer, setups: Sequence[TrainingSetup], seeds: Se
     learned = have_learned(dice_of_all)
     log_dice("member", dice_of_all, learned)
     return [each for each, kept in zip(trained, learned, strict=True) if kept]
+
+
+def _posterior(trainer: _Trainer, trained: Sequence[_TrainedMember]) -> Posterior:
+    """Return the posterior of the trained members, with its decision."""
+    posterior = Posterior(trainer.network_config, [each.member for each in trained])
+    posterior.decision = choose_decision(posterior, trainer.data, trainer.config.mirror, trainer.device)
+    return posterior
 
 
 def _summarize_run(trainer: _Trainer, trained: Sequence[_TrainedMember], make_nulls: MakeNulls) -> dict[str, Any]:

@@ -26,7 +26,15 @@ from dwp_pyro.models.registry import NETWORKS
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.progress import progress
 
-__all__ = ["TrainingData", "choose_spacing", "find_split", "load_training_data", "open_scans", "resolve"]
+__all__ = [
+    "TrainingData",
+    "choose_spacing",
+    "find_split",
+    "load_training_data",
+    "load_unlabelled",
+    "open_scans",
+    "resolve",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -179,6 +187,39 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     validation = tuple(examples[name] for name in split.validation)
     patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients)
+
+
+def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tuple[Example, ...]:
+    """Read and preprocess the scans of a folder, without labels.
+
+    Cases with a file of a case of the split are left out, so that test cases stay unseen.
+
+    Args:
+        settings: Resolved settings of the command.
+        folder: Folder or CSV file of the scans.
+        split: Split of the labelled cases.
+
+    Raises:
+        DataError: if a scan is invalid, or there is none beside those of the split.
+    """
+    labelled = open_scans(settings)
+    used = {
+        path.absolute()
+        for name in (*split.train, *split.validation, *split.test)
+        for path in labelled.by_id[name].images.values()
+    }
+    data = open_dataset(folder, settings.dataset if folder == Path(settings.root or "") else None, needs_labels=False)
+    cases = [case for case in data.cases if used.isdisjoint(path.absolute() for path in case.images.values())]
+    if not cases:
+        raise DataError(f"{folder}: holds no scan beside those of the split; give a folder of other scans")
+    preprocess = Preprocessing(settings.spacing or None)
+    examples = []
+    with progress("reading unlabelled scans", len(cases)) as advance:
+        for case in cases:
+            scan = _read(dataclasses.replace(case, label=None), settings, data)
+            examples.append(preprocess(scan, ()))
+            advance("")
+    return tuple(examples)
 
 
 def _read(case: Case, settings: DataConfig, data: DataSet) -> Scan:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -385,3 +386,26 @@ def test_a_study_of_two_methods(command, in_world, tmp_path):
     with open(tmp_path / "out" / "results.csv") as file:
         assert {row["method"] for row in csv.DictReader(file)} == set(methods)
     assert (tmp_path / "out" / "table.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["svi", "finetune"])
+def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, name):
+    """Scans without labels, in a folder beside; and those of the data set itself, without the cases of the split."""
+    shutil.copytree("data/two", "more")
+    for path in Path("more").rglob("*_seg.nii.gz"):
+        path.unlink()
+    result = command(name, "--n", 2, *TINY, "--unlabelled", "more", "--out", "run")
+    assert result.exit_code == 0, result.output
+    stages = {json.loads(line)["stage"] for line in Path("run/metrics.jsonl").read_text().splitlines()}
+    assert {stage.split("-member")[0] for stage in stages} >= {name, f"{name}-student"}
+    assert len(json.loads(Path("run/split.json").read_text())["unlabelled"]) == 2
+    assert not list(Path("run").glob("checkpoint*"))
+    again = command(name, "--n", 2, *TINY, "--root", "data/brats", "--unlabelled", "data/brats", "--out", "other")
+    assert again.exit_code == 0, again.output
+    roles = json.loads(Path("other/split.json").read_text())
+    assert len(roles.pop("unlabelled")) == 9 - sum(map(len, roles.values())) == 4
+    none = command(name, "--n", 6, *TINY, "--root", "data/brats", "--unlabelled", "data/brats", "--out", "none")
+    assert none.exit_code == 2
+    assert "data/brats: holds no scan beside those of the split" in none.stderr
+    assert not Path("none").exists()

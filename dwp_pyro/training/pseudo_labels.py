@@ -1,0 +1,62 @@
+"""Labels that a posterior gives to unlabelled scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from dwp_pyro.data.preprocessing import Example, class_indices
+from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.inference.predictive import binary_entropy
+from dwp_pyro.runtime.progress import progress
+from dwp_pyro.training.choose_decision import predict_example
+from dwp_pyro.training.training_data import TrainingData
+
+__all__ = ["pseudo_label", "with_pseudo_labels"]
+
+_MAX_ENTROPY = 0.5  # nats, of a probability of 0.2 or 0.8
+
+
+def with_pseudo_labels(
+    data: TrainingData, unlabelled: Sequence[Example], posterior: Posterior, device: torch.device
+) -> TrainingData:
+    """Add unlabelled cases, labeled by a posterior, to the training cases.
+
+    Training cases are repeated, so that about half of the patches come from them.
+
+    Args:
+        data: Data that the posterior was trained with.
+        unlabelled: Cases without a label.
+        posterior: Trained posterior, on `device`.
+        device: Device to run on.
+    """
+    labeled = []
+    with progress("labeling unlabelled scans", len(unlabelled)) as advance:
+        for example in unlabelled:
+            labeled.append(pseudo_label(posterior, example, device))
+            advance("")
+    repeats = max(1, round(len(labeled) / len(data.train)))
+    return replace(data, train=(*data.train * repeats, *labeled))
+
+
+def pseudo_label(posterior: Posterior, example: Example, device: torch.device) -> Example:
+    """Return an example with the masks of the posterior's decision as its label.
+
+    Voxels whose entropy exceeds 0.5 nats in any region are ignored, as voxels labeled "ignore" are. Components that the
+    decision removes are background: there the label knows more than the network.
+
+    Args:
+        posterior: Trained posterior, on `device`.
+        example: Example; its label is unused.
+        device: Device to run on.
+    """
+    probability = predict_example(posterior, example, posterior.decision, device)
+    certain = (binary_entropy(torch.from_numpy(probability)).numpy() <= _MAX_ENTROPY).all(0)
+    brain_mask = np.where(certain | (example.brain_mask.numpy() != 1), example.brain_mask.numpy(), 2).astype(np.uint8)
+    masks = posterior.network_config.masks(probability, posterior.decision) & (brain_mask == 1)
+    label, counted = MetaTensor(torch.from_numpy(masks.astype(np.uint8))), MetaTensor(torch.from_numpy(brain_mask))
+    return replace(example, label=label, brain_mask=counted, indices=class_indices(label, counted))
