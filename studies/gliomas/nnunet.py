@@ -38,7 +38,7 @@ def main() -> None:
     work = (arguments.out / "work").resolve()
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(work / name)
-    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    os.environ.update({"nnUNet_n_proc_DA": str(arguments.threads)})  # also the threads of its planner
     os.environ.setdefault("nnUNet_compile", "false")
     _write_raw(arguments.data, split, work)
     trainer, seconds = _train(arguments, split, work)
@@ -86,6 +86,8 @@ def _train(arguments: argparse.Namespace, split: dict[str, list[str]], work: Pat
     preprocess([1], plans or "nnUNetPlans", configurations=[arguments.configuration], num_processes=[1])
     folds = [{"train": split["train"], "val": split["validation"]}]
     (work / "preprocessed" / "Dataset001_Gliomas" / "splits_final.json").write_text(json.dumps(folds))
+
+    os.environ.update({"nnUNet_n_proc_DA": "0"})  # augment in the process that trains: the minutes are of one process
 
     def trainer():
         return get_trainer_from_args("1", arguments.configuration, 0, device=torch.device(arguments.device))
