@@ -65,10 +65,10 @@ def test_the_public_names_load(site):
 
 
 def test_every_file_of_the_package_is_in_it(site):
-    """The modules, `py.typed`, and the style, script and viewer of the page."""
+    """The modules, `py.typed`, the pretrained prior, and the style, script and viewer of the page."""
 
     def files(folder: Path) -> set[str]:
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
     assert files(site / "dwp_pyro") == files(ROOT / "dwp_pyro")
-    assert {"py.typed", "evaluation/assets/report.css"} <= files(site / "dwp_pyro")
+    assert {"py.typed", "evaluation/assets/report.css", "pretrained/ms/source.safetensors"} <= files(site / "dwp_pyro")

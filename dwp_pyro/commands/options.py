@@ -84,7 +84,7 @@ def load_settings(config: type[_SettingsT], config_file: Path | None, given: dic
         if first := field.metadata["repeats"]:
             several = values.pop(first, ())
             values |= {first: several[0]} if several else {}
-            values |= {field.name: several[1:]} if several[1:] else {}
+            values |= {field.name: several[1:] or None} if several else {}
     return config.from_mapping(values) if config_file is None else config.from_yaml(config_file, **values)
 
 

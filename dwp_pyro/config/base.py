@@ -33,7 +33,7 @@ def setting(
 ) -> Any:
     """Return a dataclass field with its limits and the help of its command-line option.
 
-    A setting that repeats another one has no option: it holds what that one's option was given after the first value.
+    The option of the setting `repeats` may be given several times; this setting holds all values but the first.
     """
     limits = {"choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=default, metadata={"help": help, "repeats": repeats, **limits})

@@ -25,9 +25,9 @@ class PredictConfig(Settings):
 
     samples: int = setting(
         20,
-        "Weight samples S, rounded up to a multiple of the members; 1 per member for deterministic networks.  0 uses "
-        "the posterior means of each member: fewer passes, and for a mixture nearly the same maps (without mutual "
-        "information if there is one member).",
+        "Weight samples S, one pass each, rounded up to the same number per member and mirroring; one such round for "
+        "deterministic networks.  0 uses the posterior means of each member: fewer passes, and for a mixture nearly "
+        "the same maps.",
         minimum=0,
     )
     overlap: float = setting(0.25, "Overlap of adjacent windows, as a fraction of a window.", minimum=0)

@@ -17,6 +17,12 @@ __all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig"]
 #: Names of the networks in `models.registry`.
 NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext")
 
+#: Channels of a network without a source network.
+DEFAULT_WIDTHS = (16, 32, 64, 128)
+
+#: Prior and source networks that come with the package.
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "ms"
+
 _CENTERED_MEMBERS = 3
 
 #: Number of independent observations that the segmentation of one case counts as.
@@ -32,8 +38,12 @@ class TrainingConfig(DataConfig):
         "Network: a residual U-Net, the U-Net of the deep-weight-prior paper (paper-unet), or a network of MONAI.",
         choices=NETWORKS,
     )
-    widths: tuple[int, ...] = setting(
-        (16, 32, 64, 128), "Channels at the four resolutions of the network, comma-separated.", minimum=1, maximum=4096
+    widths: tuple[int, ...] | None = setting(
+        None,
+        "Channels at the four resolutions of the network, comma-separated.  [default: those of the source network, if "
+        f"it is used; otherwise {','.join(map(str, DEFAULT_WIDTHS))}]",
+        minimum=1,
+        maximum=4096,
     )
     blocks: str | None = setting(
         None,
@@ -59,15 +69,17 @@ class TrainingConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.widths) != 4:
-            raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, self.widths))}")
+        widths = self.widths or DEFAULT_WIDTHS
+        if len(widths) != 4:
+            raise ConfigError(f"widths: must be four numbers, got {','.join(map(str, widths))}")
         if self.likelihood == "categorical" and self.dice_weight != 0.5:
             raise ConfigError("dice-weight: is a setting of dice-ce; omit it for categorical")
-        first = self.widths[0]
-        if self.network == "segresnet" and (first % 8 or self.widths != tuple(first * 2**level for level in range(4))):
+        doubled = tuple(widths[0] * 2**level for level in range(4))
+        multiple = {"segresnet": 8, "mednext": 1}.get(self.network)
+        if multiple is not None and (widths[0] % multiple or widths != doubled):
             raise ConfigError(
-                "widths: segresnet needs widths that double, from a multiple of 8 (as 16,32,64,128); "
-                f"got {','.join(map(str, self.widths))}"
+                f"widths: {self.network} needs widths that double, from a multiple of {multiple} (as 16,32,64,128); "
+                f"got {','.join(map(str, widths))}"
             )
 
 
@@ -141,13 +153,16 @@ class TargetConfig(TrainingConfig):
         minimum=1,
         maximum=10_000,
     )
-    prior_dir: str = setting(
-        "runs/prior-ms", "Output folder of fit-prior, with the kernel prior and the source networks."
+    prior_dir: str | None = setting(
+        None,
+        "Output folder of fit-prior, with the kernel prior and the source networks.  [default: runs/prior-ms, if it "
+        "exists; otherwise those that come with the package, for one FLAIR image]",
     )
     unlabelled: str | None = setting(
         None,
         "Folder or CSV file of further scans. After a first round of training the posterior labels them where it is "
-        "certain, and a second round trains on all. Their own labels and the cases of the split are never used.",
+        "certain, and a second round trains on all. Their own labels are not read, and the scans of the split are left "
+        "out (but not copies of them).",
     )
 
     def __post_init__(self) -> None:
@@ -155,9 +170,17 @@ class TargetConfig(TrainingConfig):
         if self.members is not None and self.steps < self.members:
             raise ConfigError(f"steps: {self.members} members need as many steps, got {self.steps}; lower members")
 
+    @property
+    def prior_folder(self) -> Path:
+        """Folder of the prior and the source networks."""
+        if self.prior_dir is not None:
+            return Path(self.prior_dir)
+        own = Path("runs/prior-ms")
+        return own if own.exists() else PRETRAINED
+
     def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
         chosen = {"prior.safetensors": prior, "source.safetensors": source}
-        files = [Path(self.prior_dir) / name for name, needed in chosen.items() if needed]
+        files = [self.prior_folder / name for name, needed in chosen.items() if needed]
         return (*files, *([] if self.blocks is None else [Path(self.blocks)]))
 
 

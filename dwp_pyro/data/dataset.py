@@ -101,7 +101,8 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
     two have the same name. The regions are those that have the same label values in all data sets.
 
     Raises:
-        DataError: if a label value has different names in two data sets.
+        DataError: if a label value has different names in two data sets, if they share no region, or if two cases would
+            have the same id.
     """
     first = data_sets[0]
     labels: dict[int, str] = {}
@@ -120,4 +121,10 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
             cases.append(replace(case, id=f"{prefix}-{case.id}", patient=patient))
     shared = set.intersection(*(set(each.regions.items()) for each in data_sets))
     regions = {name: values for name, values in first.regions.items() if (name, values) in shared}
+    if not regions and any(each.regions for each in data_sets):
+        raise DataError(f"{first.root}: shares no region with the other data sets; name the labels alike")
+    ids = [case.id for case in cases]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise DataError(f"{first.root}: two cases of the data sets would have the id '{twice}'; rename a folder")
     return replace(first, cases=tuple(sorted(cases, key=lambda case: case.id)), labels=labels, regions=regions)

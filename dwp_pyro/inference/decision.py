@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, permutations
@@ -18,6 +19,8 @@ from dwp_pyro.models.likelihoods import region_masks
 __all__ = ["THRESHOLDS", "Decision", "expected_dice_threshold", "remove_small_components"]
 
 THRESHOLDS = ("half", "expected-dice")
+
+_MIN_THRESHOLD = 0.1  # a mask with an expected Dice below 0.2 is no better than none
 
 _CONNECTED = np.ones((3, 3, 3), bool)  # voxels that share a face, an edge or a corner
 
@@ -84,12 +87,12 @@ class Decision:
 
         Args:
             probability: Mean probability of each region, [R, X, Y, Z].
-            values: Label values of each region. Without small components, a region is limited to the regions that
-                have all of its values and more.
+            values: Label values of each region; a region is limited to the regions that have all of its values and
+                more, unless all of the decision is "half".
             activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
         """
         masks = _above_threshold(probability, self.threshold, activation)
-        if not self.min_mass:
+        if self.threshold == "half" and not self.min_mass:
             return masks
         parts = zip(masks, probability, strict=True)
         kept = np.stack([remove_small_components(mask, each, self.min_mass) for mask, each in parts])
@@ -112,10 +115,11 @@ def _above_threshold(probability: NDArray[np.float32], threshold: str, activatio
 
 
 def expected_dice_threshold(probability: NDArray[np.float32]) -> float:
-    """Return the threshold t > 0 whose mask, all voxels with p ≥ t, has the highest expected Dice.
+    """Return the threshold t whose mask, all voxels with p ≥ t, has the highest expected Dice.
 
     For a mask A of independent voxels, E[2 |A ∩ B| / (|A| + |B|)] is approximated by 2 Σ_A p / (|A| + Σ p). At the
-    maximum t is half of it, and at most 1/2 (Lipton et al. 2014, theorem 1).
+    maximum t is half of it, and at most 1/2 (Lipton et al. 2014, theorem 1). The empty mask has Dice 1 if B is empty,
+    with probability Π (1 − p); if that is higher, t is infinite. At least 0.1 is returned.
 
     Args:
         probability: Probability of each voxel, of any shape.
@@ -123,7 +127,9 @@ def expected_dice_threshold(probability: NDArray[np.float32]) -> float:
     descending = np.sort(probability, axis=None)[::-1].astype(np.float64)
     sums = np.cumsum(descending)
     dice = 2 * sums / (np.arange(1, len(sums) + 1) + sums[-1])
-    return max(float(descending[dice.argmax()]), float(np.finfo(np.float32).tiny))
+    if np.exp(np.log1p(-descending.clip(max=1 - 1e-12)).sum()) >= dice.max():
+        return math.inf
+    return max(float(descending[dice.argmax()]), _MIN_THRESHOLD)
 
 
 def remove_small_components(

@@ -48,7 +48,10 @@ class Moments:
 
     @property
     def mutual_information(self) -> Tensor:
-        """Mutual information H[p̄] − E H[p] of prediction and weights in nats (epistemic uncertainty)."""
+        """Mutual information H[p̄] − E H[p] of prediction and weights in nats (epistemic uncertainty).
+
+        With mirrored passes, of prediction, weights and mirroring.
+        """
         # Rounding can make it slightly negative.
         return (self.entropy - self.expected_entropy).clamp_min(0)
 

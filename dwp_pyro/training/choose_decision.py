@@ -17,6 +17,7 @@ from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import posterior_predictive
 from dwp_pyro.metrics.overlap import mean_dice
+from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.training.training_data import TrainingData
 
@@ -24,7 +25,7 @@ __all__ = ["choose_decision", "predict_example", "volume_lost"]
 
 _logger = logging.getLogger(__name__)
 
-_SAMPLES = 2  # weight samples per member
+_PASSES = 2  # per member, at least; the same with and without mirroring, so that noise favors neither
 _MIN_MASSES = (0.0, 0.1, 0.25, 0.5)
 #: Fraction of the annotated volume that removing small components may cost: a disease with several foci keeps them.
 _MAX_LOST = 0.01
@@ -34,8 +35,8 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     """Return the decision with the highest `mean_dice` of the validation cases, on the network's grid.
 
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
-    filter of the training labels, remove at most 1 % of the annotated volume. Without validation cases, the largest
-    minimum mass up to 1/4 is chosen, with the threshold 1/2 and no mirroring.
+    filter of the training labels, remove at most 1 % of a case's volume on average. Without validation cases, the
+    largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no mirroring.
 
     Args:
         posterior: Trained posterior, on `device`.
@@ -52,7 +53,7 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     candidates = [Decision(*fields) for fields in product(THRESHOLDS, masses, mirrors)]
     masks = posterior.network_config.masks
     predictions: list[tuple[dict[tuple[str, ...], NDArray[np.float32]], NDArray[np.bool_]]] = []
-    passes = sum(_SAMPLES * len(posterior.members) * len(Decision(mirror=axes).flips) for axes in mirrors)
+    passes = sum(len(_seeds(posterior, Decision(mirror=axes))) for axes in mirrors)
     with progress("choosing the decision", passes * len(data.validation)) as advance:
         for example in data.validation:
             assert example.label is not None
@@ -78,17 +79,24 @@ def predict_example(
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
-    """Return the mean probability [R, X, Y, Z] of two samples per member and mirroring; 0 where voxels do not count."""
-    seeds = range(_SAMPLES * len(posterior.members) * len(decision.flips))
-    moments = posterior_predictive(
-        posterior,
-        example.image.as_tensor().to(device),
-        [step_seed(0, seed) for seed in seeds],
-        advance=advance,
-        flips=decision.flips,
-    )
+    """Return the mean probability [R, X, Y, Z] of a few passes per member; 0 where voxels do not count.
+
+    Raises:
+        RunError: if the output of the network is NaN or infinite.
+    """
+    image = example.image.as_tensor().to(device)
+    try:
+        moments = posterior_predictive(
+            posterior, image, _seeds(posterior, decision), advance=advance, flips=decision.flips
+        )
+    except FloatingPointError as problem:
+        raise RunError(f"case {example.id}: {problem}, its weights are too large; train it again") from problem
     probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
     return probability
+
+
+def _seeds(posterior: Posterior, decision: Decision) -> list[int]:
+    return [step_seed(0, n) for n in range(len(posterior.members) * max(_PASSES, len(decision.flips)))]
 
 
 def volume_lost(labels: Sequence[NDArray[np.bool_]], min_mass: float) -> float:

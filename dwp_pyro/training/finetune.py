@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from dwp_pyro.config.base import RunOptions
@@ -42,7 +40,7 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
         >>> posterior.members[0].guide is None
         True
     """
-    folder = Path(config.prior_dir)
+    folder = config.prior_folder
 
     def make_setup(network_config: NetworkConfig, device: torch.device, member: int) -> TrainingSetup:
         source = config.init == "source"

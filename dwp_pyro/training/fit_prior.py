@@ -32,9 +32,9 @@ from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.runtime.table import markdown
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 from dwp_pyro.training.network_training import network_config_for
-from dwp_pyro.training.source_networks import SOURCE, train_source
+from dwp_pyro.training.source_networks import train_source
 from dwp_pyro.training.tracking import check_tracker, tracked
-from dwp_pyro.training.training_data import load_training_data, resolve
+from dwp_pyro.training.training_data import SOURCE, load_training_data, resolve
 
 __all__ = ["blocks_of", "fit_prior"]
 
@@ -164,7 +164,7 @@ def _fit_blocks(
     provenance = {
         "source": config.source,
         "licence": config.license,
-        "dataset": bank.sources[0].dataset if bank.sources else None,
+        "dataset": _data_sets(config, bank),
         "kernels": None if config.kernels is None else Path(config.kernels).name,
         "network": network,
         "normalisation": NORMALIZATION if network is not None else None,
@@ -180,6 +180,13 @@ def _fit_blocks(
     write_bytes(run / "card.md", markdown(model_card(prior)).encode())
     prior.save(run)
     return prior
+
+
+def _data_sets(config: FitPriorConfig, bank: KernelBank) -> str | None:
+    """Return the layout of the source scans, or the folder names of several data sets."""
+    if config.root is not None and config.more_roots:
+        return ", ".join(Path(root).name for root in (config.root, *config.more_roots))
+    return bank.sources[0].dataset if bank.sources else None
 
 
 def _fit(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from dwp_pyro.config.training import DEFAULT_EVIDENCE, TrainingConfig
+from dwp_pyro.config.training import DEFAULT_EVIDENCE, DEFAULT_WIDTHS, TrainingConfig
 from dwp_pyro.data.patches import PatchDataset
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.guides.mean_field import MeanFieldNormal
@@ -57,7 +57,7 @@ def network_config_for(settings: TrainingConfig, data: TrainingData) -> NetworkC
         spacing=settings.spacing or None,
         patch=data.patch,
         network=settings.network,
-        widths=settings.widths,
+        widths=settings.widths or DEFAULT_WIDTHS,
         may_lack_modalities=settings.modality_dropout > 0,
     )
 

@@ -26,7 +26,7 @@ def with_pseudo_labels(
 ) -> TrainingData:
     """Add unlabelled cases, labeled by a posterior, to the training cases.
 
-    Training cases are repeated, so that about half of the patches come from them.
+    Training cases are repeated a whole number of times, so that about half of the patches come from them.
 
     Args:
         data: Data that the posterior was trained with.
@@ -35,7 +35,7 @@ def with_pseudo_labels(
         device: Device to run on.
     """
     labeled = []
-    with progress("labeling unlabelled scans", len(unlabelled)) as advance:
+    with progress("labeling further scans", len(unlabelled)) as advance:
         for example in unlabelled:
             labeled.append(pseudo_label(posterior, example, device))
             advance("")
@@ -46,8 +46,8 @@ def with_pseudo_labels(
 def pseudo_label(posterior: Posterior, example: Example, device: torch.device) -> Example:
     """Return an example with the masks of the posterior's decision as its label.
 
-    Voxels whose entropy exceeds 0.5 nats in any region are ignored, as voxels labeled "ignore" are. Components that the
-    decision removes are background: there the label knows more than the network.
+    Voxels whose entropy exceeds 0.5 nats in any region are ignored, as voxels labeled "ignore" are, and so are those
+    that the decision segments with a probability below 1/2. Components that it removes are background.
 
     Args:
         posterior: Trained posterior, on `device`.
@@ -55,8 +55,10 @@ def pseudo_label(posterior: Posterior, example: Example, device: torch.device) -
         device: Device to run on.
     """
     probability = predict_example(posterior, example, posterior.decision, device)
-    certain = (binary_entropy(torch.from_numpy(probability)).numpy() <= _MAX_ENTROPY).all(0)
+    masks = posterior.network_config.masks(probability, posterior.decision)
+    unsure = binary_entropy(torch.from_numpy(probability)).numpy() > _MAX_ENTROPY
+    certain = ~(unsure | (masks & (probability < 0.5))).any(0)
     brain_mask = np.where(certain | (example.brain_mask.numpy() != 1), example.brain_mask.numpy(), 2).astype(np.uint8)
-    masks = posterior.network_config.masks(probability, posterior.decision) & (brain_mask == 1)
+    masks &= brain_mask == 1
     label, counted = MetaTensor(torch.from_numpy(masks.astype(np.uint8))), MetaTensor(torch.from_numpy(brain_mask))
     return replace(example, label=label, brain_mask=counted, indices=class_indices(label, counted))

@@ -30,12 +30,9 @@ from dwp_pyro.training.network_training import (
     train_network,
     validation_dice,
 )
-from dwp_pyro.training.training_data import TrainingData
+from dwp_pyro.training.training_data import SOURCE, TrainingData
 
-__all__ = ["SOURCE", "Snapshot", "count_source_networks", "load_source_network", "train_source"]
-
-#: File of the source networks in the folder of a prior: one per bootstrap, the best first.
-SOURCE = "source.safetensors"
+__all__ = ["Snapshot", "count_source_networks", "load_source_network", "train_source"]
 
 Snapshot = tuple[KernelSource, dict[str, Tensor]]
 
@@ -178,28 +175,27 @@ def count_source_networks(folder: Path) -> int:
 def load_source_network(folder: Path, network_config: NetworkConfig, member: int) -> nn.Module:
     """Load a source network that fit-prior saved, for a target of the same architecture; member 0 is the best.
 
-    If it segments one region and the target several, each of them starts from that region.
+    If it segments one region and the target several, each of them starts from that region. Input kernels of modalities
+    that the source network lacks start at 0.
 
     Raises:
-        RunError: if there is no such network, or its architecture, channels, widths or regions do not fit.
+        RunError: if there is no such network, or its architecture, modalities, widths or regions do not fit.
     """
     path = folder / SOURCE
     source = _load_sources(folder)
     for name in ("network", "modalities", "widths"):
         found, expected = getattr(source.network_config, name), getattr(network_config, name)
-        if found != expected:
+        if found != expected and not (name == "modalities" and set(found) < set(expected)):
             raise SourceMissing(f"{path}: the source network has {name} {found}, the target {expected}")
     if member >= len(source.members):
         raise SourceMissing(
             f"{path}: holds {len(source.members)} source networks, one per bootstrap, and each member needs its own; "
             f"give at most {len(source.members)} members, or fit the prior with more bootstraps"
         )
-    network = source.members[member].network
     found, expected = len(source.network_config.regions), len(network_config.regions)
-    if found != expected:
-        if found > 1:
-            raise SourceMissing(f"{path}: the source network segments {found} regions, the target {expected}")
-        network = _repeat_region(network, network_config)
+    if 1 < found != expected:
+        raise SourceMissing(f"{path}: the source network segments {found} regions, the target {expected}")
+    network = _with_channels(source.members[member].network, source.network_config, network_config)
     return network.requires_grad_(True)
 
 
@@ -210,12 +206,19 @@ def _load_sources(folder: Path) -> Posterior:
     return Posterior.load(path)
 
 
-def _repeat_region(source: nn.Module, network_config: NetworkConfig) -> nn.Module:
-    """Return a network of several regions, each with the output weights of the source network's one region."""
+def _with_channels(source: nn.Module, source_config: NetworkConfig, network_config: NetworkConfig) -> nn.Module:
+    """Return a network with the weights of a source network, for more input channels, or more regions than its one."""
     network = network_config.build()
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     rows = torch.tensor([0, *[1] * len(network_config.regions)])  # background, then the region for each
-    network.load_state_dict(
-        {name: w if w.shape == shapes[name] else w[rows] for name, w in source.state_dict().items()}
-    )
+    columns = [network_config.modalities.index(name) for name in source_config.modalities]
+    weights = source.state_dict()
+    for name, like in network.state_dict().items():
+        weight = weights[name]
+        if len(weight) != len(like):
+            weight = weight[rows]
+        if weight.shape != like.shape:  # the input, in the order of the target's modalities
+            weight, found = torch.zeros_like(like), weight
+            weight[:, columns] = found
+        weights[name] = weight
+    network.load_state_dict(weights)
     return network

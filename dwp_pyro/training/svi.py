@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -68,7 +67,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     resolved = config.resolve()
     assert resolved.members is not None
     if config.members is None and resolved.center == "source":
-        available = count_source_networks(Path(config.prior_dir))
+        available = count_source_networks(config.prior_folder)
         resolved = replace(resolved, members=min(resolved.members, available))
 
     with catch_out_of_memory(str(options.out)):
@@ -184,7 +183,7 @@ class _Start(NamedTuple):
 
 
 def _start(config: SviConfig, network_config: NetworkConfig, device: torch.device, member: int) -> _Start:
-    folder = Path(config.prior_dir)
+    folder = config.prior_folder
     kernel_prior = source = None
     if config.prior in LEARNED or config.init == "prior":
         kernel_prior = KernelPrior.load(folder).to(device)

@@ -131,11 +131,13 @@ def train_target(
             trained = _train_members(trainer, setups, seeds)
             if unlabelled:
                 both = with_pseudo_labels(data, unlabelled, _posterior(trainer, trained), device)
-                # The unlabelled cases together count as much as the labeled ones.
-                weight = 2 * len(data.train) / len(both.train)
-                student = replace(trainer, command=f"{command}-student", data=both, evidence=weight * evidence)
+                # A labeled case is repeated and counts once; an unlabelled one counts as one of its repetitions.
+                repeats = (len(both.train) - len(unlabelled)) // len(data.train)
+                student = replace(trainer, command=f"{command}-student", data=both, evidence=evidence / repeats)
                 trained = _train_members(student, make_setups(), seeds)
-                trainer = replace(student, data=data, evidence=evidence)
+                trainer = replace(trainer, command=student.command)
+                for each in trained:  # the summary is that of the labeled cases
+                    each.model.num_cases, each.model.evidence = len(data.train), evidence
             if make_nulls is not None:
                 run.record("summary", _summarize_run(trainer, trained, make_nulls))
             posterior = _posterior(trainer, trained)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dwp_pyro.config.data import DataConfig
-from dwp_pyro.config.training import FitPriorConfig, TrainingConfig
+from dwp_pyro.config.training import DEFAULT_WIDTHS, FinetuneConfig, FitPriorConfig, SviConfig, TrainingConfig
 from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet, join_data_sets
 from dwp_pyro.data.layouts import open_dataset
@@ -22,11 +22,13 @@ from dwp_pyro.data.patches import patch_shape
 from dwp_pyro.data.preprocessing import Example, Preprocessing
 from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.data.split import Split, read_split, seeded_split
+from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.models.registry import NETWORKS
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.progress import progress
 
 __all__ = [
+    "SOURCE",
     "TrainingData",
     "choose_spacing",
     "find_split",
@@ -37,6 +39,9 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+
+#: File of the source networks in the folder of a prior: one per bootstrap, the best first.
+SOURCE = "source.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def open_scans(settings: DataConfig) -> DataSet:
 
 
 def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:
-    """Return the settings with root, layout, regions and spacing filled in from the scans.
+    """Return the settings with root, layout, regions and spacing filled in from the scans, and the network's widths.
 
     Args:
         settings: Settings of the command.
@@ -97,9 +102,22 @@ def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:
     if spacing is None:
         scans = (_read(data.by_id[name], settings, data) for name in split.train[:_MAX_SCANS])
         spacing = choose_spacing(scans, tuple(regions.values()), settings.patch)
-    return dataclasses.replace(
-        settings, root=str(data.root), dataset=layout or data.layout, region=tuple(regions), spacing=spacing
-    )
+    found: dict[str, Any] = {
+        "root": str(data.root),
+        "dataset": layout or data.layout,
+        "region": tuple(regions),
+        "spacing": spacing,
+    }
+    if isinstance(settings, TrainingConfig) and settings.widths is None:
+        found["widths"] = _source_widths(settings) or DEFAULT_WIDTHS
+    return dataclasses.replace(settings, **found)
+
+
+def _source_widths(settings: TrainingConfig) -> tuple[int, ...] | None:
+    """Return the widths of the source network that a target starts from or is centered on; None without one."""
+    files = settings.learned_from() if isinstance(settings, SviConfig | FinetuneConfig) else ()
+    sources = [path for path in files if path.name == SOURCE and path.exists()]
+    return Posterior.load(sources[0]).network_config.widths if sources else None
 
 
 def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], patch: int) -> float:
@@ -192,7 +210,8 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
 def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tuple[Example, ...]:
     """Read and preprocess the scans of a folder, without labels.
 
-    Cases with a file of a case of the split are left out, so that test cases stay unseen.
+    Cases with a file of a case of the split are left out, and in the data set of the labeled cases those of their
+    patients: test patients stay unseen. Copies of a scan are not recognized.
 
     Args:
         settings: Resolved settings of the command.
@@ -203,13 +222,16 @@ def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tup
         DataError: if a scan is invalid, or there is none beside those of the split.
     """
     labelled = open_scans(settings)
-    used = {
-        path.absolute()
-        for name in (*split.train, *split.validation, *split.test)
-        for path in labelled.by_id[name].images.values()
-    }
-    data = open_dataset(folder, settings.dataset if folder == Path(settings.root or "") else None, needs_labels=False)
-    cases = [case for case in data.cases if used.isdisjoint(path.absolute() for path in case.images.values())]
+    roles = (*split.train, *split.validation, *split.test)
+    used = {path.resolve() for name in roles for path in labelled.by_id[name].images.values()}
+    same = folder.resolve() == labelled.root.resolve()
+    patients = {labelled.patients[name] for name in roles} if same else set()
+    data = open_dataset(folder, labelled.layout if same else None, needs_labels=False)
+    cases = [
+        case
+        for case in data.cases
+        if data.patients[case.id] not in patients and used.isdisjoint(path.resolve() for path in case.images.values())
+    ]
     if not cases:
         raise DataError(f"{folder}: holds no scan beside those of the split; give a folder of other scans")
     preprocess = Preprocessing(settings.spacing or None)

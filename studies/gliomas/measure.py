@@ -3,7 +3,7 @@
 $ python studies/gliomas/measure.py DATA runs/nnunet-2d-0 --method "nnU-Net 2D" --n 5 --seed 0 >> runs/nnunet.csv
 
 The folder holds `<case>_prob.nii.gz`, `<case>_seg.nii.gz` and `nnunet.json`, as from `nnunet.py`. `--header` writes the
-names of the columns first.
+names of the columns first. `seconds` is training alone; for `dwp-pyro` it includes reading and choosing the decision.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ def _train(arguments: argparse.Namespace, split: dict[str, list[str]], work: Pat
     per_iteration = (marks[-1] - marks[0]) / _TIMED
     iterations = max(1, round(60 * arguments.minutes / per_iteration))
     trained = trainer()
-    trained.num_epochs = min(_EPOCHS, iterations)
-    trained.num_iterations_per_epoch = max(1, iterations // trained.num_epochs)
+    trained.num_iterations_per_epoch = -(-iterations // _EPOCHS)
+    trained.num_epochs = max(1, iterations // trained.num_iterations_per_epoch)
     trained.num_val_iterations_per_epoch = 1
     start = time.monotonic()
     trained.run_training()

@@ -24,7 +24,10 @@ def main() -> None:
     unseen = [row for row in rows if row.case.startswith(_UNSEEN)]
     groups = {"All cases": rows}
     if unseen:
-        groups |= {"Sites in training": [row for row in rows if row not in unseen], "Another site (HT)": unseen}
+        groups |= {
+            "Sites in training": [row for row in rows if not row.case.startswith(_UNSEEN)],
+            "Another site (HT)": unseen,
+        }
     for title, listed in groups.items():
         print(f"# {title}\n\n{markdown(compare(listed, arguments.reference))}")
 

@@ -312,3 +312,7 @@ def test_a_prior_of_two_data_sets(copy_of_world, command):
     again = command("fit-prior", "--config", "prior/config.yaml", "--out", "again")
     assert again.exit_code == 0, again.output
     assert json.loads((copy_of_world / "again/split.json").read_text()) == roles
+    # An option overrides all of them.
+    one = command("fit-prior", "--config", "prior/config.yaml", "--root", "data/ms", "--out", "one")
+    assert one.exit_code == 0, one.output
+    assert yaml.safe_load((copy_of_world / "one/config.yaml").read_text())["more_roots"] is None

@@ -44,6 +44,19 @@ def test_regions_are_those_of_all_sets():
     assert joined.labels == {1: "lesion", 2: "cyst", 3: "scar"}
 
 
+def test_ids_that_collide_are_refused():
+    """A numbered name is the name of a third set."""
+    sets = [lesions(root, Case("p", {})) for root in ("/a/x", "/b/x", "/c/x1")]
+    with pytest.raises(DataError, match=r"/a/x: two cases of the data sets would have the id 'x1-p'"):
+        join_data_sets(sets)
+
+
+def test_sets_without_a_common_region_are_refused():
+    other = data_set("/b", labels={2: "lesion"}, regions={"lesion": {2}})
+    with pytest.raises(DataError, match="/a: shares no region with the other data sets"):
+        join_data_sets([lesions("/a"), other])
+
+
 def test_a_label_of_two_meanings_is_refused():
     other = data_set("/b", labels={1: "edema"}, regions={"edema": {1}})
     with pytest.raises(DataError, match=r"/b: label 1 is 'edema', and 'lesion' in another data set; recode one"):

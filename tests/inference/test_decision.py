@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,18 @@ def test_without_probability_nothing_is_segmented():
         assert not Decision("expected-dice", 0.5).masks(empty, ((1,), (2,)), activation).any()
 
 
+@pytest.mark.parametrize("highest", [1e-6, 5e-4, 0.05])
+def test_a_healthy_case_is_empty(highest):
+    """Probabilities that are low everywhere, of many voxels."""
+    p = highest * np.random.default_rng(0).random((1, 30, 30, 30)).astype(np.float32)
+    assert not Decision("expected-dice").masks(p, ONE, "sigmoid").any()
+
+
+def test_one_doubtful_voxel_is_more_likely_empty():
+    assert math.isinf(expected_dice_threshold(np.array([0.3, 0.0, 0.0], np.float32)))
+    assert expected_dice_threshold(np.array([0.6, 0.0, 0.0], np.float32)) == np.float32(0.6)
+
+
 def test_components_are_kept_by_size_and_certainty():
     p = np.zeros((20, 3, 3), np.float32)
     p[0:8] = 0.9  # mass 64.8
@@ -61,6 +75,14 @@ def test_a_region_stays_inside_the_region_around_it():
     masks = Decision(min_mass=0.5).masks(np.stack([core, whole]), ((1, 4), (1, 2, 4)), "sigmoid")
     assert masks[0].any((1, 2)).nonzero()[0].tolist() == [2, 3]
     assert masks[1].any((1, 2)).nonzero()[0].tolist() == list(range(10))
+
+
+def test_thresholds_of_regions_keep_the_nesting():
+    """The core has the lower threshold of the two."""
+    p = np.zeros((2, 10, 3, 3), np.float32)
+    p[0, :4], p[1, :2] = 0.3, 1.0
+    masks = Decision("expected-dice").masks(p, ((1,), (1, 2)), "sigmoid")
+    assert not (masks[0] & ~masks[1]).any() and masks[1].any()
 
 
 def test_exclusive_regions_never_overlap():

@@ -53,6 +53,14 @@ def test_voxels_outside_of_the_brain_and_ignored_ones_stay(posterior):
     assert slab(found.label) == [0, 0, 1, 0]
 
 
+def test_voxels_that_mask_and_probability_dispute_are_ignored(posterior):
+    """A threshold below 0.2 segments voxels that the network is certain are background."""
+    posterior.decision = Decision("expected-dice")
+    found = pseudo_label(posterior, example("u", [0.15] * 4 + [0.0] * 4), CPU)
+    assert slab(found.label) == [0] * 8
+    assert slab(found.brain_mask) == [2] * 4 + [1] * 4
+
+
 def test_half_of_the_cases_are_labeled_ones(posterior):
     label = MetaTensor(torch.ones(1, 2, 3, 3, dtype=torch.uint8))
     one = example("a", [1.0, 1.0])

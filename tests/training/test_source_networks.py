@@ -134,3 +134,23 @@ def test_a_source_of_several_regions_is_no_start_for_another_number(tmp_path):
     Posterior(network_config, [Member(network_config.build(), None)]).save(tmp_path / "source.safetensors")
     with pytest.raises(RunError, match="segments 3 regions, the target 1"):
         load_source_network(tmp_path, NETWORK, 0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_further_modalities_start_at_zero(tmp_path, name):
+    """The target gives what the source network gives for its modality, whatever the others hold."""
+    network_config = dataclasses.replace(NETWORK, network=name, patch=(32, 32, 32), widths=(8, 16, 32, 64))
+    network = network_config.build()
+    Posterior(network_config, [Member(network, None)]).save(tmp_path / "source.safetensors")
+    target = dataclasses.replace(network_config, modalities=("t1", "flair", "t1ce"))
+    loaded = load_source_network(tmp_path, target, 0)
+    image = torch.randn(1, 3, 32, 32, 32)
+    with torch.no_grad():
+        assert_close(loaded(image), network(image[:, 1:2]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_source_with_other_modalities_is_no_start(tmp_path):
+    Posterior(NETWORK, [Member(NETWORK.build(), None)]).save(tmp_path / "source.safetensors")
+    target = dataclasses.replace(NETWORK, modalities=("t1", "t2"))
+    with pytest.raises(RunError, match=r"has modalities \('flair',\), the target \('t1', 't2'\)"):
+        load_source_network(tmp_path, target, 0)

@@ -1,0 +1,67 @@
+"""The prior and the source networks that come with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dwp_pyro.config.base import RunOptions
+from dwp_pyro.config.training import DEFAULT_WIDTHS, PRETRAINED, FinetuneConfig, SviConfig
+from dwp_pyro.data.phantom import write_phantoms
+from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.priors.kernel_prior import KernelPrior
+from dwp_pyro.training.finetune import finetune
+from dwp_pyro.training.svi import svi
+from dwp_pyro.training.training_data import SOURCE, resolve
+
+FEW = {"patch": 16, "steps": 3, "n": 1, "validation": 1}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_phantoms("brats", tmp_path / "data/brats", 4, shape=(16, 18, 16))
+    return tmp_path
+
+
+def test_it_states_its_data_and_license():
+    provenance = json.loads((PRETRAINED / "prior.json").read_text())["provenance"]
+    assert provenance["licence"].startswith("CC BY")
+    assert all(name in provenance["source"] for name in ("Lesjak", "Guarnera"))
+    assert len(Posterior.load(PRETRAINED / SOURCE).members) == 3
+    assert "CC BY" in (PRETRAINED / "card.md").read_text()
+    assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 8 * 2**20
+
+
+def test_without_a_prior_of_ones_own_it_is_used(folder):
+    """Five scans, and nothing else: its networks are the center, and their widths those of the target."""
+    posterior = svi(SviConfig(**FEW), RunOptions(folder / "run"))
+    settings = yaml.safe_load((folder / "run/config.yaml").read_text())
+    source = Posterior.load(PRETRAINED / SOURCE).network_config
+    assert tuple(settings["widths"]) == posterior.network_config.widths == source.widths
+    assert settings["prior_dir"] is None and settings["center"] == "source"
+    assert set(json.loads((folder / "run/learned_from.json").read_text())) == {
+        str(PRETRAINED / "prior.safetensors"), str(PRETRAINED / SOURCE)
+    }  # fmt: skip
+
+
+def test_a_prior_of_ones_own_comes_first(folder):
+    assert SviConfig().prior_folder == PRETRAINED
+    KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
+    assert SviConfig().prior_folder == Path("runs/prior-ms")
+    assert SviConfig(prior_dir="elsewhere").prior_folder == Path("elsewhere")
+
+
+def test_widths_without_a_source_network(folder):
+    assert resolve(FinetuneConfig(**FEW), 1).widths == DEFAULT_WIDTHS
+    assert resolve(FinetuneConfig(**FEW, init="source"), 1).widths == (8, 16, 32, 64)
+    assert resolve(FinetuneConfig(**FEW, init="source", widths=(2, 3, 4, 5)), 1).widths == (2, 3, 4, 5)
+    assert resolve(SviConfig(**FEW, prior="normal"), 1).widths == DEFAULT_WIDTHS
+
+
+def test_one_network_is_fine_tuned(folder):
+    posterior = finetune(FinetuneConfig(**FEW, init="source"), RunOptions(folder / "run"))
+    assert posterior.network_config.widths == (8, 16, 32, 64)
