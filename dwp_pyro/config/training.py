@@ -162,7 +162,7 @@ class TargetConfig(TrainingConfig):
         None,
         "Folder or CSV file of further scans. After a first round of training the posterior labels them where it is "
         "certain, and a second round trains on all. Their own labels are not read, and the scans of the split are left "
-        "out (but not copies of them).",
+        "out (but not copies of them).  [default: none]",
     )
 
     def __post_init__(self) -> None:
