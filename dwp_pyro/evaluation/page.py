@@ -146,7 +146,7 @@ def _layer_data(layer: Layer) -> dict[str, Any]:
         "low": layer.low,
         "high": layer.high,
         "digits": digits,
-        "colours": _color_map(layer),
+        "colors": _color_map(layer),
         "nifti": base64.b64encode(layer.nifti).decode(),
     }
 

@@ -128,7 +128,7 @@ def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], pat
     bounding box). Each length is the median over the scans.
 
     Args:
-        scans: Labelled scans.
+        scans: Labeled scans.
         regions: Label values of each region.
         patch: Side of a patch, in voxels.
     """
@@ -166,8 +166,8 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
     data = open_scans(settings)
     rest = (n, settings.validation, settings.seed if settings.split_seed is None else settings.split_seed)
     if settings.split is None:
-        labelled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
-        return data, seeded_split(labelled, *rest)
+        labeled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
+        return data, seeded_split(labeled, *rest)
     split = read_split(Path(settings.split), data.patients, *rest)
     for name in (*split.train, *split.validation, *split.test):
         if data.by_id[name].label is None:
@@ -216,17 +216,17 @@ def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tup
     Args:
         settings: Resolved settings of the command.
         folder: Folder or CSV file of the scans.
-        split: Split of the labelled cases.
+        split: Split of the labeled cases.
 
     Raises:
         DataError: if a scan is invalid, or there is none beside those of the split.
     """
-    labelled = open_scans(settings)
+    labeled = open_scans(settings)
     roles = (*split.train, *split.validation, *split.test)
-    used = {path.resolve() for name in roles for path in labelled.by_id[name].images.values()}
-    same = folder.resolve() == labelled.root.resolve()
-    patients = {labelled.patients[name] for name in roles} if same else set()
-    data = open_dataset(folder, labelled.layout if same else None, needs_labels=False)
+    used = {path.resolve() for name in roles for path in labeled.by_id[name].images.values()}
+    same = folder.resolve() == labeled.root.resolve()
+    patients = {labeled.patients[name] for name in roles} if same else set()
+    data = open_dataset(folder, labeled.layout if same else None, needs_labels=False)
     cases = [
         case
         for case in data.cases

@@ -214,7 +214,7 @@ def test_the_viewers_volumes_are_in_the_page(report: Report, html: str):
     view = report.views["best"][1]
     assert [layer["title"] for layer in data["layers"]] == [layer.title for layer in view.layers]
     assert data["focus"] == list(view.focus)
-    truth, probability = (data["layers"][number]["colours"] for number in (1, 3))
+    truth, probability = (data["layers"][number]["colors"] for number in (1, 3))
     assert [truth[channel][-1] for channel in "RGBAI"] == [0x00, 0x9E, 0x73, 255, 255]
     assert list(zip(probability["I"], probability["A"], strict=True))[1:4] == [(16, 0), (26, 0), (27, 255)]
 

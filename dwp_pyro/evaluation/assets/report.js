@@ -39,7 +39,7 @@ async function start(viewer) {
   };
   const volumes = layers.map(async (layer, index) => {
     const colormap = `layer-${index}`;
-    nv.addColormap(colormap, layer.colours);
+    nv.addColormap(colormap, layer.colors);
     return niivue.NVImage.loadFromBase64({
       base64: layer.nifti,
       name: `${layer.title}.nii.gz`,
