@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ from dwp_pyro.training.tracking import check_tracker, tracked
 from dwp_pyro.training.training_data import TrainingData, load_training_data, load_unlabelled, resolve
 
 __all__ = ["train_target", "training_schedule"]
+
+_logger = logging.getLogger(__name__)
 
 #: Function of network config, device and member.
 MakeSetup = Callable[[NetworkConfig, torch.device, int], TrainingSetup]
@@ -113,6 +116,8 @@ def train_target(
 
     setups = make_setups()
     digests = {str(path): file_digest(path) for path in config.learned_from()}
+    if digests:
+        _logger.info("learned from: %s", ", ".join(digests))
     with (
         RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
         tracked(run.path, config.to_mapping(), options) as track,
