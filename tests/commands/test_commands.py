@@ -17,6 +17,7 @@ from scipy import ndimage
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.prediction.outputs import read_decision, read_maps
+from dwp_pyro.training import target
 from tests.commands.conftest import TINY
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
@@ -390,8 +391,11 @@ def test_a_study_of_two_methods(command, in_world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["svi", "finetune"])
-def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, name):
+def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, name, monkeypatch):
     """Scans without labels, in a folder beside; and those of the data set itself, without the cases of the split."""
+    evaluated = []
+    evaluate = target.evaluate_elbo
+    monkeypatch.setattr(target, "evaluate_elbo", lambda model, *rest: evaluated.append(model) or evaluate(model, *rest))
     shutil.copytree("data/two", "more")
     for path in Path("more").rglob("*_seg.nii.gz"):
         path.unlink()
@@ -401,6 +405,8 @@ def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, n
     assert {stage.split("-member")[0] for stage in stages} >= {name, f"{name}-student"}
     assert len(json.loads(Path("run/split.json").read_text())["unlabelled"]) == 2
     assert not list(Path("run").glob("checkpoint*"))
+    # The ELBO of the members is that of the labeled cases, as that of the null models is.
+    assert {(model.num_cases, model.evidence) for model in evaluated} == ({(2, 50_000)} if name == "svi" else set())
     again = command(name, "--n", 2, *TINY, "--root", "data/brats", "--unlabelled", "data/brats", "--out", "other")
     assert again.exit_code == 0, again.output
     roles = json.loads(Path("other/split.json").read_text())

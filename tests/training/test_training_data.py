@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from dwp_pyro.config.training import SviConfig
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.phantom import write_phantoms
-from dwp_pyro.training.training_data import choose_spacing, find_split
+from dwp_pyro.runtime.errors import DataError
+from dwp_pyro.training.training_data import choose_spacing, find_split, load_unlabelled
 
 
 def scan(spacing: tuple[float, float, float], head: int, *structures: tuple[slice, slice, slice]) -> Scan:
@@ -69,3 +71,28 @@ def test_runs_of_several_seeds_can_have_the_same_cases(tmp_path):
     assert split_of(seed=1) != split_of(seed=2)
     assert split_of(seed=1, split_seed=2) == split_of(seed=2) == split_of(seed=2, split_seed=2)
     assert split_of(seed=7, split_seed=0) == split_of()
+
+
+def test_unlabelled_scans_are_of_other_patients(tmp_path):
+    """Neither files of the split, by whatever path, nor further visits of its patients."""
+    write_phantoms("brats", tmp_path / "data", 5, shape=(16, 18, 16), spacing=8.0)
+    scans = sorted((tmp_path / "data").rglob("*_flair.nii.gz"))
+    rows = ["id,patient,flair,label"]
+    for number, (name, patient) in enumerate([("a", "A"), ("b", "B"), ("b2", "B"), ("c", ""), ("d", "D")]):
+        label = str(scans[number]).replace("_flair", "_seg") if name in "abc" else ""
+        rows.append(f"{name},{patient},{scans[number]},{label}")
+    (tmp_path / "scans.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "validation": ["c"], "test": ["b"]}))
+    config = SviConfig(
+        root=str(tmp_path / "scans.csv"), split=str(tmp_path / "split.json"), spacing=8.0, region=("whole",),
+        label_map=("1=necrosis", "2=oedema", "4=enhancing"),
+    )  # fmt: skip
+    split = find_split(config, 1)[1]
+    found = load_unlabelled(config, tmp_path / "scans.csv", split)
+    assert [example.id for example in found] == ["d"]
+    assert found[0].label is None
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert len(load_unlabelled(config, tmp_path / "link", split)) == 2  # b2 and d: another set knows no patients
+    (tmp_path / "only.csv").write_text(f"id,flair\nx,{tmp_path}/link/{scans[1].relative_to(tmp_path / 'data')}\n")
+    with pytest.raises(DataError, match="holds no scan beside those of the split"):
+        load_unlabelled(config, tmp_path / "only.csv", split)
