@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dwp_pyro.metrics.case import EMPTY_MASK_POLICY, HEADLINE, MEASURES, CaseMetrics, case_metrics
+from dwp_pyro.metrics.measures import EMPTY_MASK_POLICY, HEADLINE, MEASURES, CaseMetrics, case_metrics
 from dwp_pyro.metrics.summary import Summary, show, summarize_cases
 
 __all__ = [

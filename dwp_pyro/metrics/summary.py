@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwp_pyro.metrics.case import MEASURES
+from dwp_pyro.metrics.measures import MEASURES
 
 __all__ = ["Summary", "show", "summarize_cases"]
 

@@ -15,7 +15,7 @@ import torch
 from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.evaluation.evaluate import find_test_cases
 from dwp_pyro.inference.decision import Decision
-from dwp_pyro.metrics.case import case_metrics
+from dwp_pyro.metrics.measures import case_metrics
 from dwp_pyro.prediction.predict import load_run, predict_case
 
 FULL = Decision("expected-dice", 0.5, ("x",))

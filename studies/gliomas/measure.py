@@ -18,7 +18,7 @@ from scipy.special import entr
 
 from dwp_pyro.data.case import read_case, read_volume
 from dwp_pyro.data.layouts import open_dataset
-from dwp_pyro.metrics.case import MEASURES, case_metrics
+from dwp_pyro.metrics.measures import MEASURES, case_metrics
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.files import distinct, match_cases, modality_name, nifti_files, subfolders
+from dwp_pyro.data.layouts.file_names import distinct, match_cases, modality_name, nifti_files, subfolders
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
 

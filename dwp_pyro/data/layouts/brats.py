@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.files import case_from_stems, distinct, match_cases, nifti_files, subfolders
+from dwp_pyro.data.layouts.file_names import case_from_stems, distinct, match_cases, nifti_files, subfolders
 
 __all__ = ["LAYOUTS"]
 

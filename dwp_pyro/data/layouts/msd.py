@@ -13,7 +13,7 @@ import nibabel
 
 from dwp_pyro.data.case import UNREADABLE, Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.files import match_cases, modality_name, nifti_files
+from dwp_pyro.data.layouts.file_names import match_cases, modality_name, nifti_files
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
 
