@@ -10,4 +10,4 @@ FAMILIES = ("gaussian", "mixture", "flow", "dwp")
 #: Priors that need a fitted `KernelPrior`; "isotropic" uses the scale of each block alone.
 LEARNED = (*FAMILIES, "isotropic")
 
-PRIORS = ("dwp", "gaussian", "mixture", "flow", "isotropic", "normal", "log-uniform")
+PRIORS = ("dwp", "gaussian", "mixture", "flow", "isotropic", "normal", "he", "log-uniform")

@@ -15,7 +15,7 @@ from dwp_pyro.runtime.errors import ConfigError
 __all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig"]
 
 #: Names of the networks in `models.registry`.
-NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext")
+NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext", "mednext-7")
 
 #: Channels of a network without a source network.
 DEFAULT_WIDTHS = (16, 32, 64, 128)
@@ -75,7 +75,7 @@ class TrainingConfig(DataConfig):
         if self.likelihood == "categorical" and self.dice_weight != 0.5:
             raise ConfigError("dice-weight: is a setting of dice-ce; omit it for categorical")
         doubled = tuple(widths[0] * 2**level for level in range(4))
-        multiple = {"segresnet": 8, "mednext": 1}.get(self.network)
+        multiple = {"segresnet": 8, "mednext": 1, "mednext-7": 1}.get(self.network)
         if multiple is not None and (widths[0] % multiple or widths != doubled):
             raise ConfigError(
                 f"widths: {self.network} needs widths that double, from a multiple of {multiple} (as 16,32,64,128); "
@@ -197,8 +197,8 @@ class SviConfig(TargetConfig):
     steps: int = setting(1200, "Optimization steps of all members together.", minimum=1)
     prior: str = setting(
         "isotropic",
-        "Prior of the kernels: independent weights (isotropic, normal), a density learned by fit-prior (dwp, a VAE; "
-        "gaussian; mixture; flow), or log-uniform.",
+        "Prior of the kernels: independent weights (isotropic, normal, he), a density learned by fit-prior (dwp, a "
+        "VAE; gaussian; mixture; flow), or log-uniform.",
         choices=PRIORS,
     )
     center: str | None = setting(
@@ -209,8 +209,8 @@ class SviConfig(TargetConfig):
     )
     prior_scale: float | None = setting(
         None,
-        "Scale factor of the prior around its center, common to all blocks.  [default: learned per block; 1 for normal "
-        "and log-uniform]",
+        "Scale factor of the prior around its center, common to all blocks.  [default: learned per block; 1 for "
+        "normal, he and log-uniform]",
         minimum=1e-6,
     )
     particles: int = setting(
@@ -231,7 +231,7 @@ class SviConfig(TargetConfig):
     init_scale: float = setting(
         0.03,
         "Initial posterior standard deviation, as a fraction of the size of its block's kernels and at most the "
-        "prior's; for normal and log-uniform, as a fraction of the site's initial means.",
+        "prior's; for normal, he and log-uniform, as a fraction of the site's initial means.",
         minimum=1e-6,
     )
     estimator: str = setting(

@@ -91,7 +91,7 @@ def bayesianize(network: nn.Module, prior: Mapping[str, SitePrior] | KernelPrior
     Args:
         network: Module with convolutions; the root of the sites' names.
         prior: Prior of all spatial kernels: a learned one (its blocks are assigned by `prior_blocks` if it was fitted
-            to sites of other names), "normal" or "log-uniform". Or a mapping for the named kernels alone: site →
+            to sites of other names), "normal", "he" or "log-uniform". Or a mapping for the named kernels alone: site →
             distribution over the whole weight [out, in, k₁, …, k_d], or a function that returns it, called at each
             forward pass.
 

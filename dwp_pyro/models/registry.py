@@ -53,14 +53,14 @@ def _basicunet(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> 
     return BasicUNet(3, in_channels, out_channels, (*widths, widths[-1], widths[0]))
 
 
-def _mednext(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
+def _mednext(in_channels: int, out_channels: int, widths: tuple[int, ...], kernel_size: int = 5) -> nn.Module:
     one_per_stage = (1,) * (len(widths) - 1)
     network = MedNeXt(
         3,
         widths[0],
         in_channels,
         out_channels,
-        kernel_size=5,
+        kernel_size=kernel_size,
         blocks_down=one_per_stage,
         blocks_bottleneck=1,
         blocks_up=one_per_stage,
@@ -69,6 +69,8 @@ def _mednext(in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn
     network.out_0.conv_out = nn.Conv3d(widths[0], out_channels, 1)
     return network
 
+
+_MEDNEXT_FIRST_LAST = ("stem.", "enc_stages.0.", "dec_stages.2.", "out_0.")
 
 #: Name → kind; the names alone are `config.training.NETWORKS`.
 NETWORKS = {
@@ -80,7 +82,8 @@ NETWORKS = {
     ),
     "dynunet": NetworkKind(_dynunet, 8, ("skip_layers.downsample.", "skip_layers.upsample.", "output_block.")),
     "basicunet": NetworkKind(_basicunet, 16, ("conv_0.", "upcat_1.", "final_conv.")),
-    "mednext": NetworkKind(_mednext, 8, ("stem.", "enc_stages.0.", "dec_stages.2.", "out_0.")),
+    "mednext": NetworkKind(_mednext, 8, _MEDNEXT_FIRST_LAST),
+    "mednext-7": NetworkKind(partial(_mednext, kernel_size=7), 8, _MEDNEXT_FIRST_LAST),
 }
 
 

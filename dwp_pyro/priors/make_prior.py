@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.priors.log_uniform import LogUniform
 from dwp_pyro.runtime.errors import PriorError
 
-__all__ = ["make_prior"]
+__all__ = ["fixed_spread", "make_prior"]
 
 
 def make_prior(
@@ -46,17 +48,24 @@ def make_prior(
             raise ValueError("the log-uniform prior has no center and no scale")
         prior: TorchDistribution = LogUniform().expand(weight.shape).to_event(weight.dim())  # type: ignore[no-untyped-call]
         return prior
-    if name == "normal":
-        loc = weight.new_zeros(()) if center is None else center
-        prior = Normal(loc, weight.new_full((), float(scale))).expand(weight.shape).to_event(weight.dim())
-        return prior
+    if name in ("normal", "he"):
+        return _independent(weight, center, weight.new_full((), float(scale) * fixed_spread(name, weight)))
     if kernel_prior is None:
         raise PriorError(f"the prior '{name}' needs a fitted kernel prior; make one with 'dwp-pyro fit-prior'")
     density = kernel_prior.block_at(site, weight.shape)
     if name == "isotropic":
-        loc = weight.new_zeros(()) if center is None else center
-        prior = Normal(loc, scale * density.root_mean_square()).expand(weight.shape).to_event(weight.dim())
-        return prior
+        return _independent(weight, center, scale * density.root_mean_square())
     kernels = DeepWeightPrior(density, particles, center=center, scale=scale).expand(weight.shape[:2])
     prior = kernels.to_event(2)  # type: ignore[no-untyped-call]
+    return prior
+
+
+def fixed_spread(name: str, weight: Tensor) -> float:
+    """Return the standard deviation of a weight under "normal", N(0, 1), or "he", N(0, 2 / inputs) (He et al. 2015)."""
+    return math.sqrt(2 / weight[0].numel()) if name == "he" else 1.0
+
+
+def _independent(weight: Tensor, center: Tensor | None, spread: Tensor) -> TorchDistribution:
+    loc = weight.new_zeros(()) if center is None else center
+    prior: TorchDistribution = Normal(loc, spread).expand(weight.shape).to_event(weight.dim())
     return prior

@@ -22,7 +22,7 @@ from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.priors.blocks import assign_blocks, kernel_sites
 from dwp_pyro.priors.kernel_prior import KernelPrior
-from dwp_pyro.priors.make_prior import make_prior
+from dwp_pyro.priors.make_prior import fixed_spread, make_prior
 from dwp_pyro.priors.prior_scales import PriorScales
 from dwp_pyro.runtime.device import catch_out_of_memory
 from dwp_pyro.training.network_training import TrainingSetup
@@ -201,11 +201,12 @@ def _start(config: SviConfig, network_config: NetworkConfig, device: torch.devic
         blocks = kernel_prior.block_names(sites)
         if config.init == "prior":
             kernel_prior.fill(sites)
-    elif config.prior == "normal" and config.init == "random" and config.center == "none":
+    elif config.prior in ("normal", "he") and config.init == "random" and config.center == "none":
         # As large as the prior's kernels: norms cancel their size, which would otherwise cost six nats per weight.
         with torch.no_grad():
             for weight in sites.values():
-                weight.mul_((config.prior_scale or 1.0) / weight.square().mean().sqrt())
+                spread = (config.prior_scale or 1.0) * fixed_spread(config.prior, weight)
+                weight.mul_(spread / weight.square().mean().sqrt())
     return _Start(network, kernel_prior, blocks, centers)
 
 

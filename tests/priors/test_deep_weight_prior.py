@@ -136,7 +136,7 @@ def test_a_prior_by_name_takes_a_center_and_a_scale(name):
             with pytest.raises(ValueError, match="no center and no scale"):
                 make_prior(name, "any.weight", weight, **setting)
         return
-    mean = torch.zeros(()) if name == "normal" else trained.block("all").loc.reshape(2, 2)
+    mean = torch.zeros(()) if name in ("normal", "he") else trained.block("all").loc.reshape(2, 2)
     alone, moved = (
         make_prior(name, "any.weight", weight, trained, **setting) for setting in ({}, {"center": center, "scale": 0.5})
     )

@@ -77,10 +77,14 @@ def test_weights_without_a_site_are_kept_near_a_source_network(folder, settings,
 
 
 @pytest.mark.parametrize("scale", [None, 0.1])
-def test_a_random_start_is_as_large_as_a_normal_prior(folder, scale):
-    _, setup = build(folder, prior="normal", prior_scale=scale)
-    for mean in setup.guide.means().values():
-        assert float(mean.square().mean().sqrt()) == pytest.approx(scale or 1.0, rel=1e-5)
+@pytest.mark.parametrize("prior", ["normal", "he"])
+def test_a_random_start_is_as_large_as_its_prior(folder, prior, scale):
+    _, setup = build(folder, prior=prior, prior_scale=scale)
+    for site, mean in setup.guide.means().items():
+        spread = setup.priors[site]().base_dist.scale
+        assert float(mean.square().mean().sqrt()) == pytest.approx(float(spread.flatten()[0]), rel=1e-5)
+        by_hand = (scale or 1.0) * (1.0 if prior == "normal" else (2 / (27 * mean.shape[1])) ** 0.5)
+        assert_close(spread, torch.full_like(mean, by_hand))
 
 
 def test_a_random_start_under_a_centered_prior_keeps_its_size(folder):
