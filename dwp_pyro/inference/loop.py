@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -211,29 +211,10 @@ def fit(
         defer_signals() as stopped,
         progress(description, schedule.steps, start) as advance,
     ):
-
-        def save(step: int, unreported: Mapping[str, float] | None = None) -> None:
-            save_checkpoint(checkpoint, step, parameters, guard, unreported)
-
-        def report(step: int, metrics: Mapping[str, float]) -> None:
-            # A signal interrupts validation, which may take as long as many steps; the resumed run repeats it.
-            # Logging is not interrupted: TensorBoard's queue would keep its lock.
-            try:
-                with _interruptible(stopped):
-                    validated = step % schedule.validate_every == 0 or step == schedule.steps
-                    logged = {**metrics, **(validate() if validated else {})}
-                model.train()
-                if logged:
-                    log(step, logged)
-                with _interruptible(stopped):
-                    at_step(step)
-            except Interrupted as stop:
-                save(step, metrics)
-                raise Interrupted(stop.signum, saved=True) from None
-
+        save = partial(save_checkpoint, checkpoint, parameters=parameters, guard=guard)
+        record = _Record(model, schedule, save, stopped, log, validate, at_step)
         if unreported is not None:
-            report(start, unreported)
-        saved = time.monotonic()
+            record.report(start, unreported)
         for step, batch in enumerate(patch_loader(remaining, batch_size, device), start):
             schedule.set(step, beta, rates)
             torch.manual_seed(step_seed(schedule.seed, step))
@@ -242,15 +223,51 @@ def fit(
             if guard.diverged:
                 _raise_diverged(checkpoint, step + 1, parameters, guard, schedule)
             terms = {name: float(term) for name, term in elbo.terms.items()}
-            last = step + 1 == schedule.steps
-            due = last or (step + 1) % _LOG_EVERY == 0
-            report(step + 1, _metrics(step, loss, terms, schedule, guard) if due else {})
-            if last or time.monotonic() - saved > _CHECKPOINT_INTERVAL:
-                save(step + 1)
-                saved = time.monotonic()
+            record.after_step(step + 1, partial(_metrics, step, loss, terms, schedule, guard))
             advance(_note(terms, guard, bayesian=guide is not None))
         if stopped():  # a signal after the last step also stops the trainings that follow
             raise Interrupted(stopped(), saved=True)
+
+
+@dataclass
+class _Record:
+    """What happens after a step: validation, logging and checkpoints. The arguments are those of `fit`."""
+
+    model: nn.Module
+    schedule: TrainingSchedule
+    save: Callable[..., None]
+    stopped: Callable[[], int]
+    log: Callable[[int, Mapping[str, float]], None]
+    validate: Callable[[], Mapping[str, float]]
+    at_step: Callable[[int], None]
+    saved: float = field(default_factory=time.monotonic)
+
+    def after_step(self, step: int, metrics: Callable[[], Mapping[str, float]]) -> None:
+        """Report a step, and save a checkpoint once a minute and after the last."""
+        last = step == self.schedule.steps
+        self.report(step, metrics() if last or step % _LOG_EVERY == 0 else {})
+        if last or time.monotonic() - self.saved > _CHECKPOINT_INTERVAL:
+            self.save(step)
+            self.saved = time.monotonic()
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Validate, log, and call `at_step`; after a signal, save the checkpoint with the unreported metrics.
+
+        A signal interrupts validation, which may take as long as many steps; the resumed run repeats it. Logging is
+        not interrupted: TensorBoard's queue would keep its lock.
+        """
+        try:
+            with _interruptible(self.stopped):
+                validated = step % self.schedule.validate_every == 0 or step == self.schedule.steps
+                logged = {**metrics, **(self.validate() if validated else {})}
+            self.model.train()
+            if logged:
+                self.log(step, logged)
+            with _interruptible(self.stopped):
+                self.at_step(step)
+        except Interrupted as stop:
+            self.save(step, unreported=metrics)
+            raise Interrupted(stop.signum, saved=True) from None
 
 
 def _metrics(
