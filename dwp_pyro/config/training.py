@@ -116,6 +116,10 @@ class FitPriorConfig(TrainingConfig):
     weight_decay: float = setting(
         0.1, "Weight decay of AdamW; it reduces the influence of the initialization on the kernels.", minimum=0
     )
+    randomize: bool = setting(
+        False,
+        "Randomize the domain of the scans: other contrasts, bias fields and resolutions, and lesions of other cases.",
+    )
     family: str = setting(
         "dwp",
         "Density of a block's kernels: a VAE (dwp), a full-covariance Gaussian, a mixture of Gaussians or a flow; auto "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,19 @@ from monai.transforms import (
     OneOf,
     RandAdjustContrastd,
     RandAffined,
+    RandBiasFieldd,
     RandCropByLabelClassesd,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandHistogramShiftd,
+    RandomizableTransform,
     RandScaleIntensityd,
     RandShiftIntensityd,
     RandSimulateLowResolutiond,
     SpatialPadd,
 )
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,6 +39,8 @@ __all__ = ["Batch", "PatchDataset", "patch_shape"]
 _MAX_ROTATION, _MAX_SHEAR, _MAX_SCALING = 0.3, 0.1, 0.2  # in radians, as fractions
 
 _THICKNESS = (0.5, 1.5)  # range of the standard deviation, in voxels
+
+_KEYS = ("image", "label", "brain_mask")
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -62,6 +68,9 @@ class PatchDataset(Dataset[Batch]):
     brain. Augmentations: mirroring; rotation, scaling and shear; and differences between scanners: gamma, contrast,
     brightness, resolution, slice thickness and noise.
 
+    With `randomize`, the domain is randomized: lesions of a random case are pasted into half of the patches (as in
+    CarveMix, Zhang et al. 2021), and half each get another monotone contrast, a bias field, and coarser voxels.
+
     Args:
         examples: Labeled examples, at least one.
         shape: Patch shape [x, y, z]; smaller examples are padded with 0.
@@ -69,6 +78,7 @@ class PatchDataset(Dataset[Batch]):
         length: Number of patches.
         modality_dropout: Probability of setting a modality to 0; at least one modality of the case stays.
         mirror: Axes, out of `AXES`, along which half of the patches are mirrored.
+        randomize: Whether to randomize the domain.
     """
 
     def __init__(
@@ -79,33 +89,25 @@ class PatchDataset(Dataset[Batch]):
         length: int,
         modality_dropout: float = 0.0,
         mirror: Sequence[str] = ("x",),
+        randomize: bool = False,
     ) -> None:
         self.examples = list(examples)
         self.seed = seed
         self.length = length
         self.modality_dropout = modality_dropout
-        keys = ("image", "label", "brain_mask")
         # For a case that lacks regions, half of the patches are still centered on those it has.
         self._crops = {
-            present: RandCropByLabelClassesd(
-                keys,
-                "label",
-                shape,
-                ratios=[sum(present) or 1, *present],
-                num_classes=1 + len(present),
-                indices_key="indices",
-                allow_smaller=True,
-                warn=False,  # about missing regions
-            )
+            present: _crop(shape, [sum(present) or 1, *present])
             for present in {_present(example) for example in self.examples}
         }
-        flips = [RandFlipd(keys, prob=0.5, spatial_axis=AXES.index(axis)) for axis in mirror]
+        flips = [RandFlipd(_KEYS, prob=0.5, spatial_axis=AXES.index(axis)) for axis in mirror]
         self._transform = Compose(
             [
-                SpatialPadd(keys, shape),
+                SpatialPadd(_KEYS, shape),
+                *([_PasteLesions(self.examples, shape)] if randomize else []),
                 *flips,
                 RandAffined(
-                    keys,
+                    _KEYS,
                     prob=0.5,
                     rotate_range=(_MAX_ROTATION,) * 3,
                     shear_range=(_MAX_SHEAR,) * 6,
@@ -113,6 +115,7 @@ class PatchDataset(Dataset[Batch]):
                     mode=("bilinear", "nearest", "nearest"),
                     padding_mode="reflection",
                 ),
+                *(_domain_randomization() if randomize else []),
                 RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2.0), retain_stats=True),
                 RandScaleIntensityd("image", factors=0.3, prob=1.0),
                 RandShiftIntensityd("image", offsets=0.3, prob=1.0),
@@ -131,19 +134,11 @@ class PatchDataset(Dataset[Batch]):
         epoch, position = divmod(index, len(self.examples))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
         example = self.examples[order[position]]
-        assert example.label is not None
         transform = Compose([self._crops[_present(example)], self._transform])
         transform.set_random_state(seed=int(np.random.default_rng([self.seed, index, 1]).integers(2**31)))
         with _without_metadata():
-            (patch,) = transform(
-                {
-                    "image": example.image.as_tensor(),
-                    "label": example.label.as_tensor(),
-                    "brain_mask": example.brain_mask.as_tensor(),
-                    "indices": list(example.indices),
-                }
-            )
-        image, label, brain_mask = (patch[key] for key in ("image", "label", "brain_mask"))
+            (patch,) = transform(_tensors(example))
+        image, label, brain_mask = (patch[key] for key in _KEYS)
         if self.modality_dropout:
             image = image * self._kept_modalities(index, example)[:, None, None, None]
         return image, label.long(), (brain_mask == 1).float()
@@ -156,6 +151,60 @@ class PatchDataset(Dataset[Batch]):
         if available.any() and not kept.any():
             kept[random.choice(np.flatnonzero(available))] = True
         return torch.from_numpy(kept).float()
+
+
+def _tensors(example: Example) -> dict[Any, Any]:
+    assert example.label is not None
+    return {**{key: getattr(example, key).as_tensor() for key in _KEYS}, "indices": list(example.indices)}
+
+
+def _crop(shape: tuple[int, int, int], ratios: Sequence[int]) -> RandCropByLabelClassesd:
+    """Return a crop that is centered on the background and on each region, in these ratios."""
+    return RandCropByLabelClassesd(
+        _KEYS,
+        "label",
+        shape,
+        ratios=list(ratios),
+        num_classes=len(ratios),
+        indices_key="indices",
+        allow_smaller=True,
+        warn=False,  # about missing regions
+    )
+
+
+class _PasteLesions(RandomizableTransform):
+    """Paste the regions of a random example, and up to two voxels around them, into half of the patches.
+
+    Args:
+        examples: Examples to paste from; those without a region are skipped.
+        shape: Shape of a patch, [x, y, z].
+    """
+
+    def __init__(self, examples: Sequence[Example], shape: tuple[int, int, int]) -> None:
+        super().__init__(prob=0.5)
+        self._donors = [(example, _present(example)) for example in examples if any(_present(example))]
+        self._crops = {present: _crop(shape, [0, *present]) for _, present in self._donors}
+        self._pad = SpatialPadd(_KEYS, shape)
+
+    def __call__(self, patch: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+        self.randomize(None)
+        if not self._do_transform or not self._donors:
+            return dict(patch)
+        donor, present = self._donors[self.R.randint(len(self._donors))]
+        self._crops[present].set_random_state(seed=int(self.R.randint(2**31)))
+        (lesions,) = self._crops[present](_tensors(donor))
+        pasted: dict[Any, Tensor] = self._pad(lesions)
+        near = ndimage.binary_dilation(pasted["label"].any(0).numpy(), iterations=1 + self.R.randint(2))
+        inside = torch.as_tensor(near) & (pasted["brain_mask"] == 1) & (patch["brain_mask"] == 1)
+        return {**patch, **{key: torch.where(inside, pasted[key], patch[key]) for key in ("image", "label")}}
+
+
+def _domain_randomization() -> list[Any]:
+    return [
+        RandHistogramShiftd("image", prob=0.5, num_control_points=(3, 8)),
+        RandBiasFieldd("image", prob=0.5, coeff_range=(0.0, 0.2)),
+        RandSimulateLowResolutiond("image", prob=0.5, zoom_range=(0.25, 1.0)),
+    ]
 
 
 def _present(example: Example) -> tuple[int, ...]:

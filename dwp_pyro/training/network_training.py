@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from dwp_pyro.config.training import DEFAULT_EVIDENCE, DEFAULT_WIDTHS, TrainingConfig
+from dwp_pyro.config.training import DEFAULT_EVIDENCE, DEFAULT_WIDTHS, FitPriorConfig, TrainingConfig
 from dwp_pyro.data.patches import PatchDataset
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.guides.mean_field import MeanFieldNormal
@@ -85,7 +85,8 @@ class TrainingSetup(NamedTuple):
 def training_patches(data: TrainingData, settings: TrainingConfig, seed: int, length: int) -> PatchDataset:
     """Return augmented patches of the training cases."""
     mirror = [axis for axis in settings.mirror if axis != "none"]
-    return PatchDataset(data.train, data.patch, seed, length, settings.modality_dropout, mirror)
+    randomize = isinstance(settings, FitPriorConfig) and settings.randomize
+    return PatchDataset(data.train, data.patch, seed, length, settings.modality_dropout, mirror, randomize)
 
 
 def train_network(

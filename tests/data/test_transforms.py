@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
 from dwp_pyro.data.case import Scan
-from dwp_pyro.data.patches import PatchDataset, patch_shape
+from dwp_pyro.data.patches import PatchDataset, _PasteLesions, patch_shape
 from dwp_pyro.data.preprocessing import Example, Preprocessing
 from dwp_pyro.runtime.errors import DataError
 
@@ -317,3 +318,38 @@ def test_a_brain_of_less_than_two_voxels_is_refused(scan, spacing):
     voxels = [(9, 10, 11)] if spacing is None else [(9, 10, 11), (9, 10, 12)]
     with pytest.raises(DataError, match="c.nii: the brain of case c has [01] voxels.*smaller spacing"):
         Preprocessing(spacing)(_within(scan, *voxels), [frozenset({2})])
+
+
+def test_a_randomized_domain_shows_lesions_of_other_cases(scan):
+    """A case without lesions has some in the patches that get those of the other case: in about half."""
+    healthy, ill = (
+        Preprocessing(None)(dataclasses.replace(scan, label=scan.label * keep), [frozenset({2, 4})]) for keep in (0, 1)
+    )
+    patches = PatchDataset([healthy, ill], (16, 16, 16), 0, 200, randomize=True)
+    assert not any(part[1].any() for part in map(PatchDataset([healthy], (16, 16, 16), 0, 20).__getitem__, range(20)))
+    first = [np.random.default_rng([0, epoch]).permutation(2)[0] for epoch in range(100)]
+    of_healthy = [2 * epoch + int(number) for epoch, number in enumerate(first)]
+    shown = [bool(patches[index][1].any()) for index in of_healthy]
+    assert 0.3 < sum(shown) / len(shown) < 0.7
+    for part, again in zip(patches[of_healthy[3]], patches[of_healthy[3]], strict=True):
+        assert torch.equal(part, again)
+        assert part.isfinite().all()
+
+
+def test_pasted_lesions_bring_their_image(scan):
+    ill = Preprocessing(None)(scan, [frozenset({2, 4})])
+    bright = torch.where(ill.label.as_tensor() > 0, 9.0, 1.0).expand(2, -1, -1, -1)
+    paste = _PasteLesions([dataclasses.replace(ill, image=MetaTensor(bright))], (16, 16, 16))
+    brain_mask = torch.ones(1, 16, 16, 16)
+    brain_mask[:, :8] = 0
+    patch = {"image": torch.zeros(2, 16, 16, 16), "label": torch.zeros(1, 16, 16, 16), "brain_mask": brain_mask}
+    pasted = []
+    for seed in range(20):
+        paste.set_random_state(seed=seed)
+        pasted.append(paste(patch))
+    with_lesion = [each for each in pasted if each["label"].any()]
+    assert 5 <= len(with_lesion) <= 15
+    for each in with_lesion:
+        assert torch.equal(each["image"] == 9, (each["label"] == 1).expand(2, -1, -1, -1))
+        assert (each["image"] == 1).any()  # the margin
+        assert not each["image"][:, :8].any()  # no brain
