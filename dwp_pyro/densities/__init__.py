@@ -1,9 +1,8 @@
 """Distributions over one convolution kernel."""
 
-from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
 from dwp_pyro.densities.flow import KernelFlow
 from dwp_pyro.densities.gaussian import KernelGaussian, fit_gaussian
-from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.densities.kernel_distribution import BlockKernels, FitSettings, KernelDistribution
 from dwp_pyro.densities.kernel_normal import KernelNormal
 from dwp_pyro.densities.mixture import KernelMixture
 from dwp_pyro.densities.vae import KernelVAE

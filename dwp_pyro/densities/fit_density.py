@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from dwp_pyro.densities import DENSITIES
-from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
-from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.densities.gaussian import fit_gaussian
+from dwp_pyro.densities.kernel_distribution import BlockKernels, FitSettings, KernelDistribution
 
 __all__ = ["fit_density", "score_batches", "score_kernels"]
 
@@ -65,8 +65,11 @@ def fit_density(
 
     kernel_shape = block.kernels.shape[1:]
     trial, final = (DENSITIES[family].from_settings(kernel_shape, settings) for _ in range(2))
-    chosen = trial.fit(fitted, settings, count, validation=validation)
-    final.fit(block, settings, count, chosen=chosen)
+    for density, part in ((trial, fitted), (final, block)):
+        gaussian = fit_gaussian(part.kernels, part.identities)
+        density.standardize_by(gaussian.loc, gaussian.scale_tril)
+    chosen = trial.fit(fitted.kernels, settings, count, validation=validation)
+    final.fit(block.kernels, settings, count, chosen=chosen)
     for _ in range(2 * settings.steps - calls):
         advance()
     for density in (trial, final):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
 from dwp_pyro.densities.kernel_distribution import KernelDistribution
 from dwp_pyro.densities.kernel_normal import KernelNormal
 
@@ -24,19 +23,6 @@ _MIN_VARIANCE = 1e-12  # per weight; kernels are of the order of 0.01 to 1
 
 class KernelGaussian(KernelDistribution):
     """The full-covariance Gaussian N(b, A Aᵀ): u ~ N(0, I)."""
-
-    def fit(
-        self,
-        block: BlockKernels,
-        settings: FitSettings,
-        advance: Callable[[], None],
-        *,
-        validation: Tensor | None = None,
-        chosen: int | None = None,
-    ) -> int:
-        gaussian = fit_gaussian(block.kernels, block.identities)
-        self.standardize_by(gaussian.loc, gaussian.scale_tril)
-        return 0
 
     def log_prob_standardized(self, u: Tensor, samples: int = 1) -> Tensor:
         return -0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi))

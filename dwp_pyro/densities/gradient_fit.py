@@ -9,9 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
-from dwp_pyro.densities.gaussian import fit_gaussian
-from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.densities.kernel_distribution import FitSettings, KernelDistribution
 from dwp_pyro.runtime.errors import PriorError
 from dwp_pyro.runtime.non_finite_guard import MAX_IN_A_ROW, NonFiniteGuard
 
@@ -40,7 +38,7 @@ class GradientFitted(KernelDistribution):
 
     def fit(
         self,
-        block: BlockKernels,
+        kernels: Tensor,
         settings: FitSettings,
         advance: Callable[[], None],
         *,
@@ -51,9 +49,7 @@ class GradientFitted(KernelDistribution):
 
         Step 0 is the full-covariance Gaussian. With `validation` the parameters of the best step are kept.
         """
-        gaussian = fit_gaussian(block.kernels, block.identities)
-        self.standardize_by(gaussian.loc, gaussian.scale_tril)
-        kernels, schedule = block.kernels, settings.steps
+        schedule = settings.steps
         steps = schedule if chosen is None else chosen
         optimizer = torch.optim.Adam(self.parameters(), lr=_LEARNING_RATE, fused=True)
         take_step = NonFiniteGuard(optimizer)

@@ -5,16 +5,54 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
 from dwp_pyro.densities.kernel_normal import KernelNormal
 
-__all__ = ["KernelDistribution"]
+__all__ = ["BlockKernels", "FitSettings", "KernelDistribution"]
+
+
+@dataclass(frozen=True)
+class BlockKernels:
+    """The kernels of a block and their origin.
+
+    Args:
+        kernels: Kernels, [n, k₁, …, k_d], n ≥ 2.
+        bootstraps: Number of each kernel's source network, [n] integers.
+        identities: Number of each kernel, shared by its snapshots, [n] integers.
+    """
+
+    kernels: Tensor
+    bootstraps: Tensor
+    identities: Tensor
+
+    def __getitem__(self, index: Tensor) -> BlockKernels:
+        return BlockKernels(self.kernels[index], self.bootstraps[index], self.identities[index])
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of a fit.
+
+    Args:
+        latent_size: Latent size of a VAE.
+        hidden: Widths of a VAE's hidden layers.
+        steps: Maximum number of optimization steps of a VAE or a flow.
+        seed: Seed of the initialization, the minibatches and the noise.
+    """
+
+    latent_size: int
+    hidden: Sequence[int]
+    steps: int
+    seed: int
 
 
 class KernelDistribution(nn.Module, ABC):
@@ -48,20 +86,21 @@ class KernelDistribution(nn.Module, ABC):
         """Return the constructor arguments besides `kernel_shape`, as plain JSON values."""
         return {}
 
-    @abstractmethod
     def fit(
         self,
-        block: BlockKernels,
+        kernels: Tensor,
         settings: FitSettings,
         advance: Callable[[], None],
         *,
         validation: Tensor | None = None,
         chosen: int | None = None,
     ) -> int:
-        """Fit to the kernels of a block, in place.
+        """Fit the parameters of p(u) to kernels whose mean and covariance root are (b, A), in place.
+
+        Does nothing for a family whose p(u) has no parameters.
 
         Args:
-            block: Kernels to fit to.
+            kernels: Kernels to fit to, [n, k₁, …, k_d].
             settings: Settings of the fit.
             advance: Callback after each optimization step.
             validation: Kernels to choose the complexity on, [m, k₁, …, k_d]; None to fit without a choice.
@@ -73,6 +112,7 @@ class KernelDistribution(nn.Module, ABC):
         Raises:
             PriorError: If the loss or its gradient stays NaN or infinite.
         """
+        return 0
 
     def standardize_by(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Set b, [D], and the lower-triangular A, [D, D]."""

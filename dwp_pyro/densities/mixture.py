@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dwp_pyro.densities.block_kernels import BlockKernels, FitSettings
-from dwp_pyro.densities.gaussian import fit_gaussian
-from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.densities.kernel_distribution import FitSettings, KernelDistribution
 
 __all__ = ["KernelMixture"]
 
@@ -49,23 +47,21 @@ class KernelMixture(KernelDistribution):
     @torch.no_grad()
     def fit(
         self,
-        block: BlockKernels,
+        kernels: Tensor,
         settings: FitSettings,
         advance: Callable[[], None],
         *,
         validation: Tensor | None = None,
         chosen: int | None = None,
     ) -> int:
-        gaussian = fit_gaussian(block.kernels, block.identities)
-        self.standardize_by(gaussian.loc, gaussian.scale_tril)
         if validation is None:
-            self._expectation_maximization(block.kernels, chosen or len(self.log_weights))
+            self._expectation_maximization(kernels, chosen or len(self.log_weights))
             return len(self.log_weights)
         best, best_score = None, -math.inf
         for components in (1, *_COMPONENTS):
-            if components > 1 and components * 2 * len(self.loc) > len(block):
+            if components > 1 and components * 2 * len(self.loc) > len(kernels):
                 break
-            self._expectation_maximization(block.kernels, components)
+            self._expectation_maximization(kernels, components)
             score = float(self.log_prob_estimate(validation).mean())
             if best is None or score > best_score:
                 best, best_score = (self.log_weights, self.means, self.whitenings), score

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dwp_pyro.densities.block_kernels import FitSettings
 from dwp_pyro.densities.gradient_fit import GradientFitted
+from dwp_pyro.densities.kernel_distribution import FitSettings
 
 __all__ = ["KernelVAE"]
 
