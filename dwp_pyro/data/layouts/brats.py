@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
@@ -19,80 +18,38 @@ from dwp_pyro.data.layouts.file_names import case_from_stems, distinct, match_ca
 
 __all__ = ["LAYOUTS"]
 
-
-class _Release(NamedTuple):
-    """Releases that share a layout.
-
-    Args:
-        folders: Patterns of the names of case folders.
-        stems: Endings of the files of `_MODALITIES` and of the label, after the name of the case folder.
-        labels: Label value → name.
-        expected: Example of the file names, see `Layout`.
-        year: Year of the glioma release, because 2023 and 2024 differ only in the labels; None for others.
-    """
-
-    folders: tuple[str, ...]
-    stems: tuple[str, ...]
-    labels: Mapping[int, str]
-    expected: str
-    year: int | None = None
-
-
 _MODALITIES = ("flair", "t1", "t1ce", "t2")
 _UNDERSCORED = ("_flair", "_t1", "_t1ce", "_t2", "_seg")
 _HYPHENATED = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
-_GLI = (r"brats-gli-\d+(-\d+)?",)
-_RELEASES = {
-    "brats": _Release(
-        (r"brats18_.+", r"brats19_.+", r"brats20_(training|validation|testing)_.+", r"brats2021_\d+"),
-        _UNDERSCORED,
-        {1: "necrosis", 2: "oedema", 4: "enhancing"},
-        "HGG/Brats18_X_1/Brats18_X_1_flair.nii.gz, with t1, t1ce, t2, seg (BraTS 2018 to 2021)",
-    ),
-    "brats2023-gli": _Release(
-        _GLI,
-        _HYPHENATED,
-        {1: "NCR", 2: "ED", 3: "ET"},
-        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz, with t1n, t1c, t2w, seg",
-        2023,
-    ),
-    "brats2024-gli": _Release(
-        _GLI,
-        _HYPHENATED,
-        {1: "NETC", 2: "SNFH", 3: "ET", 4: "resection cavity"},
-        "BraTS-GLI-00005-100/BraTS-GLI-00005-100-t2f.nii.gz, with t1n, t1c, t2w, seg",
-        2024,
-    ),
-    "brats-ped": _Release(
-        (r"brats-ped-\d+(-\d+)?",),
-        _HYPHENATED,
-        {1: "ET", 2: "NET", 3: "CC", 4: "ED"},
-        "BraTS-PED-00001-000/BraTS-PED-00001-000-t2f.nii.gz, with t1n, t1c, t2w, seg",
-    ),
-}
 
 # Folders between the root and the cases: grades, releases ("MICCAI_BraTS2020_TrainingData").
 _PARENTS = r"hgg|lgg|(training|validation)_?data.*|(?!brats20_).*brats.*(train|valid|data|challenge).*"
 _LABEL_OF_355 = "w39_1998.09.19_segm"  # label of BraTS20_Training_355 in a common copy
 
 
-def _find(release: _Release, root: Path) -> LayoutMatch | None:
-    """Find the cases of a release.
+def _find(
+    folders: tuple[str, ...], stems: tuple[str, ...], labels: Mapping[int, str], root: Path, year: int | None = None
+) -> LayoutMatch | None:
+    """Find the cases of releases that share a layout.
 
     Ids of glioma cases end in -000 to -099 in 2023 and in -100 and above in 2024, and the folder of the cases may name
     a year. If there is no evidence or it is contradictory, the cases match both years.
+
+    Args:
+        folders: Patterns of the names of case folders.
+        stems: Endings of the files of `_MODALITIES` and of the label, after the name of the case folder.
+        labels: Label value → name.
+        root: Root of the data set.
+        year: Year of the glioma release, because 2023 and 2024 differ only in the labels; None for others.
     """
     parents = subfolders(root, _PARENTS)
     nested = [folder for parent in parents for folder in subfolders(parent, _PARENTS)]
     all_parents = distinct([root, *parents, *nested])
-    folders = [folder for name in release.folders for parent in all_parents for folder in subfolders(parent, name)]
-    cases = [case for folder in folders if (case := _case(folder, release.stems)) is not None]
-    if release.year and {year for case in cases for year in _possible_years(case)} not in (
-        {release.year},
-        {2023, 2024},
-    ):
+    matching = [folder for name in folders for parent in all_parents for folder in subfolders(parent, name)]
+    cases = [case for folder in matching if (case := _case(folder, stems)) is not None]
+    if year and set().union(*map(_possible_years, cases)) not in ({year}, {2023, 2024}):
         return None
-    return match_cases(cases, release.labels)
+    return match_cases(cases, labels)
 
 
 def _case(folder: Path, stems: tuple[str, ...]) -> Case | None:
@@ -115,4 +72,31 @@ def _possible_years(case: Case) -> set[int]:
     return years or {2023, 2024}
 
 
-LAYOUTS = tuple(Layout(name, partial(_find, release), release.expected) for name, release in _RELEASES.items())
+_GLI = (r"brats-gli-\d+(-\d+)?",)
+LAYOUTS = (
+    Layout(
+        "brats",
+        partial(
+            _find,
+            (r"brats18_.+", r"brats19_.+", r"brats20_(training|validation|testing)_.+", r"brats2021_\d+"),
+            _UNDERSCORED,
+            {1: "necrosis", 2: "oedema", 4: "enhancing"},
+        ),
+        "HGG/Brats18_X_1/Brats18_X_1_flair.nii.gz, with t1, t1ce, t2, seg (BraTS 2018 to 2021)",
+    ),
+    Layout(
+        "brats2023-gli",
+        partial(_find, _GLI, _HYPHENATED, {1: "NCR", 2: "ED", 3: "ET"}, year=2023),
+        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz, with t1n, t1c, t2w, seg",
+    ),
+    Layout(
+        "brats2024-gli",
+        partial(_find, _GLI, _HYPHENATED, {1: "NETC", 2: "SNFH", 3: "ET", 4: "resection cavity"}, year=2024),
+        "BraTS-GLI-00005-100/BraTS-GLI-00005-100-t2f.nii.gz, with t1n, t1c, t2w, seg",
+    ),
+    Layout(
+        "brats-ped",
+        partial(_find, (r"brats-ped-\d+(-\d+)?",), _HYPHENATED, {1: "ET", 2: "NET", 3: "CC", 4: "ED"}),
+        "BraTS-PED-00001-000/BraTS-PED-00001-000-t2f.nii.gz, with t1n, t1c, t2w, seg",
+    ),
+)
