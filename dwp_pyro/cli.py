@@ -84,5 +84,6 @@ for _command in (
     compare.experiment,
     kernel_priors.score_prior,
     kernel_priors.inspect_prior,
+    kernel_priors.merge_prior,
 ):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""Commands on kernel priors: score-prior and inspect-prior."""
+"""Commands on kernel priors: score-prior, inspect-prior and merge-prior."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from dwp_pyro.commands.console import print_rows, print_tables
+from dwp_pyro.commands.options import overwrite
 
-__all__ = ["inspect_prior", "score_prior"]
+__all__ = ["inspect_prior", "merge_prior", "score_prior"]
 
 
 @click.command("score-prior")
@@ -55,3 +56,37 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
     click.echo()
     for what, path in result.pictures.items():
         click.echo(f"{what}: {path}")
+
+
+@click.command("merge-prior")
+@click.argument("priors", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/prior-merged"),
+    show_default=True,
+    help="Folder of the merged prior.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of samples and fits.")
+@overwrite
+def merge_prior(priors: tuple[Path, ...], out: Path, seed: int, overwrite: bool) -> None:
+    """Merge PRIORS of several sites into one, without their kernels or images.
+
+    A merged Gaussian equals the fit to the kernels of all sites; other families are fitted again to samples of all
+    priors. The merged prior has no source network: use it with svi --center none.
+    """
+    from dwp_pyro.priors.merge import merge_priors
+    from dwp_pyro.priors.model_card import model_card
+    from dwp_pyro.priors.pack import save_pack
+    from dwp_pyro.runtime.run_folder import RunFolder
+
+    if len(priors) < 2:
+        raise click.UsageError("give at least two priors")
+    settings = {"priors": [str(prior) for prior in priors], "seed": seed}
+    folder = (out, "merge-prior", settings)
+    RunFolder.check(*folder, resume=False, overwrite=overwrite)
+    prior, moments = merge_priors(priors, seed)
+    with RunFolder.start(*folder, resume=False, overwrite=overwrite) as run:
+        save_pack(run.path, prior, moments)
+    print_tables(model_card(prior))
+    click.echo(f"Prior: {out}")

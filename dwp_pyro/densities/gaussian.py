@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch.distributions import MultivariateNormal
 
 from dwp_pyro.densities.kernel_distribution import KernelDistribution
 from dwp_pyro.densities.kernel_normal import KernelNormal
+from dwp_pyro.densities.moments import Moments
 
-__all__ = ["KernelGaussian", "fit_gaussian"]
+__all__ = ["FOLDS", "KernelGaussian", "fit_gaussian", "gaussian_of"]
 
 _SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
-_FOLDS = 5
+#: Number of folds of the cross-validation.
+FOLDS = 5
 
 _MIN_VARIANCE = 1e-12  # per weight; kernels are of the order of 0.01 to 1
 
@@ -39,10 +42,7 @@ class KernelGaussian(KernelDistribution):
 
 
 def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
-    """Fit a Gaussian over flattened kernels, of covariance (1−a)·S + a·(tr S / D)·I.
-
-    The shrinkage a maximizes the cross-validated log-likelihood, so that the density is proper for few kernels and for
-    kernels that span a subspace.
+    """Fit a Gaussian over flattened kernels; see `gaussian_of`.
 
     Args:
         kernels: Kernels, [n, k₁, …, k_d], n ≥ 1.
@@ -52,25 +52,43 @@ def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
     Returns:
         A distribution over [D], in the kernels' dtype.
     """
-    flat = kernels.flatten(1).double()
-    folds = identities.unique(return_inverse=True)[1] % _FOLDS
+    numbers = identities.unique(return_inverse=True)[1] % FOLDS
+    fit = gaussian_of([Moments.of(kernels[numbers == number]) for number in numbers.unique()])
+    return MultivariateNormal(fit.loc.to(kernels.dtype), scale_tril=fit.scale_tril.to(kernels.dtype))
+
+
+def gaussian_of(folds: Sequence[Moments]) -> MultivariateNormal:
+    """Fit a Gaussian of covariance (1−a)·S + a·(tr S / D)·I to the moments of all folds together.
+
+    The shrinkage a maximizes the cross-validated log-likelihood, so that the density is proper for few kernels and for
+    kernels that span a subspace. It is 1 for a single fold.
+
+    Args:
+        folds: Moments of kernels that are held out together, at least one.
+
+    Returns:
+        A distribution over [D], in float64.
+    """
 
     def score(shrinkage: float) -> float:
-        total = 0.0
-        for fold in folds.unique():
-            total += float(_gaussian(flat[folds != fold], shrinkage).log_prob(flat[folds == fold]).sum())
-        return total
+        return sum(
+            _log_likelihood(_gaussian([*folds[:number], *folds[number + 1 :]], shrinkage), fold)
+            for number, fold in enumerate(folds)
+        )
 
-    enough = len(folds.unique()) > 1
-    best = _gaussian(flat, max(_SHRINKAGES, key=score) if enough else 1.0)
-    return MultivariateNormal(best.loc.to(kernels.dtype), scale_tril=best.scale_tril.to(kernels.dtype))
+    return _gaussian(folds, max(_SHRINKAGES, key=score) if len(folds) > 1 else 1.0)
 
 
-def _gaussian(flat: Tensor, shrinkage: float) -> MultivariateNormal:
-    loc = flat.mean(0)
-    size = flat.shape[1]
-    covariance = (flat - loc).T @ (flat - loc) / len(flat)
-    identity = torch.eye(size, dtype=flat.dtype)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / size * identity
+def _gaussian(folds: Sequence[Moments], shrinkage: float) -> MultivariateNormal:
+    moments = reduce(Moments.__add__, folds)
+    loc = moments.total / moments.count
+    covariance = moments.scatter_about(loc) / moments.count
+    identity = torch.eye(len(loc), dtype=loc.dtype)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / len(loc) * identity
     # Identical kernels have covariance 0.
     return MultivariateNormal(loc, covariance_matrix=shrunk + _MIN_VARIANCE * identity)
+
+
+def _log_likelihood(gaussian: MultivariateNormal, moments: Moments) -> float:
+    squares = torch.cholesky_solve(moments.scatter_about(gaussian.loc), gaussian.scale_tril).trace()
+    return float(moments.count * gaussian.log_prob(gaussian.loc) - 0.5 * squares)

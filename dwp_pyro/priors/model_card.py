@@ -37,6 +37,7 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
             f"{sum(info.kernels for info in prior.block_infos.values())} in {len(prior.block_infos)} blocks",
         ],
         ["kernel file", _text(provenance.get("kernels"))],
+        ["merged from", _text(provenance.get("parents"))],
     ]
     names = list(dict.fromkeys(name for info in prior.block_infos.values() for name in info.nats_per_kernel))
     blocks = [

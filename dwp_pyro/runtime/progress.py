@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-__all__ = ["progress", "show_bars"]
+__all__ = ["each", "progress", "show_bars"]
 
 _LOG_INTERVAL = 10.0  # seconds between two records
 
 _logger = logging.getLogger(__name__)
 _bars = False
+
+_ItemT = TypeVar("_ItemT")
 
 
 def show_bars(show: bool) -> None:
@@ -43,6 +46,14 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[
             yield advance
     else:
         yield _records(description, total, done)
+
+
+def each(items: Collection[_ItemT], description: str) -> Iterator[_ItemT]:
+    """Yield items, and report the progress over them."""
+    with progress(description, len(items)) as advance:
+        for item in items:
+            yield item
+            advance("")
 
 
 @contextmanager

@@ -17,19 +17,19 @@ from dwp_pyro.data.preprocessing import NORMALIZATION
 from dwp_pyro.densities import DENSITIES, BlockKernels, FitSettings
 from dwp_pyro.densities.fit_density import fit_density
 from dwp_pyro.densities.kernel_distribution import KernelDistribution
+from dwp_pyro.densities.moments import Moments
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.plots.kernels import save_kernel_figure
 from dwp_pyro.priors.bank import KernelBank, collect_kernels, read_kernels
 from dwp_pyro.priors.blocks import assign_blocks, by_block, prior_blocks, read_blocks, write_blocks
 from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
-from dwp_pyro.priors.model_card import model_card
+from dwp_pyro.priors.pack import save_pack
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import FolderTaken, PriorError, RunOutdated
-from dwp_pyro.runtime.files import file_digest, write_bytes
+from dwp_pyro.runtime.files import file_digest
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.run_folder import RunFolder
-from dwp_pyro.runtime.table import markdown
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 from dwp_pyro.training.network_training import network_config_for
 from dwp_pyro.training.source_networks import train_source
@@ -44,10 +44,10 @@ _FOREIGN = "all"  # block of kernels from an unknown network
 def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     """Learn a prior over kernels, from source scans or from kernels in a file.
 
-    Writes to `options.out`: `prior.safetensors` and `prior.json`, its model card `card.md`, `kernels.safetensors` and
-    `kernels.json`, `kernels.png`, and, if networks were trained, `source.safetensors` (the best of each bootstrap),
-    `source/` (all snapshots) and the metrics. A `source.safetensors` beside a file of kernels is copied, so that a
-    second prior from the same kernels is as complete as the first.
+    Writes to `options.out`: `prior.safetensors` and `prior.json`, `moments.safetensors`, its model card `card.md`,
+    `kernels.safetensors` and `kernels.json`, `kernels.png`, and, if networks were trained, `source.safetensors` (the
+    best of each bootstrap), `source/` (all snapshots) and the metrics. A `source.safetensors` beside a file of kernels
+    is copied, so that a second prior from the same kernels is as complete as the first.
 
     Args:
         config: Settings.
@@ -177,8 +177,7 @@ def _fit_blocks(
     densities = {name: density for name, (density, _) in fits[best].items()}
     prior = KernelPrior(best, densities, block_infos, provenance).requires_grad_(False)
     save_kernel_figure(run / "kernels.png", prior, {name: block.kernels for name, block in kernels.items()})
-    write_bytes(run / "card.md", markdown(model_card(prior)).encode())
-    prior.save(run)
+    save_pack(run, prior, {name: Moments.of(block.kernels) for name, block in kernels.items()})
     return prior
 
 

@@ -44,6 +44,7 @@ def test_the_command_line_starts_without_torch():
         "experiment",
         "score-prior",
         "inspect-prior",
+        "merge-prior",
         "export",
     ],
 )

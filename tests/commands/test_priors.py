@@ -98,6 +98,24 @@ def test_every_family_is_fitted_and_used(command, in_world, tmp_path, family):
     }
 
 
+def test_a_merged_prior_is_used_without_a_source_network(command, in_world, tmp_path):
+    sites = [tmp_path / name for name in ("oslo", "lima")]
+    for site in sites:
+        result = command("fit-prior", "--kernels", BANK, "--family", "gaussian", "--out", site)
+        assert result.exit_code == 0, result.output
+    merged, out = tmp_path / "merged", tmp_path / "run"
+    result = command("merge-prior", sites[0], "--out", merged)
+    assert result.exit_code == 2 and "give at least two priors" in result.output
+    result = command("merge-prior", *sites, "--out", merged)
+    assert result.exit_code == 0 and "oslo, lima" in result.output, result.output
+    result = command("merge-prior", *sites, "--out", merged)
+    assert result.exit_code == 2 and "--overwrite" in result.output
+    settings = ("--prior", "gaussian", "--center", "none", "--prior-dir", merged, "--out", out)
+    result = command("svi", "--n", 2, *TINY, "--members", 1, *settings)
+    assert result.exit_code == 0, result.output
+    assert math.isfinite(last_metrics(out)["kl"])
+
+
 def test_the_bound_of_a_vae_can_be_tightened(command, in_world, tmp_path):
     settings = ("--prior", "dwp", "--particles", 3, "--train-reverse-model", "--center", "source", "--prior-scale", 0.5)
     result = command("svi", "--n", 2, *TINY, "--members", 1, *settings, "--out", tmp_path / "run")

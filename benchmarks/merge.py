@@ -1,0 +1,46 @@
+"""Time and memory of merging 10,000 priors of seven blocks of 3×3×3 kernels.
+
+$ python -m benchmarks.merge
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from dwp_pyro.densities import KernelGaussian
+from dwp_pyro.densities.moments import Moments
+from dwp_pyro.priors.blocks import BLOCKS
+from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
+from dwp_pyro.priors.merge import merge_priors
+from dwp_pyro.priors.pack import save_pack
+
+_PRIORS, _DISTINCT = 10_000, 100
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        priors = [Path(folder) / f"site{number}" for number in range(_PRIORS)]
+        for prior, of in zip(priors[_DISTINCT:], itertools.cycle(priors[:_DISTINCT]), strict=False):
+            prior.symlink_to(of)
+        for prior in priors[:_DISTINCT]:
+            kernels = torch.randn(50, 3, 3, 3)
+            density = KernelGaussian((3, 3, 3))
+            density.standardize_by(kernels.flatten(1).mean(0), torch.eye(27))
+            infos = {block: BlockInfo((f"{block}.weight",), len(kernels)) for block in BLOCKS}
+            pack = KernelPrior("gaussian", dict.fromkeys(BLOCKS, density), infos)
+            save_pack(prior, pack, dict.fromkeys(BLOCKS, Moments.of(kernels)))
+        start = time.monotonic()
+        merge_priors(priors)
+        seconds = time.monotonic() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{_PRIORS} priors merged in {seconds:.0f} s (target 600 s), with {memory:.2f} GiB (target 1 GiB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Merging of priors that were fitted at several sites, without their kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dwp_pyro.densities import BlockKernels, FitSettings, KernelDistribution, KernelGaussian
+from dwp_pyro.densities.fit_density import fit_density
+from dwp_pyro.densities.gaussian import FOLDS, gaussian_of
+from dwp_pyro.densities.moments import Moments
+from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
+from dwp_pyro.priors.pack import MOMENTS, read_moments
+from dwp_pyro.runtime.errors import PriorError
+from dwp_pyro.runtime.progress import each, progress
+
+__all__ = ["merge_priors"]
+
+_MAX_SAMPLES = 50_000  # of a block
+_STEPS = 2000  # of a fit by gradient descent
+_STATED = ("source", "licence", "dataset")  # what a merged card lists of its parents
+
+
+def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, dict[str, Moments]]:
+    """Merge priors of one family and the same blocks into the prior of all their kernels.
+
+    A Gaussian is the fit to the sum of the moments, as if all kernels were in one place; its shrinkage is chosen by
+    leaving out whole priors. Another family is fitted to samples of all priors, in proportion to their kernels. The
+    merged prior has no held-out scores, and source networks are not merged.
+
+    Args:
+        folders: Folders of the priors, at least two.
+        seed: Seed of samples and fits.
+
+    Returns:
+        The prior, and the sum of the moments of each block.
+
+    Raises:
+        PriorError: If a prior cannot be read, has no moments, or differs from the first in family, blocks or shapes.
+    """
+    first = KernelPrior.load(folders[0])
+    folds: dict[str, list[Moments]] = {name: [] for name in first.block_infos}
+    sites: dict[str, dict[str, None]] = {name: {} for name in first.block_infos}
+    parents: list[Mapping[str, Any]] = []
+    for number, folder in enumerate(each(folders, "merging priors")):
+        prior, moments = KernelPrior.load(folder), read_moments(folder)
+        _check_alike(first, prior, moments)
+        for name, info in prior.block_infos.items():
+            sites[name] |= dict.fromkeys(info.sites)
+            if number < FOLDS:
+                folds[name].append(moments[name])
+            else:
+                folds[name][number % FOLDS] += moments[name]
+        parents.append(prior.provenance)
+    pooled = {name: reduce(Moments.__add__, of_block) for name, of_block in folds.items()}
+    if first.family == "gaussian":
+        densities: dict[str, KernelDistribution] = {}
+        for name, of_block in folds.items():
+            gaussian = gaussian_of(of_block)
+            densities[name] = KernelGaussian(first.block(name).kernel_shape)
+            densities[name].standardize_by(gaussian.loc, gaussian.scale_tril)
+    else:
+        densities = _fit_to_samples(folders, first, pooled, seed)
+    infos = {name: BlockInfo(tuple(sites[name]), moments.count) for name, moments in pooled.items()}
+    provenance: dict[str, Any] = {key: _joined([parent.get(key) for parent in parents]) for key in _STATED}
+    provenance["parents"] = [folder.resolve().name for folder in folders]
+    prior = KernelPrior(first.family, densities, infos, provenance, "merged prior")
+    return prior.requires_grad_(False), pooled
+
+
+def _check_alike(first: KernelPrior, prior: KernelPrior, moments: Mapping[str, Moments]) -> None:
+    """Raise PriorError unless a prior has the family, blocks and shapes of the first, and the moments fit it."""
+    if prior.family != first.family:
+        raise PriorError(f"{prior.name}: is of the family '{prior.family}', {first.name} of '{first.family}'")
+    shapes, expected = (
+        {name: tuple(each.block(name).kernel_shape) for name in each.block_infos} for each in (prior, first)
+    )
+    if shapes != expected:
+        raise PriorError(f"{prior.name}: has the blocks {shapes}, {first.name} {expected}")
+    sizes = {name: len(each.total) for name, each in moments.items()}
+    if sizes != {name: math.prod(shape) for name, shape in shapes.items()}:
+        raise PriorError(f"{prior.name}: {MOMENTS} does not fit prior.json; fit the prior again")
+
+
+def _fit_to_samples(
+    folders: Sequence[Path], first: KernelPrior, pooled: Mapping[str, Moments], seed: int
+) -> dict[str, KernelDistribution]:
+    """Return the density of each block, fitted to samples of all priors."""
+    torch.manual_seed(seed)
+    drawn: dict[str, list[Tensor]] = {name: [] for name in pooled}
+    owed = dict.fromkeys(pooled, 0.0)  # samples that earlier priors were too small for
+    for folder in each(folders, "sampling priors"):
+        prior = KernelPrior.load(folder)
+        for name, moments in pooled.items():
+            owed[name] += min(_MAX_SAMPLES, moments.count) * prior.block_infos[name].kernels / moments.count
+            drawn[name].append(prior.block(name).rsample([round(owed[name])]))
+            owed[name] -= round(owed[name])
+    densities = {}
+    for number, (name, parts) in enumerate(drawn.items()):
+        form = first.block(name).init_args()
+        settings = FitSettings(form.get("latent_size", 8), form.get("hidden", (32,)), _STEPS, seed * 1009 + number)
+        kernels = torch.cat(parts)
+        origin = torch.cat([torch.full([len(part)], index) for index, part in enumerate(parts)])
+        with progress(f"{first.family} prior of block '{name}'", 2 * _STEPS) as advance:
+            block = BlockKernels(kernels, origin, torch.arange(len(kernels)))
+            densities[name], _ = fit_density(first.family, block, settings, partial(advance, ""))
+    return densities
+
+
+def _joined(values: Sequence[Any]) -> str | None:
+    """Return the distinct statements of the parents, with "not stated" for those that lack it; None if all do."""
+    distinct = dict.fromkeys("not stated" if value is None else str(value) for value in values)
+    return None if list(distinct) == ["not stated"] else ", ".join(distinct)
