@@ -79,11 +79,6 @@ class Volume:
     data: NDArray[np.float32]
     affine: NDArray[np.float64]
 
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Side of a voxel along each axis, in mm."""
-        return _spacing(self.affine)
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -115,11 +110,7 @@ class Scan:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Side of a voxel along each axis, in mm."""
-        return _spacing(self.affine)
-
-
-def _spacing(affine: NDArray[np.float64]) -> tuple[float, ...]:
-    return tuple(float(side) for side in np.linalg.norm(affine[:3, :3], axis=0))
+        return tuple(float(side) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
 
 
 def read_volume(path: Path, channel: int | None = None) -> Volume:

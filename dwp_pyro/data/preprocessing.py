@@ -96,7 +96,7 @@ class Preprocessing:
         if scan.label is not None and regions:
             masks = np.stack([np.isin(scan.label, sorted(values)) for values in regions])
             arrays["label"] = masks.astype(np.float32)
-        orientation = _to_ras(scan)
+        orientation = io_orientation(scan.affine)
         affine = torch.from_numpy(scan.affine @ inv_ornt_aff(orientation, scan.brain_mask.shape))
         volumes = {name: MetaTensor(_reorient(array, orientation), affine=affine) for name, array in arrays.items()}
         transformed = self._transform(volumes)
@@ -133,7 +133,7 @@ class Preprocessing:
         carrier.applied_operations = example.image.applied_operations
         back = Invertd("maps", self._transform, orig_keys="image", nearest_interp=False, to_tensor=True)
         inverted = back({"image": example.image, "maps": carrier})["maps"]
-        orientation = ornt_transform(_RAS, _to_ras(scan))
+        orientation = ornt_transform(_RAS, io_orientation(scan.affine))
         return _reorient(np.asarray(inverted, dtype=np.float32), orientation) * scan.brain_mask
 
 
@@ -162,12 +162,6 @@ def _normalize(image: Tensor, brain_mask: Tensor) -> None:
 # MONAI's inverse orientation determines the axes a second time, and for scans rotated by 45° rounding may exchange
 # them.
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
-
-
-def _to_ras(scan: Scan) -> NDArray[Any]:
-    """Return nibabel's orientation of a scan relative to RAS."""
-    orientation: NDArray[Any] = io_orientation(scan.affine)
-    return orientation
 
 
 def _reorient(volumes: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:

@@ -18,15 +18,7 @@ IGNORE = "ignore"
 _SYNONYMS = {
     "oedema": ("ed", "snfh", "peritumoural-oedema", "vasogenic-oedema", "peritumoural-oedematous-invaded-tissue"),
     "necrosis": ("necrotic", "ncr", "ncr-net", "necrotic-core", "necrotic-tumour-core", "necrotic-tumour"),
-    "non-enhancing": (
-        "nonenhancing",
-        "net",
-        "netc",
-        "non-enhancing-tumour",
-        "nonenhancing-tumour",
-        "non-enhancing-tumour-core",
-        "nonenhancing-tumour-core",
-    ),
+    "non-enhancing": ("net", "netc", "non-enhancing-tumour", "non-enhancing-tumour-core"),
     "enhancing": ("et", "enhancing-tumour", "gd-enhancing-tumour", "contrast-enhancing-tumour"),
     "cystic-component": ("cc", "cystic", "cyst"),
     "resection-cavity": ("rc", "cavity"),
@@ -55,9 +47,9 @@ def structure(name: str) -> str:
 
 
 def _words(name: str) -> str:
-    """Return a name in lower case with hyphens and in British spelling, as in `_SYNONYMS`."""
-    hyphenated = "-".join(re.findall(r"[^\W_]+", name.casefold()))
-    return hyphenated.replace("tumor", "tumour").replace("edema", "oedema").replace("ooedema", "oedema")
+    """Return a name in lower case with hyphens and in one spelling, as in `_SYNONYMS`."""
+    words = "-".join(re.findall(r"[^\W_]+", name.casefold())).replace("nonenhancing", "non-enhancing")
+    return words.replace("tumor", "tumour").replace("edema", "oedema").replace("ooedema", "oedema")
 
 
 def regions_of(labels: Mapping[int, str]) -> dict[str, frozenset[int]]:

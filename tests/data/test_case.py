@@ -64,8 +64,8 @@ def test_a_brain_mask_is_used(case, tmp_path):
 def test_spacing_is_the_length_of_the_affines_columns(tmp_path):
     rotated = np.eye(4)
     rotated[:3, :3] = np.array([[0, -2.0, 0], [1.5, 0, 0], [0, 0, 4.0]])
-    volume = read_volume(write(tmp_path / "v.nii", np.ones((3, 3, 3), np.float32), rotated))
-    assert volume.spacing == (1.5, 2.0, 4.0)
+    image = write(tmp_path / "v.nii", np.ones((3, 3, 3), np.float32), rotated)
+    assert read_case(Case("v", {"t1": image}), ("t1",), {}).spacing == (1.5, 2.0, 4.0)
 
 
 def truncate(path: Path) -> None:

@@ -11,7 +11,10 @@ from dwp_pyro.runtime.errors import ConfigError
     [
         ("oedema", ["edema", "Oedema", "peritumoral edema", "Peritumoural_Oedema", "ED", "SNFH"]),
         ("necrosis", ["NCR", "NCR/NET", "necrotic"]),
-        ("non-enhancing", ["NETC", "NET", "non-enhancing tumor", "Non enhancing tumour", "nonenhancing tumor core"]),
+        (
+            "non-enhancing",
+            ["NETC", "NET", "non-enhancing tumor", "Non enhancing tumour", "nonenhancing", "nonenhancing tumor core"],
+        ),
         ("enhancing", ["ET", "enhancing tumour", "GD-enhancing tumor", "Enhancing"]),
         ("cystic-component", ["CC", "cystic component"]),
         ("resection-cavity", ["RC", "resection cavity"]),

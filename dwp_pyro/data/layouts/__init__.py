@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import DataSet, Layout, LayoutMatch
 from dwp_pyro.data.layouts import bids, brats, manifest, ms, msd, nnunet
 from dwp_pyro.data.regions import regions_of, structure
@@ -43,7 +42,7 @@ def open_dataset(
     """
     if not os.path.exists(root):
         raise DataError(f"{root}: no such folder or file; expected a folder of scans")
-    matches = _find(root, _LAYOUTS if layout is None else (LAYOUTS[layout],))
+    matches = detect_layouts(root, _LAYOUTS if layout is None else (LAYOUTS[layout],))
     if not matches and layout is not None:
         raise DataError(
             f"{root}: holds no case of the layout '{LAYOUTS[layout].name}'; expected {LAYOUTS[layout].expected}"
@@ -65,7 +64,7 @@ def open_dataset(
         return DataSet(root, name, cases, {}, {})
     if labels is None and not label_map:
         if not needs_labels:
-            return DataSet(root, name, tuple(_without_label(case) for case in cases), {}, {})
+            return DataSet(root, name, tuple(dataclasses.replace(case, label=None) for case in cases), {}, {})
         layouts = f"may be {' or '.join(matches)}, and" if len(matches) > 1 else f"({name})"
         raise LabelsUnknown(f"{root}: {layouts} does not define the meaning of its label values")
     try:
@@ -76,17 +75,9 @@ def open_dataset(
     return DataSet(root, name, cases, named, regions)
 
 
-def detect_layouts(root: Path) -> dict[str, LayoutMatch]:
+def detect_layouts(root: Path, layouts: Iterable[Layout] = _LAYOUTS) -> dict[str, LayoutMatch]:
     """Return the layouts that match a folder by name; several if the names of files are ambiguous."""
-    return _find(root, _LAYOUTS)
-
-
-def _find(root: Path, layouts: Iterable[Layout]) -> dict[str, LayoutMatch]:
     return {layout.name: match for layout in layouts if (match := layout.find(root)) is not None}
-
-
-def _without_label(case: Case) -> Case:
-    return dataclasses.replace(case, label=None)
 
 
 def _check_ids(root: Path, ids: list[str]) -> None:

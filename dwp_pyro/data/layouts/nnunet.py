@@ -32,7 +32,8 @@ def _find(root: Path) -> LayoutMatch | None:
     if ending not in (".nii.gz", ".nii"):
         raise DataError(f"{path}: file_ending is {ending}, expected .nii.gz or .nii; convert the scans to .nii.gz")
     try:
-        channels = {int(number): modality_name(name) for number, name in _channel_names(description).items()}
+        names = description.get("channel_names") or description.get("modality") or {}
+        channels = {int(number): modality_name(name) for number, name in names.items()}
         listed = description.get("dataset") or {}
         cases = [_listed_case(root, name, files, channels) for name, files in listed.items()]
         if not listed:
@@ -46,11 +47,6 @@ def _find(root: Path) -> LayoutMatch | None:
     if len(set(channels.values())) < len(channels):
         raise DataError(f"{path}: 'channel_names' names a modality twice ({', '.join(channels.values())}); rename one")
     return LayoutMatch(cases, labels, regions) if cases else None
-
-
-def _channel_names(description: Mapping[str, Any]) -> Mapping[Any, str]:
-    names: Mapping[Any, str] = description.get("channel_names") or description.get("modality") or {}
-    return names
 
 
 def _cases(root: Path, subset: str, files: Mapping[str, Path], channels: Mapping[int, str]) -> list[Case]:
