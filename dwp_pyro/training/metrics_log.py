@@ -52,13 +52,8 @@ class MetricsLog:
         self._track(self.stage, step, metrics)
 
     def _is_later(self, line: bytes, start: int) -> bool:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # a line truncated by a kill
-            return True
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            return False
-        return record.get("stage") == self.stage and record["step"] > start
+        record = _parse(line)
+        return record is None or (record["stage"] == self.stage and record["step"] > start)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -69,14 +64,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
+        if (record := _parse(line)) is not None:
             metrics = {name: value for name, value in record.items() if _is_number(value)}
             records.append({**metrics, "stage": record["stage"]})
     return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line; None for a line truncated by a kill, or without a stage and a step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    complete = isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)
+    return record if complete else None
 
 
 def _is_number(value: Any) -> bool:
