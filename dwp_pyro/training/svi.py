@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -166,23 +165,15 @@ def _make_setup(
     return TrainingSetup(network, guide, blocks, priors, prior_modules, l2_sp)
 
 
-class _Start(NamedTuple):
-    """A network at its start, and what its priors are made of.
+def _start(
+    config: SviConfig, network_config: NetworkConfig, device: torch.device, member: int
+) -> tuple[nn.Module, KernelPrior | None, dict[str, str], dict[str, Tensor]]:
+    """Return a plain network at its start, and what its priors are made of.
 
-    Args:
-        network: Plain network.
-        kernel_prior: Learned prior, assigned to the network's sites; None if it is not used.
-        blocks: Site → prior block.
-        centers: Site → center of its prior; empty without a source network at the center.
+    Returns:
+        The network; the learned prior, assigned to its sites (None if it is not used); site → prior block; and site →
+        center of its prior (empty without a source network at the center).
     """
-
-    network: nn.Module
-    kernel_prior: KernelPrior | None
-    blocks: dict[str, str]
-    centers: dict[str, Tensor]
-
-
-def _start(config: SviConfig, network_config: NetworkConfig, device: torch.device, member: int) -> _Start:
     folder = config.prior_folder
     kernel_prior = source = None
     if config.prior in LEARNED or config.init == "prior":
@@ -207,7 +198,7 @@ def _start(config: SviConfig, network_config: NetworkConfig, device: torch.devic
             for weight in sites.values():
                 spread = (config.prior_scale or 1.0) * fixed_spread(config.prior, weight)
                 weight.mul_(spread / weight.square().mean().sqrt())
-    return _Start(network, kernel_prior, blocks, centers)
+    return network, kernel_prior, blocks, centers
 
 
 def _prior_width(config: SviConfig, centered: bool) -> float:
