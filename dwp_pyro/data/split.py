@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,6 @@ class Split:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
-
-    def to_mapping(self) -> dict[str, list[str]]:
-        """Return plain lists, as in a split file."""
-        return {role: list(ids) for role, ids in asdict(self).items()}
 
 
 def seeded_split(patients: Mapping[str, str], n: int | None, validation: int, seed: int) -> Split:

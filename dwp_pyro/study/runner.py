@@ -182,7 +182,7 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str) -> _Task:
     depends_on = {
         "command": "svi" if isinstance(config, SviConfig) else "finetune",
         "config": config.to_mapping(),
-        "split": split.to_mapping(),
+        "split": asdict(split),
         "learned_from": [file_digest(path) for path in files],
         "evaluate": study.evaluate,
         "samples": study.samples,

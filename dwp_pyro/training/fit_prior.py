@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     ):
         run.pin("learned_from.json", digests)
         if config.kernels is None:
-            run.pin("split.json", data.split.to_mapping())
+            run.pin("split.json", asdict(data.split))
             with catch_out_of_memory(str(run.path)):
                 snapshots, sources = train_source(config, data, run.path, device, track)
             bank = collect_kernels(snapshots)

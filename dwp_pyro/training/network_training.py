@@ -32,7 +32,6 @@ from dwp_pyro.training.training_data import TrainingData
 __all__ = [
     "TrainingSetup",
     "have_learned",
-    "log_dice",
     "network_config_for",
     "train_network",
     "trained_member",
@@ -144,9 +143,9 @@ def train_network(
         return Posterior(network_config, [trained_member(setup, network_config, device)])
 
     def validate() -> dict[str, float]:
-        if not data.validation or (guide is None and setup.blocks):
-            return {}
-        return {"validation_dice": validation_dice(posterior(), data, device)}
+        # Kernels that are drawn from their priors have no means.
+        dice = None if guide is None and setup.blocks else validation_dice(posterior(), data, device)
+        return {} if dice is None else {"validation_dice": dice}
 
     with MetricsLog(run, stage, steps_reported(checkpoint), track) as log:
         fit(
@@ -172,8 +171,11 @@ def trained_member(setup: TrainingSetup, network_config: NetworkConfig, device: 
 
 
 @torch.no_grad()
-def validation_dice(posterior: Posterior, data: TrainingData, device: torch.device) -> float:
-    """Return the `mean_dice` of the validation cases, on the network's grid, with kernels at their means."""
+def validation_dice(posterior: Posterior, data: TrainingData, device: torch.device) -> float | None:
+    """Return the `mean_dice` of the validation cases, on the network's grid, with kernels at their means.
+
+    None without validation cases.
+    """
 
     def masks(example: Example) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         assert example.label is not None
@@ -181,29 +183,24 @@ def validation_dice(posterior: Posterior, data: TrainingData, device: torch.devi
         predicted = region_masks(probability, posterior.network_config.activation).cpu().numpy()
         return predicted & (example.brain_mask.numpy() == 1), example.label.numpy() > 0  # 2: voxels to ignore
 
-    return mean_dice(map(masks, data.validation))
+    return mean_dice(map(masks, data.validation)) if data.validation else None
 
 
-def have_learned(dice: Sequence[float | None]) -> list[bool]:
-    """Return which networks of the same training have learned: those with at least half of the best Dice.
+def have_learned(kind: str, dice: Sequence[float | None]) -> list[bool]:
+    """Return which networks of the same training have learned, those with at least half of the best Dice; log each.
 
     If the best Dice is below 0.1, all count as learned, as does a network without a Dice (without validation cases).
-    """
-    known = [value for value in dice if value is not None]
-    best = max(known, default=0.0)
-    least = _LEARNED * best if best >= _MIN_BEST else 0.0
-    return [value is None or value >= least for value in dice]
-
-
-def log_dice(kind: str, dice: Sequence[float | None], learned: Sequence[bool]) -> None:
-    """Log the Dice of each of several networks, and which are skipped.
 
     Args:
         kind: "bootstrap" or "member".
         dice: Dice of each network on the validation cases.
-        learned: Result of `have_learned`.
     """
+    known = [value for value in dice if value is not None]
+    best = max(known, default=0.0)
+    least = _LEARNED * best if best >= _MIN_BEST else 0.0
+    learned = [value is None or value >= least for value in dice]
     for number, (value, kept) in enumerate(zip(dice, learned, strict=True)):
         if value is not None and len(dice) > 1:
             suffix = "" if kept else ", less than half of the best: skipped"
             _logger.info("%s %d: Dice %.3f on validation cases%s", kind, number, value, suffix)
+    return learned

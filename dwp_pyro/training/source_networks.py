@@ -25,7 +25,6 @@ from dwp_pyro.training.metrics_log import Track
 from dwp_pyro.training.network_training import (
     TrainingSetup,
     have_learned,
-    log_dice,
     network_config_for,
     train_network,
     validation_dice,
@@ -75,8 +74,7 @@ def train_source(
         trained.append((snapshots, members))
     best = [_best(snapshots) for snapshots, _ in trained]
     dice_of_best = [snapshots[number][0].dice for (snapshots, _), number in zip(trained, best, strict=True)]
-    learned = have_learned(dice_of_best)
-    log_dice("bootstrap", dice_of_best, learned)
+    learned = have_learned("bootstrap", dice_of_best)
     order = sorted((n for n, kept in enumerate(learned) if kept), key=lambda n: -(dice_of_best[n] or 0.0))
     bank = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]
     return bank, Posterior(posterior.network_config, [trained[n][1][best[n]] for n in order])
@@ -115,7 +113,7 @@ def _train_bootstrap(
             return
         posterior = current()
         number = ends.index(step) - 1
-        dice = validation_dice(posterior, data, device) if data.validation else None
+        dice = validation_dice(posterior, data, device)
         posterior.save(folder / f"snapshot{number}.safetensors")
         correlation = torch.corrcoef(torch.stack([start, _flat(posterior.members[0].network)]))[0, 1]
         write_json(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ from dwp_pyro.training.metrics_log import Track, read_metrics
 from dwp_pyro.training.network_training import (
     TrainingSetup,
     have_learned,
-    log_dice,
     network_config_for,
     train_network,
     trained_member,
@@ -123,7 +122,7 @@ def train_target(
         tracked(run.path, config.to_mapping(), options) as track,
     ):
         others = {"unlabelled": [example.id for example in unlabelled]} if unlabelled else {}
-        run.pin("split.json", data.split.to_mapping() | others)
+        run.pin("split.json", asdict(data.split) | others)
         run.pin("learned_from.json", digests)
         if setups[0].blocks:
             write_blocks(run.path, setups[0].blocks)
@@ -204,11 +203,9 @@ def _train_members(trainer: _Trainer, setups: Sequence[TrainingSetup], seeds: Se
         stage = trainer.command if len(setups) == 1 else f"{trainer.command}-member{number}"
         model = trainer.train(setup, stage, seed, steps)
         member = trained_member(setup, trainer.network_config, trainer.device)
-        dice = _dice(trainer.network_config, member, trainer.data, trainer.device)
+        dice = validation_dice(Posterior(trainer.network_config, [member]), trainer.data, trainer.device)
         trained.append(_TrainedMember(number, seed, stage, steps, setup, model, member, dice))
-    dice_of_all = [each.dice for each in trained]
-    learned = have_learned(dice_of_all)
-    log_dice("member", dice_of_all, learned)
+    learned = have_learned("member", [each.dice for each in trained])
     return [each for each, kept in zip(trained, learned, strict=True) if kept]
 
 
@@ -252,7 +249,3 @@ def training_schedule(
         estimator=estimator,
         validate_every=max(1, steps // _VALIDATIONS),
     )
-
-
-def _dice(network_config: NetworkConfig, member: Member, data: TrainingData, device: torch.device) -> float | None:
-    return validation_dice(Posterior(network_config, [member]), data, device) if data.validation else None

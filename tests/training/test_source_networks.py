@@ -57,7 +57,7 @@ def test_bootstraps_draw_patients_not_scans():
     ],
 )
 def test_learned_networks_have_half_of_the_best_dice(dice, expected):
-    assert have_learned(dice) == expected
+    assert have_learned("member", dice) == expected
 
 
 @pytest.mark.parametrize(
