@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from dwp_pyro.metrics.calibration import Reliability, ace, brier, nll
 from dwp_pyro.metrics.lesions import lesion_scores
-from dwp_pyro.metrics.overlap import dice, iou
+from dwp_pyro.metrics.overlap import dice
 from dwp_pyro.metrics.surface import hd95, surface_dice
 from dwp_pyro.metrics.uncertainty import RiskCoverage, qu_brats, risk_coverage
 
@@ -83,14 +83,15 @@ def case_metrics(
     # Crop both masks to their bounding box, which is small compared with the scan.
     (box,) = ndimage.find_objects((segmented | truth).view(np.uint8)) or [...]
     masks = segmented[box], truth[box]
+    overlap = dice(*masks)
     lesions = lesion_scores(*masks, spacing)
     p, y, predicted = probability[brain_mask], truth[brain_mask], segmented[brain_mask]
     uncertainty = entropy[brain_mask] * (100 / math.log(2))
     reliability = Reliability.of(p, y)
     curve = risk_coverage(uncertainty, predicted != y, _CURVE_POINTS)
     measures = {
-        "dice": dice(*masks),
-        "iou": iou(*masks),
+        "dice": overlap,
+        "iou": overlap / (2 - overlap),
         "hd95": hd95(*masks, spacing, diagonal),
         "nsd": surface_dice(*masks, spacing),
         "lesion_dice": lesions.dice,

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from monai.metrics import compute_dice, compute_iou
+from monai.metrics import compute_dice
 from numpy.typing import NDArray
 
-__all__ = ["PairwiseDice", "as_batch", "dice", "iou", "mean_dice"]
+__all__ = ["PairwiseDice", "as_batch", "dice", "mean_dice"]
 
 
 def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -30,11 +30,6 @@ def mean_dice(cases: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> f
             (present if true_mask.any() else absent).append(dice(mask, true_mask))
     scores = present or absent
     return sum(scores) / len(scores)
-
-
-def iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Return |A ∩ B| / |A ∪ B| of two masks [X, Y, Z]; 1 if both are empty."""
-    return float(compute_iou(as_batch(predicted), as_batch(truth), ignore_empty=False))
 
 
 def as_batch(mask: NDArray[np.bool_]) -> torch.Tensor:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.spatial import distance
 
 from dwp_pyro.metrics import HEADLINE, MEASURES, case_metrics
 
@@ -42,6 +43,14 @@ def test_two_boxes():
     # Each surface has 56 voxels. Those of the shared slices are within 1 mm of the other: a rim of 12 voxels on an end,
     # and an end of 16, of which 12 are on a rim and 4 next to it.
     assert measures["nsd"] == pytest.approx(2 * (12 + 16) / (2 * 56))
+
+
+@pytest.mark.parametrize("densities", [(0.3, 0.6), (0.01, 0.5), (1.0, 1.0)])
+def test_iou_is_that_of_the_counted_voxels_and_of_scipy(densities):
+    a, b = np.random.default_rng(0).random((2, *SHAPE)) < np.reshape(densities, (2, 1, 1, 1))
+    iou = measure(a.astype(np.float32), b)["iou"]
+    assert iou == pytest.approx((a & b).sum() / (a | b).sum())
+    assert iou == pytest.approx(1 - distance.jaccard(a.ravel(), b.ravel()))
 
 
 def test_a_whole_case_by_one_probability():
