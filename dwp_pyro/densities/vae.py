@@ -64,10 +64,10 @@ class KernelVAE(GradientFitted):
 
     def loss(self, w: Tensor, fraction: float) -> Tensor:
         """Return the mean negative one-sample bound in nats per kernel, []; the weight of the KL of z warms up."""
-        log_likelihood, log_ratio = self.log_weights(w, torch.randn(1, len(w), self.latent_size))
+        log_likelihood, log_ratio = self._log_weights(self.standardize(w), torch.randn(1, len(w), self.latent_size))
         # At full weight from the start the decoder never learns to use z.
         weight = min(1.0, 0.1 + 0.9 * fraction / _WARM_UP)
-        return -(log_likelihood + weight * log_ratio).mean()
+        return -(log_likelihood - self.log_abs_det() + weight * log_ratio).mean()
 
     def prepare_first_step(self) -> None:
         """Initialize the encoder's output: with both networks at 0 neither receives a gradient to use z."""
@@ -100,11 +100,6 @@ class KernelVAE(GradientFitted):
             One ℓ per kernel, [...].
         """
         return self._bound(self.standardize(w), noise) - self.log_abs_det()
-
-    def log_weights(self, w: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(w|z_k) and log p(z_k)/r(z_k|w), each [K, ...]; arguments as for `bound`."""
-        log_likelihood, log_ratio = self._log_weights(self.standardize(w), noise)
-        return log_likelihood - self.log_abs_det(), log_ratio
 
     @torch.no_grad()
     def latent_divergence(self, w: Tensor) -> Tensor:
@@ -142,6 +137,7 @@ class KernelVAE(GradientFitted):
         return log_weights[0] if len(noise) == 1 else log_weights.logsumexp(0) - math.log(len(noise))
 
     def _log_weights(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(u|z_k) and log p(z_k)/r(z_k|w), each [K, ...]; noise as for `bound`."""
         m, log_s = _halves(self.encoder(u))
         z = torch.addcmul(m, log_s.exp(), noise)
         loc, log_scale = _halves(self.decoder(z))

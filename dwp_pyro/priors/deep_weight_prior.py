@@ -100,15 +100,11 @@ class DeepWeightPrior(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         u = self.standardize(value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)))
-        return _log_prob(self.density, self.particles, u) - self.log_abs_det()
+        return _log_prob(self.density, self.particles, u) - self.density.log_abs_det(self.scale)
 
     def standardize(self, value: Tensor) -> Tensor:
         """Return u = A⁻¹ (w − a) / c of kernels w, [..., *kernel_shape] → [..., D]; A is the density's `scale_tril`."""
         return self.density.standardize(value, self.mean, self.scale)
-
-    def log_abs_det(self) -> Tensor:
-        """Return log |det c A|: log p(w) = log p(u) − log |det c A|."""
-        return self.density.log_abs_det(self.scale)
 
     @property
     def mean(self) -> Tensor:
