@@ -106,11 +106,10 @@ class KernelPrior(nn.Module):
         for block in self.block_infos:
             density = self.block(block)
             gaussian = KernelGaussian(density.kernel_shape).to(density.loc)
+            loc, scale_tril = density.loc, density.scale_tril
             if name == "isotropic":
-                spread = density.root_mean_square().expand_as(density.loc).diag()
-                gaussian.standardize_by(torch.zeros_like(density.loc), spread)
-            else:
-                gaussian.standardize_by(density.loc, density.scale_tril)
+                loc, scale_tril = torch.zeros_like(loc), density.root_mean_square().expand_as(loc).diag()
+            gaussian.standardize_by(loc, scale_tril)
             blocks[block] = gaussian
         return KernelPrior("gaussian", blocks, self.block_infos, self.provenance, self.name).requires_grad_(False)
 
@@ -235,25 +234,17 @@ class KernelPrior(nn.Module):
             )
         try:
             family = description["family"]
-            for item in description["blocks"].values():
+            blocks, block_infos = {}, {}
+            for name, item in description["blocks"].items():
                 _check_size(item["kernel_shape"], item["form"])
-            blocks = {
-                str(name): DENSITIES[family]([int(side) for side in item["kernel_shape"]], **item["form"])
-                for name, item in description["blocks"].items()
-            }
-            block_infos = {
-                str(name): BlockInfo(
-                    tuple(item["sites"]),
-                    int(item["kernels"]),
-                    {str(key): float(nats) for key, nats in item["nats_per_kernel"].items()},
-                )
-                for name, item in description["blocks"].items()
-            }
-            if not block_infos or not all(
-                isinstance(item["sites"], list) and all(isinstance(site, str) for site in item["sites"])
-                for item in description["blocks"].values()
-            ):
-                raise ValueError("each block needs a list of sites")
+                blocks[name] = DENSITIES[family]([int(side) for side in item["kernel_shape"]], **item["form"])
+                sites = item["sites"]
+                if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+                    raise ValueError("each block needs a list of sites")
+                nats = {key: float(value) for key, value in item["nats_per_kernel"].items()}
+                block_infos[name] = BlockInfo(tuple(sites), int(item["kernels"]), nats)
+            if not blocks:
+                raise ValueError("no block")
             prior = cls(family, blocks, block_infos, description.get("provenance"), str(folder))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             raise PriorError(
