@@ -19,11 +19,9 @@ from dwp_pyro.priors.make_prior import make_prior
 __all__ = ["BayesianConv", "SitePrior", "bayesianize"]
 
 
-def _convolve(convolution: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return convolution(input, weight, bias)
-
-
-_convolution = effectful(_convolve, type="convolution")
+@effectful(type="convolution")
+def _convolution(convolve: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return convolve(input, weight, bias)
 
 
 class BayesianConv(PyroModule):

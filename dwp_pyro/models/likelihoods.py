@@ -30,11 +30,6 @@ def choose_activation(regions: Iterable[Set[int]]) -> str:
 
     Args:
         regions: Label values of each region.
-
-    Examples:
-        >>> from dwp_pyro.models.likelihoods import choose_activation
-        >>> choose_activation([{1}, {2}]), choose_activation([{1, 2, 4}, {1, 4}])
-        ('softmax', 'sigmoid')
     """
     disjoint = all(one.isdisjoint(other) for one, other in combinations(regions, 2))
     return "softmax" if disjoint else "sigmoid"

@@ -103,14 +103,12 @@ class ResidualUNet3d(nn.Module):
         self._skips: list[str] = []
         self._downs: list[str] = []
         for i, stride in enumerate(strides, start=1):
+            width = widths[level]
             if stride == 2:
                 self._skips.append(self._downs[-1] if self._downs else "input")
-                block = _ResidualBlock(widths[level], widths[level + 1], stride, affine=affine)
                 level += 1
-            else:
-                block = _ResidualBlock(widths[level], widths[level], affine=affine)
             self._downs.append(f"down{i}")
-            self.add_module(self._downs[-1], block)
+            self.add_module(self._downs[-1], _ResidualBlock(width, widths[level], stride, affine=affine))
         self.up1 = _UpBlock(widths[3], widths[2], affine=affine)
         self.up2 = _UpBlock(widths[2], widths[1], affine=affine)
         self.up3 = _UpBlock(widths[1], widths[0], affine=affine)
