@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, permutations
 from typing import Any
@@ -46,6 +46,7 @@ class Decision:
     mirror: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mirror", tuple(self.mirror))  # a list in JSON
         if self.threshold not in THRESHOLDS:
             raise ValueError(f"threshold {self.threshold!r}")
         if not 0 <= self.min_mass <= 1:
@@ -56,15 +57,6 @@ class Decision:
     def to_mapping(self) -> dict[str, Any]:
         """Return the fields in types of JSON."""
         return {**asdict(self), "mirror": list(self.mirror)}
-
-    @classmethod
-    def from_mapping(cls, fields: Mapping[str, Any]) -> Decision:
-        """Restore what `to_mapping` returned.
-
-        Raises:
-            TypeError, ValueError: if fields are unknown or invalid.
-        """
-        return cls(**{**fields, "mirror": tuple(fields.get("mirror", ()))})
 
     def __str__(self) -> str:
         parts = ["probability above 1/2" if self.threshold == "half" else "threshold of highest expected Dice"]

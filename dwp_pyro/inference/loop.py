@@ -221,7 +221,7 @@ def fit(
             with handler:
                 loss = svi.step(*(part.to(device, non_blocking=True) for part in batch))
             if guard.diverged:
-                _raise_diverged(checkpoint, step + 1, parameters, guard, schedule)
+                record.raise_diverged(step + 1, guard, checkpoint.parent)
             terms = {name: float(term) for name, term in elbo.terms.items()}
             record.after_step(step + 1, partial(_metrics, step, loss, terms, schedule, guard))
             advance(_note(terms, guard, bayesian=guide is not None))
@@ -268,6 +268,18 @@ class _Record:
         except Interrupted as stop:
             self.save(step, unreported=metrics)
             raise Interrupted(stop.signum, saved=True) from None
+
+    def raise_diverged(self, step: int, guard: NonFiniteGuard, run: Path) -> NoReturn:
+        """Save the checkpoint of the last step that was taken, and raise `Diverged`."""
+        taken = step - MAX_IN_A_ROW
+        if taken > 0:
+            guard.load_state_dict({"skipped": guard.skipped - MAX_IN_A_ROW})
+            self.save(taken)
+        kept = f"the checkpoint of step {taken}" if taken > 0 else "nothing"
+        raise Diverged(
+            f"{run}: the loss or its gradient was not finite in {MAX_IN_A_ROW} steps in a row, to step {step}, "
+            f"at the learning rate {self.schedule.warmed_up_rate(step - 1):.2g}; {kept} is kept"
+        )
 
 
 def _metrics(
@@ -324,25 +336,6 @@ def _optimizer(
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of a step, distinct from those of other steps and of neighboring seeds."""
     return (seed * 1_000_003 + step + 1) % 2**63
-
-
-def _raise_diverged(
-    checkpoint: Path,
-    done: int,
-    parameters: Mapping[str, nn.Parameter],
-    guard: NonFiniteGuard,
-    schedule: TrainingSchedule,
-) -> NoReturn:
-    """Save the checkpoint of the last step that was taken, and raise `Diverged`."""
-    taken = done - MAX_IN_A_ROW
-    if taken > 0:
-        guard.load_state_dict({"skipped": guard.skipped - MAX_IN_A_ROW})
-        save_checkpoint(checkpoint, taken, parameters, guard)
-    kept = f"the checkpoint of step {taken}" if taken > 0 else "nothing"
-    raise Diverged(
-        f"{checkpoint.parent}: the loss or its gradient was not finite in {MAX_IN_A_ROW} steps in a row, to step "
-        f"{done}, at the learning rate {schedule.warmed_up_rate(done - 1):.2g}; {kept} is kept"
-    )
 
 
 def patch_loader(patches: Dataset[Batch], batch_size: int, device: torch.device) -> DataLoader[Batch]:

@@ -104,10 +104,6 @@ class Member(NamedTuple):
     network: nn.Module
     guide: MeanFieldNormal | None
 
-    def weights(self, kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return all weights by name: the deterministic weights and the given kernels."""
-        return {**self.network.state_dict(), **kernels}
-
 
 class Posterior:
     """q(W), an equal mixture of members: networks of one architecture, each with its own weights.
@@ -130,15 +126,14 @@ class Posterior:
 
     def draw(self, seed: int, member: int = 0) -> dict[str, Tensor]:
         """Return all weights of a member, its kernels one sample that depends on the seed alone."""
-        chosen = self.members[member]
-        if chosen.guide is None:
-            return chosen.weights({})
-        return chosen.weights(chosen.guide.draw(torch.Generator().manual_seed(seed)))
+        network, guide = self.members[member]
+        kernels = {} if guide is None else guide.draw(torch.Generator().manual_seed(seed))
+        return {**network.state_dict(), **kernels}
 
     def means(self, member: int = 0) -> dict[str, Tensor]:
         """Return all weights of a member, its kernels at their posterior means."""
-        chosen = self.members[member]
-        return chosen.weights({} if chosen.guide is None else chosen.guide.means())
+        network, guide = self.members[member]
+        return {**network.state_dict(), **({} if guide is None else guide.means())}
 
     def logits(self, image: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Return logits [B, 1 + R, X, Y, Z] of an image [B, channels, X, Y, Z] for weights of `draw` or `means`."""
@@ -186,7 +181,7 @@ class Posterior:
             network_config = NetworkConfig.from_mapping(metadata["network"])
             if network_config.layout not in LAYOUTS:
                 raise ValueError(f"layout {network_config.layout!r}")
-            decision = Decision.from_mapping(metadata.get("decision", {}))
+            decision = Decision(**metadata.get("decision", {}))
             members = [
                 _member(network_config, tensors, number, sites) for number, sites in enumerate(metadata["sites"])
             ]

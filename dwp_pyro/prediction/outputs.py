@@ -63,7 +63,7 @@ def read_decision(out: Path, case: str) -> Decision:
     """
     path = out / f"{case}.json"
     try:
-        return Decision.from_mapping(read_json(path)["settings"]["decision"])
+        return Decision(**read_json(path)["settings"]["decision"])
     except (KeyError, TypeError, ValueError) as problem:
         raise PredictionOutdated(f"{path}: does not say how its masks were made") from problem
 

@@ -111,7 +111,7 @@ def test_passes_take_turns_with_all_combinations_of_axes():
 
 def test_a_decision_survives_json():
     decision = Decision("expected-dice", 0.25, ("x", "y"))
-    assert Decision.from_mapping(decision.to_mapping()) == decision
+    assert Decision(**decision.to_mapping()) == decision
     assert decision.to_mapping()["mirror"] == ["x", "y"]
 
 
@@ -120,4 +120,4 @@ def test_a_decision_survives_json():
 )
 def test_invalid_decisions_are_refused(wrong):
     with pytest.raises((TypeError, ValueError)):
-        Decision.from_mapping(wrong)
+        Decision(**wrong)
