@@ -180,13 +180,7 @@ def _case(dataset: str, rng: np.random.Generator, shape: Shape) -> dict[str, NDA
 
 
 def _smooth(rng: np.random.Generator, shape: Shape, sigma: float) -> Array:
-    """Return a smooth random field with mean 0 and variance 1, by FFT.
-
-    Args:
-        rng: Random generator.
-        shape: Shape of the field.
-        sigma: Standard deviation of the Gaussian filter, in voxels.
-    """
+    """Return a random field with mean 0 and variance 1, smoothed by FFT with a Gaussian of `sigma` voxels."""
     spectrum = ndimage.fourier_gaussian(np.fft.rfftn(rng.standard_normal(shape)), sigma, n=shape[-1])
     field: Array = np.fft.irfftn(spectrum, shape)
     standardized: Array = (field - field.mean()) / field.std()
@@ -293,12 +287,7 @@ def _grow_tumor(
 ) -> NDArray[np.uint8]:
     """Add a tumor to the tissues in place and return its label, [x, y, z], with the values of BraTS 2018.
 
-    Args:
-        rng: Random generator.
-        tissues: Tissues of the head.
-        offset: Offset from the center of the tumor, [3, x, y, z] in mm.
-        radius: Radius of the oedema, in mm.
-        voxel: Side of a voxel, in mm.
+    `offset` is that from the center of the tumor, [3, x, y, z], and `radius` that of the oedema; all lengths in mm.
     """
     shape = offset.shape[1:]
     distance = np.linalg.norm(offset / rng.uniform(0.75, 1.25, 3)[:, None, None, None], axis=0)

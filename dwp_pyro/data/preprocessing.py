@@ -146,11 +146,9 @@ def class_indices(label: MetaTensor, brain_mask: MetaTensor) -> tuple[Tensor, ..
 
 
 def _normalize(image: Tensor, brain_mask: Tensor) -> None:
-    """Normalize in place as in `NORMALIZATION`; a channel that is constant over the brain becomes 0.
+    """Normalize channels [C, X, Y, Z], 0 outside of the brain [X, Y, Z], in place as in `NORMALIZATION`.
 
-    Args:
-        image: Channels [C, X, Y, Z], 0 outside of the brain.
-        brain_mask: Mask [X, Y, Z].
+    A channel that is constant over the brain becomes 0.
     """
     for channel in image:
         inside = channel[brain_mask].double()

@@ -26,14 +26,9 @@ def save_checkpoint(
     guard: NonFiniteGuard,
     unreported: Mapping[str, float] | None = None,
 ) -> None:
-    """Write a checkpoint. Random draws and learning rates are functions of the step and are not saved.
+    """Write a checkpoint of `step` finished steps, with the metrics of the last one if they are unreported.
 
-    Args:
-        path: File to write.
-        step: Number of finished steps.
-        parameters: Name → parameter.
-        guard: Optimizer and its counts of skipped steps.
-        unreported: Metrics of the last step, if they have not been reported.
+    Random draws and learning rates are functions of the step and are not saved.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
@@ -46,12 +41,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, parameters: Mapping[str, nn.Parameter], guard: NonFiniteGuard
 ) -> tuple[int, Mapping[str, float] | None]:
-    """Restore a checkpoint, if there is one.
-
-    Args:
-        path: File to read.
-        parameters: Name → parameter; overwritten in place.
-        guard: Optimizer and its counts; overwritten in place.
+    """Restore parameters, optimizer and its counts from a checkpoint, if there is one, in place.
 
     Returns:
         Number of finished steps (0 without a checkpoint), and the metrics that are still to be reported.

@@ -87,11 +87,7 @@ class TrainingSchedule:
 class OneOptimizer(PyroOptim):
     """Step one torch optimizer over all parameters in `SVI`, instead of one per tensor, so that its state can be saved.
 
-    The set of parameters that SVI passes is unordered and ignored.
-
-    Args:
-        take_step: Optimizer that skips steps whose loss or gradient is not finite.
-        elbo: ELBO that SVI maximizes; the loss is read from its last terms.
+    The set of parameters that SVI passes is unordered and ignored. The loss is read from the last terms of the ELBO.
     """
 
     def __init__(self, take_step: NonFiniteGuard, elbo: MeanFieldELBO) -> None:

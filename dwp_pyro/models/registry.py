@@ -88,13 +88,9 @@ NETWORKS = {
 
 
 def build_network(name: str, in_channels: int, out_channels: int, widths: tuple[int, ...]) -> nn.Module:
-    """Return a randomly initialized network.
+    """Return a randomly initialized network, one of `NETWORKS`.
 
-    Args:
-        name: One of `NETWORKS`.
-        in_channels: Number of input channels.
-        out_channels: Number of output channels.
-        widths: Channels at full, half, quarter and eighth resolution; "basicunet" repeats the last at a sixteenth.
+    `widths` are the channels at full, half, quarter and eighth resolution; "basicunet" repeats the last at a sixteenth.
     """
     network = NETWORKS[name].build(in_channels, out_channels, widths)
     for module in network.modules():

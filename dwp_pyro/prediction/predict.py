@@ -201,15 +201,7 @@ def predict_case(
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
 ) -> Prediction:
-    """Predict one case in memory.
-
-    Args:
-        posterior: Posterior; moved to `device`.
-        case: Case to predict.
-        data: Data set of the case.
-        config: Settings of the prediction.
-        device: Device to run on.
-        advance: Function called after each weight sample.
+    """Predict one case in memory; move the posterior to `device`, and call `advance` after each weight sample.
 
     Raises:
         DataError: if the scan cannot be used.

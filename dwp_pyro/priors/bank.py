@@ -86,11 +86,7 @@ class KernelBank:
 
 
 def collect_kernels(snapshots: Sequence[tuple[KernelSource, Mapping[str, Tensor]]]) -> KernelBank:
-    """Collect the kernels of snapshots.
-
-    Args:
-        snapshots: Pairs of a source and its weights: site → [out, in, k₁, …, k_d], the same sites in each.
-    """
+    """Collect the kernels of snapshots: sources and their weights, site → [out, in, k₁, …, k_d], of the same sites."""
     sites = snapshots[0][1].keys()
     kernels = {site: torch.cat([weights[site].flatten(0, 1) for _, weights in snapshots]) for site in sites}
     return KernelBank(kernels, tuple(source for source, _ in snapshots))

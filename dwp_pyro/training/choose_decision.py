@@ -38,11 +38,7 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     filter of the training labels, remove at most 1 % of a case's volume on average. Without validation cases, the
     largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no mirroring.
 
-    Args:
-        posterior: Trained posterior, on `device`.
-        data: Data that the posterior was trained with.
-        mirror: Axes along which training patches were mirrored, or "none".
-        device: Device to run on.
+    The posterior is on `device`; `mirror` holds the axes along which training patches were mirrored, or "none".
     """
     labels = [example.label.numpy() > 0 for example in data.train if example.label is not None]
     masses = [mass for mass in _MIN_MASSES if volume_lost(labels, mass) <= _MAX_LOST]

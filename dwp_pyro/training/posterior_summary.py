@@ -44,14 +44,9 @@ _BATCH = 8
 def evaluate_elbo(
     model: SegmentationModel, guide: MeanFieldNormal | None, patches: PatchDataset, seed: int, noises: int = NOISES
 ) -> dict[str, Tensor]:
-    """Return the ELBO and its parts at β = 1 on fixed patches, with noise that depends on the seed alone.
+    """Return the ELBO and its parts at β = 1 on all given patches, with noise that depends on the seed alone.
 
-    Args:
-        model: Trained model, on its device.
-        guide: Guide; None to draw sites from their prior.
-        patches: Patches, all of which are evaluated.
-        seed: Seed of the noise.
-        noises: Number of weight samples.
+    `noises` is the number of weight samples; without a guide they are drawn from the priors of the sites.
 
     Returns:
         "elbo", "log_likelihood", "kl" and "log_prior", [noises] each, in nats.
@@ -174,10 +169,7 @@ def report_nulls(summary: Mapping[str, Any]) -> None:
 def report_unconverged(records: Sequence[Mapping[str, Any]], stage: str, steps: int) -> None:
     """Warn if the last tenth of a stage's steps raised the ELBO by more than two standard errors.
 
-    Args:
-        records: Lines of `metrics.jsonl`.
-        stage: Stage of the training.
-        steps: Steps of the stage; a line is fitted to the losses of the last third.
+    A line is fitted to the losses of the last third; records as from `read_metrics`.
     """
     points = [
         (record["step"], record["loss"])

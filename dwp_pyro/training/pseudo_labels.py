@@ -24,15 +24,9 @@ _MAX_ENTROPY = 0.5  # nats, of a probability of 0.2 or 0.8
 def with_pseudo_labels(
     data: TrainingData, unlabelled: Sequence[Example], posterior: Posterior, device: torch.device
 ) -> TrainingData:
-    """Add unlabelled cases, labeled by a posterior, to the training cases.
+    """Add unlabelled cases, labeled by a posterior on `device`, to the training cases.
 
     Training cases are repeated a whole number of times, so that about half of the patches come from them.
-
-    Args:
-        data: Data that the posterior was trained with.
-        unlabelled: Cases without a label.
-        posterior: Trained posterior, on `device`.
-        device: Device to run on.
     """
     labeled = []
     with progress("labeling further scans", len(unlabelled)) as advance:
@@ -44,15 +38,10 @@ def with_pseudo_labels(
 
 
 def pseudo_label(posterior: Posterior, example: Example, device: torch.device) -> Example:
-    """Return an example with the masks of the posterior's decision as its label.
+    """Return an example with the masks of the decision of a posterior on `device` as its label.
 
     Voxels whose entropy exceeds 0.5 nats in any region are ignored, as voxels labeled "ignore" are, and so are those
     that the decision segments with a probability below 1/2. Components that it removes are background.
-
-    Args:
-        posterior: Trained posterior, on `device`.
-        example: Example; its label is unused.
-        device: Device to run on.
     """
     probability = predict_example(posterior, example, posterior.decision, device)
     masks = posterior.network_config.masks(probability, posterior.decision)

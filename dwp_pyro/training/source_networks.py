@@ -44,13 +44,6 @@ def train_source(
     In each cycle the rate falls to 0 along half a cosine (Huang et al. 2017, eq. 2). Snapshots are saved under
     `run/source`; finished bootstraps are not trained again.
 
-    Args:
-        config: Settings of fit-prior.
-        data: Source cases.
-        run: Run folder.
-        device: Device to train on.
-        track: Function that also receives the metrics.
-
     Returns:
         Source and kernels (site → weight) of each snapshot, in order; and a posterior of one snapshot per bootstrap,
         the one with the best Dice on the validation cases (the last without validation cases), the best bootstrap

@@ -109,15 +109,9 @@ def _make_setup(
     null: str | None = None,
     scales: PriorScales | None = None,
 ) -> TrainingSetup:
-    """Return the setup of a member or of one of its null models.
+    """Return the setup of a member or of one of its null models, from resolved settings.
 
-    Args:
-        config: Resolved settings.
-        network_config: Architecture and input of the network.
-        device: Device to build on.
-        member: Number of the member.
-        null: "frozen" for kernels kept at their start, "prior" for kernels drawn from the prior.
-        scales: Fixed scales of the prior, for the null model "prior".
+    The null model "frozen" keeps kernels at their start, "prior" draws them from the prior, with fixed `scales`.
     """
     network, kernel_prior, blocks, centers = _start(config, network_config, device, member)
     sites = kernel_sites(network)

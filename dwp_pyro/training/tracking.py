@@ -33,11 +33,6 @@ def tracked(run: Path, config: Mapping[str, Any], options: RunOptions) -> Iterat
     is logged to the local folder `runs/mlruns`. `mlflow.json` keeps the run's id, so that a resumed run continues the
     same MLflow run. Checkpoints, TensorBoard events and subfolders are not uploaded.
 
-    Args:
-        run: Run folder.
-        config: Resolved settings.
-        options: Options of the run.
-
     Yields:
         Function that logs the metrics of a step.
 

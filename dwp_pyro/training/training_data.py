@@ -88,9 +88,7 @@ def open_scans(settings: DataConfig) -> DataSet:
 def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:
     """Return the settings with root, layout, regions and spacing filled in from the scans, and the network's widths.
 
-    Args:
-        settings: Settings of the command.
-        n: Number of training patients; None for all.
+    `n` as for `find_split`.
 
     Raises:
         DataError: if there are no scans, they lack a region, or a scan from which the spacing is chosen is invalid.
@@ -154,11 +152,7 @@ def _box_sides(components: NDArray[Any], number: int, spacing: Sequence[float]) 
 def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
     """Return the data set and the role of each case, without reading scans.
 
-    Cases without a label have no role.
-
-    Args:
-        settings: Settings of the command.
-        n: Number of training patients; None for all.
+    Cases without a label have no role; `n` is the number of training patients, None for all.
 
     Raises:
         DataError: if there are too few cases, or the split file does not fit or contains a case without label.
@@ -176,11 +170,7 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
 
 
 def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
-    """Find, split, read, check and preprocess the cases.
-
-    Args:
-        settings: Settings of the command.
-        n: Number of training patients; None for all.
+    """Find, split, read, check and preprocess the cases; `n` as for `find_split`.
 
     Raises:
         DataError: if a case is invalid, or there are too few.
@@ -208,15 +198,10 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
 
 
 def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tuple[Example, ...]:
-    """Read and preprocess the scans of a folder, without labels.
+    """Read and preprocess the scans of a folder or CSV file, without labels, as resolved settings say.
 
     Cases with a file of a case of the split are left out, and in the data set of the labeled cases those of their
     patients: test patients stay unseen. Copies of a scan are not recognized.
-
-    Args:
-        settings: Resolved settings of the command.
-        folder: Folder or CSV file of the scans.
-        split: Split of the labeled cases.
 
     Raises:
         DataError: if a scan is invalid, or there is none beside those of the split.

@@ -34,13 +34,7 @@ _BRAIN = re.compile(r"(desc|label)-brain(_|$)")
 
 @dataclass(frozen=True)
 class _File:
-    """File of a session.
-
-    Args:
-        path: Path of the file.
-        stem: Stem of its name, in lower case.
-        derived: Whether it is in derivatives.
-    """
+    """File of a session, with its stem in lower case; `derived` if it is in derivatives."""
 
     path: Path
     stem: str

@@ -70,11 +70,7 @@ def _listed_case(root: Path, name: str, files: Mapping[str, Any], channels: Mapp
 def _labels(
     labels: Mapping[str, int | list[int]],
 ) -> tuple[dict[int, str] | None, dict[str, frozenset[int]] | None]:
-    """Return value → name, and region → values if lists define regions; None if unknown.
-
-    Args:
-        labels: `labels` of dataset.json.
-    """
+    """Return value → name, and region → values if lists in dataset.json define regions; None if unknown."""
     lists = {name: [values] if isinstance(values, int) else values for name, values in labels.items()}
     sets = {name: frozenset(map(int, values)) for name, values in lists.items()}
     sets = {name: values - {0} for name, values in sets.items() if values != {0} and structure(name) != BACKGROUND}

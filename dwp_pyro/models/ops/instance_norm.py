@@ -20,10 +20,6 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     PyTorch computes each channel of each volume on one multiprocessor: with 16 channels most of the GPU is idle, and
     the norms took two thirds of a training step (docs/performance.md). On a GPU a channel of one voxel becomes 0
     instead of an error, and there are no second derivatives. On other devices PyTorch's implementation is used.
-
-    Args:
-        num_features: Number of channels.
-        affine: Whether each channel has a learned scale and shift, initialized to 1 and 0.
     """
 
     def __init__(self, num_features: int, affine: bool = False) -> None:
