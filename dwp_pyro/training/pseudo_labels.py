@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from dwp_pyro.data.mapped import mapped
 from dwp_pyro.data.preprocessing import Example, class_indices
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import binary_entropy
@@ -31,7 +32,7 @@ def with_pseudo_labels(
     labeled = []
     with progress("labeling further scans", len(unlabelled)) as advance:
         for example in unlabelled:
-            labeled.append(pseudo_label(posterior, example, device))
+            labeled.append(mapped(pseudo_label(posterior, example, device)))
             advance("")
     repeats = max(1, round(len(labeled) / len(data.train)))
     return replace(data, train=(*data.train * repeats, *labeled))

@@ -18,6 +18,7 @@ from dwp_pyro.config.training import DEFAULT_WIDTHS, FinetuneConfig, FitPriorCon
 from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet, join_data_sets
 from dwp_pyro.data.layouts import open_dataset
+from dwp_pyro.data.mapped import mapped
 from dwp_pyro.data.patches import patch_shape
 from dwp_pyro.data.preprocessing import Example, Preprocessing
 from dwp_pyro.data.regions import parse_label_map
@@ -46,7 +47,7 @@ SOURCE = "source.safetensors"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Preprocessed training and validation data, in memory.
+    """Preprocessed training and validation data, in memory-mapped files.
 
     Args:
         layout: Name of the scans' layout.
@@ -185,7 +186,7 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     ids = (*split.train, *split.validation)
     with progress(f"reading {data.layout} scans", len(ids)) as advance:
         for name in ids:
-            examples[name] = preprocess(_read(data.by_id[name], settings, data), tuple(regions.values()))
+            examples[name] = mapped(preprocess(_read(data.by_id[name], settings, data), tuple(regions.values())))
             advance("")
     train = tuple(examples[name] for name in split.train)
     if not any(len(region) for example in train for region in example.indices[1:]):
@@ -224,7 +225,7 @@ def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tup
     with progress("reading unlabelled scans", len(cases)) as advance:
         for case in cases:
             scan = _read(dataclasses.replace(case, label=None), settings, data)
-            examples.append(preprocess(scan, ()))
+            examples.append(mapped(preprocess(scan, ())))
             advance("")
     return tuple(examples)
 
