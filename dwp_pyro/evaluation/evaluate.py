@@ -25,7 +25,8 @@ from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarize_cases
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
-from dwp_pyro.plots.curves import save_reliability, save_risk_coverage
+from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure
+from dwp_pyro.plots.style import save_figure
 from dwp_pyro.prediction.labels import read_scan
 from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
 from dwp_pyro.prediction.predict import load_run, not_predicted, predict_case, predict_cases
@@ -214,14 +215,15 @@ def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics], entropies: Seq
     each = [case.risk_coverage for case in cases]
     of_voxels = RiskCoverage(each[0].coverage, np.mean([curve.risk for curve in each], 0))
     score, of_cases = _case_risk_coverage([case.measures for case in cases], entropies)
-    save_reliability(run / f"reliability{suffix}.png", reliability)
+    points = {name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")}
+    save_figure(run / f"reliability{suffix}.png", reliability_figure(**points))
     panels = {
-        f"Brain voxels, by entropy: AURC {of_voxels.aurc:.2g}": (of_voxels, "voxels"),
-        f"Cases, by {score}: AURC {of_cases.aurc:.2g}": (of_cases, "cases"),
+        f"Brain voxels, by entropy: AURC {of_voxels.aurc:.2g}": (*of_voxels, "voxels"),
+        f"Cases, by {score}: AURC {of_cases.aurc:.2g}": (*of_cases, "cases"),
     }
-    save_risk_coverage(run / f"risk_coverage{suffix}.png", panels)
+    save_figure(run / f"risk_coverage{suffix}.png", risk_coverage_figure(panels))
     return {
-        "reliability": {name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")},
+        "reliability": points,
         "risk_coverage": _as_lists(of_voxels),
         "case_risk_coverage": {**_as_lists(of_cases), "score": score, "aurc": of_cases.aurc},
     }

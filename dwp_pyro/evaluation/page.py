@@ -17,7 +17,8 @@ from matplotlib.colors import to_hex, to_rgb
 from dwp_pyro.evaluation.viewer import CaseView, Layer
 from dwp_pyro.metrics import HEADLINE, MEASURES
 from dwp_pyro.metrics.bootstrap import bootstrap_interval
-from dwp_pyro.plots.curves import reliability_svg, risk_coverage_svg, training_svg
+from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure, training_figure
+from dwp_pyro.plots.style import to_svg
 
 __all__ = ["Metrics", "Report", "page"]
 
@@ -76,7 +77,7 @@ def page(report: Report) -> str:
         regions={region: _results(report, region) for region in report.regions},
         views=[_view(report, rank) for rank in report.views],
         plots={region: _plots(curves) for region, curves in report.curves.items() if curves},
-        training=training_svg(report.training),
+        training=to_svg(training_figure, report.training),
         settings={title: {n: _plain(value) for n, value in of.items()} for title, of in report.settings.items()},
         license=_asset("niivue/LICENSE"),
         style=_asset("report.css"),
@@ -171,10 +172,13 @@ def _is_mask(layer: Layer) -> bool:
 
 def _plots(curves: Mapping[str, Any]) -> dict[str, str]:
     """Curve → its plot, an SVG element."""
-    plots = {"reliability": reliability_svg(**curves["reliability"])} if "reliability" in curves else {}
+    plots = {}
+    if "reliability" in curves:
+        plots["reliability"] = to_svg(reliability_figure, **curves["reliability"])
     for name, unit in (("risk_coverage", "voxels"), ("case_risk_coverage", "cases")):
         if name in curves:
-            plots[name] = risk_coverage_svg(curves[name]["coverage"], curves[name]["risk"], unit)
+            panels = {"": (curves[name]["coverage"], curves[name]["risk"], unit)}
+            plots[name] = to_svg(risk_coverage_figure, panels)
     return plots
 
 

@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context, rcParams
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from dwp_pyro.metrics import MEASURES, Summary
-from dwp_pyro.metrics.calibration import Reliability
-from dwp_pyro.metrics.uncertainty import RiskCoverage
-from dwp_pyro.plots.style import COLORS, PAGE_STYLE, save_figure, to_svg
+from dwp_pyro.plots.style import COLORS, save_figure
 
-__all__ = [
-    "reliability_svg",
-    "risk_coverage_svg",
-    "save_learning_curves",
-    "save_reliability",
-    "save_risk_coverage",
-    "training_svg",
-]
+__all__ = ["reliability_figure", "risk_coverage_figure", "save_learning_curves", "training_figure"]
 
 _MARKERS = "osD^vPX*"
 
@@ -66,14 +57,11 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
     save_figure(path, figure)
 
 
-def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
-    """Draw log-likelihood, KL and validation Dice against steps, one line per stage, as SVG for a page.
+def training_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Draw log-likelihood, KL and validation Dice against steps, one line per stage; None if there are none.
 
     Args:
         records: Lines of `metrics.jsonl`: "stage", "step" and metrics.
-
-    Returns:
-        SVG element; "" if there is nothing to draw.
     """
     lines: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in _TRAINING}
     for record in records:
@@ -83,45 +71,32 @@ def training_svg(records: Sequence[Mapping[str, Any]]) -> str:
         lines["kl"] = {}  # deterministic networks have none
     drawn = {name: stages for name, stages in lines.items() if stages}
     if not drawn:
-        return ""
-    with rc_context(PAGE_STYLE):
-        figure = Figure(figsize=(3.4 * len(drawn), 2.8), layout="constrained")
-        axes = figure.subplots(1, len(drawn), squeeze=False)[0]
-        for ax, (name, stages) in zip(axes, drawn.items(), strict=True):
-            for index, (stage, line) in enumerate(stages.items()):
-                color = COLORS[index % len(COLORS)]
-                marker = _MARKERS[index % len(_MARKERS)] if name == "validation_dice" else None
-                ax.plot(*zip(*line, strict=True), color=color, marker=marker, label=stage, lw=1.3)
-            ax.set_title(_TRAINING[name], fontsize="medium")
-            ax.set_xlabel("step")
-            ax.ticklabel_format(axis="y", scilimits=(-3, 4))
-            ax.grid()
-        labels = figure.axes[0].get_legend_handles_labels()
-        if len(labels[0]) > 1:
-            figure.legend(*labels, loc="outside lower center", ncols=4, fontsize="small")
-        return to_svg(figure)
+        return None
+    figure = Figure(figsize=(3.4 * len(drawn), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for ax, (name, stages) in zip(axes, drawn.items(), strict=True):
+        for index, (stage, line) in enumerate(stages.items()):
+            color = COLORS[index % len(COLORS)]
+            marker = _MARKERS[index % len(_MARKERS)] if name == "validation_dice" else None
+            ax.plot(*zip(*line, strict=True), color=color, marker=marker, label=stage, lw=1.3)
+        ax.set_title(_TRAINING[name], fontsize="medium")
+        ax.set_xlabel("step")
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+        ax.grid()
+    labels = figure.axes[0].get_legend_handles_labels()
+    if len(labels[0]) > 1:
+        figure.legend(*labels, loc="outside lower center", ncols=4, fontsize="small")
+    return figure
 
 
-def save_reliability(path: Path, reliability: Reliability) -> None:
-    """Draw `reliability_svg` as a PNG file."""
-    save_figure(path, _reliability(*(getattr(reliability, name) for name in ("confidence", "frequency", "count"))))
-
-
-def reliability_svg(
-    confidence: Sequence[float | None], frequency: Sequence[float | None], count: Sequence[float]
-) -> str:
-    """Draw observed frequency against predicted probability, above the fraction of voxels, as SVG for a page.
+def reliability_figure(confidence: Sequence[Any], frequency: Sequence[Any], count: Sequence[float]) -> Figure:
+    """Draw observed frequency against predicted probability, above the fraction of voxels.
 
     Args:
         confidence: Mean predicted probability per bin, [bins]; None or NaN in empty bins.
         frequency: Fraction of voxels in the region per bin, [bins]; None or NaN in empty bins.
         count: Number of voxels per bin, [bins].
     """
-    with rc_context(PAGE_STYLE):
-        return to_svg(_reliability(confidence, frequency, count))
-
-
-def _reliability(confidence: Sequence[Any], frequency: Sequence[Any], count: Sequence[float]) -> Figure:
     figure = Figure(figsize=(3.8, 4.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=rcParams["axes.labelcolor"], lw=0.8, ls="--", alpha=0.6)
@@ -137,29 +112,12 @@ def _reliability(confidence: Sequence[Any], frequency: Sequence[Any], count: Seq
     return figure
 
 
-def save_risk_coverage(path: Path, panels: Mapping[str, tuple[RiskCoverage, str]]) -> None:
-    """Draw `risk_coverage_svg`, one panel per curve, as a PNG file.
+def risk_coverage_figure(panels: Mapping[str, tuple[Any, Any, str]]) -> Figure:
+    """Draw risk against coverage, one panel per curve.
 
     Args:
-        path: Path of the picture.
-        panels: Title → curve and unit of its coverage.
+        panels: Title → coverage [C], risk [C] and unit of the coverage ("voxels", "cases").
     """
-    save_figure(path, _risk_coverage({title: (*curve, unit) for title, (curve, unit) in panels.items()}))
-
-
-def risk_coverage_svg(coverage: Sequence[float], risk: Sequence[float], unit: str) -> str:
-    """Draw risk against coverage as SVG for a page.
-
-    Args:
-        coverage: Fractions of items kept, most certain first, [C].
-        risk: Mean risk of the kept items, [C].
-        unit: Unit of coverage: "voxels", "cases".
-    """
-    with rc_context(PAGE_STYLE):
-        return to_svg(_risk_coverage({"": (coverage, risk, unit)}))
-
-
-def _risk_coverage(panels: Mapping[str, tuple[Any, Any, str]]) -> Figure:
     figure = Figure(figsize=(3.8 * len(panels), 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, (coverage, risk, unit)) in zip(axes, panels.items(), strict=True):
