@@ -93,33 +93,32 @@ def evaluate(
                 measured[region][case.id] = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
                 entropies[region].append(float(entropy[scan.counted].mean()))
             advance(", ".join(f"Dice {of_region[case.id].measures['dice']:.3f}" for of_region in measured.values()))
-    rows = {region: {name: each.measures for name, each in of.items()} for region, of in measured.items()}
-    summary = {region: summarize_cases(of_region.values()) for region, of_region in rows.items()}
     table = io.StringIO()
     writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {"case": case.id, "region": region, **rows[region][case.id]} for case in data.cases for region in rows
+        {"case": case.id, "region": region, **of_region[case.id].measures}
+        for case in data.cases
+        for region, of_region in measured.items()
     )
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
-    curves = {
-        region: _curves(run, "" if len(measured) == 1 else f"_{region}", list(of_region.values()), entropies[region])
-        for region, of_region in measured.items()
-    }
+    summary, regions = {}, {}
+    for region, of_region in measured.items():
+        rows = {name: each.measures for name, each in of_region.items()}
+        summary[region] = summarize_cases(rows.values())
+        suffix = "" if len(measured) == 1 else f"_{region}"
+        regions[region] = {
+            "summary": {name: asdict(value) for name, value in summary[region].items()},
+            "cases": rows,
+            "curves": _curves(run, suffix, list(of_region.values()), entropies[region]),
+        }
     write_json(
         run / "evaluation.json",
         {
             "run": settings,
             "prediction": config.to_mapping(),
             "empty_masks": EMPTY_MASK_POLICY,
-            "regions": {
-                region: {
-                    "summary": {name: asdict(value) for name, value in summary[region].items()},
-                    "cases": rows[region],
-                    "curves": curves[region],
-                }
-                for region in network_config.regions
-            },
+            "regions": regions,
         },
     )
     return summary
