@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from dwp_pyro.plots.cases import largest_section, shown_region
 from dwp_pyro.plots.style import COLORS
@@ -26,25 +27,25 @@ class Layer:
 
     Args:
         title: Title.
-        unit: Unit of the values; "" if there is none.
         colors: Name of a matplotlib color map, or one color as #rrggbb.
         low: Value of the first color; lower values are clipped.
         high: Value of the last color; higher values are clipped.
+        nifti: Content of a .nii.gz file of bytes, with slope and intercept of the values.
+        unit: Unit of the values; "" if there is none.
         hidden: Fraction of the scale, from its lower end, that is transparent.
         shown: Whether the layer is visible at first.
         opacity: Opacity at first, 0 to 1.
-        nifti: Content of a .nii.gz file of bytes, with slope and intercept of the values.
     """
 
     title: str
-    unit: str
     colors: str
     low: float
     high: float
-    hidden: float
-    shown: bool
-    opacity: float
     nifti: bytes
+    unit: str = ""
+    hidden: float = 0.1
+    shown: bool = False
+    opacity: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def case_view(
         entropy: Predictive entropy in nats.
         mutual_information: Mutual information of prediction and weights in nats.
     """
-    box = _bounding_box(brain_mask | truth | predicted)
+    (box,) = ndimage.find_objects((brain_mask | truth | predicted).view(np.uint8))
     affine_of_box = affine @ from_matvec(np.eye(3), [side.start for side in box])
     most = max(float(mutual_information.max()), 1e-3)
     low, high = (float(level) for level in np.percentile(image[box], [0.2, 99.8]))
@@ -99,26 +100,14 @@ def case_view(
         high: float,
         *,
         low: float = 0.0,
-        hidden: float = 0.1,
         levels: int = _MAP_LEVELS,
-        unit: str = "",
-        shown: bool = False,
-        opacity: float = 0.7,
+        **more: Any,
     ) -> Layer:
-        nifti = _encode(volume[box], affine_of_box, low, high, levels)
-        return Layer(title, unit, colors, low, high, hidden, shown, opacity, nifti)
+        return Layer(title, colors, low, high, _encode(volume[box], affine_of_box, low, high, levels), **more)
 
     layers = (
         layer(
-            modality,
-            image,
-            "gray",
-            max(high, low + 1e-6),
-            low=low,
-            hidden=0.0,
-            levels=_LEVELS,
-            shown=True,
-            opacity=1.0,
+            modality, image, "gray", max(high, low + 1e-6), low=low, levels=_LEVELS, hidden=0.0, shown=True, opacity=1.0
         ),
         layer("truth", truth, COLORS[2], 1.0, hidden=0.5, shown=True, opacity=0.5),
         layer("prediction", predicted, COLORS[1], 1.0, hidden=0.5, shown=True, opacity=0.5),
@@ -129,14 +118,6 @@ def case_view(
     region = shown_region(truth, predicted, probability)
     x, y, z = apply_affine(affine, [largest_section(region, axis) for axis in range(3)]).tolist()
     return CaseView(layers, (x, y, z))
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    sides = []
-    for axis in range(3):
-        there = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        sides.append(slice(int(there[0]), int(there[-1]) + 1))
-    return tuple(sides)
 
 
 def _encode(volume: NDArray[Any], affine: NDArray[np.float64], low: float, high: float, levels: int) -> bytes:
