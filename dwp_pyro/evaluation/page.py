@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
 from dwp_pyro.evaluation.viewer import CaseView, Layer
-from dwp_pyro.metrics import HEADLINE, MEASURES
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, HEADLINE, MEASURES
 from dwp_pyro.metrics.bootstrap import bootstrap_interval
 from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure, training_figure
 from dwp_pyro.plots.style import to_svg
@@ -42,7 +42,6 @@ class Report:
         training: Lines of `metrics.jsonl`.
         regions: Region → test case → metrics.
         volumes_ml: Region → test case → predicted volume.
-        empty_masks: Policy of the measures for empty masks.
         curves: Region → curve → its points, as in evaluation.json.
         shown: Region in the views.
         views: Rank of a case ("best", …) → its id and its view.
@@ -56,7 +55,6 @@ class Report:
     training: Sequence[Mapping[str, Any]]
     regions: Mapping[str, Mapping[str, Metrics]]
     volumes_ml: Mapping[str, Mapping[str, float]]
-    empty_masks: str
     curves: Mapping[str, Mapping[str, Any]]
     shown: str
     views: Mapping[str, tuple[str, CaseView]]
@@ -79,6 +77,7 @@ def page(report: Report) -> str:
         plots={region: _plots(curves) for region, curves in report.curves.items() if curves},
         training=to_svg(training_figure, report.training),
         settings={title: {n: _plain(value) for n, value in of.items()} for title, of in report.settings.items()},
+        empty_masks=EMPTY_MASK_POLICY,
         license=_asset("niivue/LICENSE"),
         style=_asset("report.css"),
         scripts=[_inline_script(_asset(name)) for name in ("niivue/niivue.umd.js", "report.js")],

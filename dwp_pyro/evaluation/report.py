@@ -53,7 +53,7 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     shown = region or network_config.regions[0]
     if shown not in network_config.regions:
         raise ConfigError(f"region: '{shown}' is not one of {', '.join(network_config.regions)}, which {run} segments")
-    evaluation, regions, curves, prediction = _read_evaluation(run)
+    regions, curves, prediction = _read_evaluation(run)
     data = find_test_cases(run, root)
     if regions.keys() != set(network_config.regions) or any(
         data.by_id.keys() != metrics.keys() for metrics in regions.values()
@@ -101,7 +101,6 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
             training=read_metrics(run / "metrics.jsonl"),
             regions=regions,
             volumes_ml={name: {case: of[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
-            empty_masks=str(evaluation.get("empty_masks", "")),
             curves=curves,
             shown=shown,
             views=views,
@@ -140,13 +139,11 @@ def _outdated(run: Path, how: str) -> RunError:
     return RunError(f"{run / 'evaluation.json'}: {how}; run 'dwp-pyro evaluate {run}' again")
 
 
-def _read_evaluation(
-    run: Path,
-) -> tuple[dict[str, Any], dict[str, dict[str, Metrics]], dict[str, dict[str, Any]], PredictConfig]:
+def _read_evaluation(run: Path) -> tuple[dict[str, dict[str, Metrics]], dict[str, dict[str, Any]], PredictConfig]:
     """Read evaluation.json.
 
     Returns:
-        Its content; region → case → metric → value; region → curve → points; settings of the predictions.
+        Region → case → metric → value; region → curve → points; settings of the predictions.
     """
     path = run / "evaluation.json"
     if not path.exists():
@@ -161,7 +158,7 @@ def _read_evaluation(
         curves = {name: _curves(region.get("curves", {})) for name, region in evaluation["regions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
         raise _outdated(run, "is not an evaluation of this version") from problem
-    return evaluation, regions, curves, prediction
+    return regions, curves, prediction
 
 
 def _curves(of_region: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,6 @@ def report() -> Report:
             }
         },
         volumes_ml={"whole": {"first": 12.34, "second": 0.0, "third": 1.0}},
-        empty_masks="the policy",
         curves={"whole": CURVES},
         shown="whole",
         views={"best": ("first", small_view())},
@@ -171,7 +170,6 @@ def test_nothing_shown_becomes_markup(report: Report, html: str):
         regions={NASTY: {NASTY: {"dice": 0.9, NASTY: 0.1}}},
         volumes_ml={NASTY: {NASTY: 1.0}},
         shown=NASTY,
-        empty_masks=NASTY,
         curves={NASTY: {"risk_coverage": CURVES["risk_coverage"]}},
         views={"best": (NASTY, replace(report.views["best"][1], layers=_titled(report, NASTY)))},
     )
