@@ -115,25 +115,14 @@ def _statistics(measure: str, values: Sequence[float | None]) -> list[str]:
 
 
 def _view(report: Report, rank: str) -> dict[str, Any]:
-    """A case in the viewer: its metrics, the controls of its layers, and the data that `report.js` reads."""
+    """A case in the viewer: its metrics, and what the controls of its layers and `report.js` read."""
     case, view = report.views[rank]
     metrics = report.regions[report.shown][case]
     return {
         "rank": rank,
         "case": case,
         "metrics": ", ".join(f"{_title(n)} {_number(n, value)}" for n, value in metrics.items() if n in HEADLINE),
-        "controls": [_control(layer) for layer in view.layers],
         "data": {"focus": view.focus, "layers": [_layer_data(layer) for layer in view.layers]},
-    }
-
-
-def _control(layer: Layer) -> dict[str, Any]:
-    return {
-        "title": layer.title,
-        "shown": layer.shown,
-        "opacity": f"{layer.opacity * 100:.0f}",
-        "gradient": [to_hex(_color(layer, fraction)) for fraction in np.linspace(0, 1, _SHADES)],
-        "range": () if _is_mask(layer) else (f"{layer.low:.3g}", f"{layer.high:.3g} {layer.unit}".strip()),
     }
 
 
@@ -146,6 +135,10 @@ def _layer_data(layer: Layer) -> dict[str, Any]:
         "low": layer.low,
         "high": layer.high,
         "digits": digits,
+        "shown": layer.shown,
+        "opacity": f"{layer.opacity * 100:.0f}",
+        "gradient": [to_hex(_color(layer, fraction)) for fraction in np.linspace(0, 1, _SHADES)],
+        "range": () if _is_mask(layer) else (f"{layer.low:.3g}", f"{layer.high:.3g} {layer.unit}".strip()),
         "colors": _color_map(layer),
         "nifti": base64.b64encode(layer.nifti).decode(),
     }
