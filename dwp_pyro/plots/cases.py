@@ -42,8 +42,9 @@ def save_case_figure(
     }
     region_ras = _to_ras(shown_region(truth, predicted, probability), affine)
     figure = Figure(figsize=(3.2 * len(volumes), 9.6), layout="constrained")
-    axes = figure.subplots(3, len(volumes))
-    spacing = np.linalg.norm(_ras_affine(image, affine)[:3, :3], axis=0)
+    axes = figure.subplots(3, len(volumes), subplot_kw={"xticks": [], "yticks": []})
+    ras_axes = nibabel.orientations.io_orientation(affine)[:, 0]
+    spacing = nibabel.affines.voxel_sizes(affine)[np.argsort(ras_axes)]
     outlines = [
         (_to_ras(mask, affine), color) for mask, color in ((truth, "lime"), (predicted, "red")) if mask is not None
     ]
@@ -63,8 +64,6 @@ def save_case_figure(
             if column > 1 and row == 0:
                 bar = figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.8)
                 bar.ax.locator_params(nbins=3)
-            ax.set_xticks([])
-            ax.set_yticks([])
             if row == 0:
                 ax.set_title(name, fontsize=10)
             if column == 0:
@@ -92,11 +91,6 @@ def largest_section(region: NDArray[np.bool_], axis: int) -> int:
 def _to_ras(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
     orientation = nibabel.orientations.io_orientation(affine)
     return np.asarray(nibabel.orientations.apply_orientation(volume, orientation))
-
-
-def _ras_affine(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    orientation = nibabel.orientations.io_orientation(affine)
-    return np.asarray(affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape))
 
 
 def _slice(volume: NDArray[Any], plane: int, position: int) -> NDArray[Any]:

@@ -97,7 +97,7 @@ def save_predictive_figure(
     """
     columns = 3 + max(map(len, draws.values()))
     figure = Figure(figsize=(1.9 * columns, 2.35 * len(draws) + 0.7), layout="constrained")
-    axes = figure.subplots(len(draws), columns, squeeze=False)
+    axes = figure.subplots(len(draws), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for row, (source, maps) in zip(axes, draws.items(), strict=True):
         stack = np.stack(maps)
         mean = stack.mean(0)
@@ -116,8 +116,6 @@ def save_predictive_figure(
                 np.where(brain_mask, values, np.nan).T[:, ::-1], cmap=colors, vmin=low, vmax=high, origin="lower"
             )
             ax.set_title(title, fontsize=9)
-            ax.set_xticks([])
-            ax.set_yticks([])
             if limits:
                 bar = figure.colorbar(shown, ax=ax, location="bottom", shrink=0.85, ticks=limits, format="%.4f")
                 bar.ax.tick_params(labelsize=7)
@@ -132,7 +130,7 @@ def save_predictive_figure(
 
 def _column_of_axes(rows: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(9, height * rows + 0.8), layout="constrained")
-    return figure, [ax for (ax,) in figure.subplots(rows, 1, squeeze=False)]
+    return figure, [ax for (ax,) in figure.subplots(rows, 1, squeeze=False, subplot_kw={"xticks": []})]
 
 
 def _show_kernels(ax: Axes, block: str, rows: Mapping[str, Tensor]) -> None:
@@ -151,6 +149,5 @@ def _show_kernels(ax: Axes, block: str, rows: Mapping[str, Tensor]) -> None:
     ax.set_title(block, fontsize=9, loc="left")
     ax.set_yticks([row * (height + 1) + (height - 1) / 2 for row in range(len(rows))], list(rows), fontsize=8)
     ax.tick_params(length=0)
-    ax.set_xticks([])
     for spine in ax.spines.values():
         spine.set_visible(False)
