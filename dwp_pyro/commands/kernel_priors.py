@@ -50,11 +50,12 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
     the most used latent dimensions (of VAEs), and outputs of networks with sampled kernels for a generated scan.
     """
     from dwp_pyro.evaluation.inspect_prior import inspect_prior as run
+    from dwp_pyro.priors.model_card import model_card
 
-    result = run(prior, out or Path("runs") / f"inspect-{prior.resolve().name}")
-    print_tables(result.card)
+    kernel_prior, pictures = run(prior, out or Path("runs") / f"inspect-{prior.resolve().name}")
+    print_tables(model_card(kernel_prior))
     click.echo()
-    for what, path in result.pictures.items():
+    for what, path in pictures.items():
         click.echo(f"{what}: {path}")
 
 

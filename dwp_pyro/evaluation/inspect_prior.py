@@ -1,18 +1,16 @@
-"""`inspect-prior`: model card of a prior, and pictures of its kernels, latent space and prior predictive."""
+"""`inspect-prior`: pictures of the kernels, the latent space and the prior predictive of a prior."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from monai.transforms import DivisiblePad
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dwp_pyro.data.case import read_case
 from dwp_pyro.data.layouts import open_dataset
@@ -26,36 +24,23 @@ from dwp_pyro.plots.kernels import save_kernel_figure, save_predictive_figure, s
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.blocks import kernel_sites, prior_blocks
 from dwp_pyro.priors.kernel_prior import ANY_SITE, KernelPrior
-from dwp_pyro.priors.model_card import model_card
 from dwp_pyro.runtime.errors import PriorError
 from dwp_pyro.runtime.progress import progress
-from dwp_pyro.runtime.table import Table
 
-__all__ = ["Inspection", "inspect_prior"]
+__all__ = ["inspect_prior"]
 
 _logger = logging.getLogger(__name__)
 
 _NETWORKS = 4
 
 
-class Inspection(NamedTuple):
-    """Model card of a prior, and title → picture."""
-
-    card: tuple[Table, Table]
-    pictures: dict[str, Path]
-
-
-def inspect_prior(prior: Path, out: Path) -> Inspection:
-    """Describe and draw a prior.
+def inspect_prior(prior: Path, out: Path) -> tuple[KernelPrior, dict[str, Path]]:
+    """Draw a prior; return it, and title → picture.
 
     Writes `kernels.png`: draws from the prior, and the kernels that it was fitted to if `kernels.safetensors` is in the
     folder; `traversals.png`, for VAEs only: mean kernels along the most used latent dimensions; and `predictive.png`,
     if the prior fits the source architecture: predictions for a generated scan by untrained networks whose kernels are
-    drawn from the prior, and by networks at their random initialization.
-
-    Args:
-        prior: Folder of a kernel prior.
-        out: Output folder; earlier pictures are replaced.
+    drawn from the prior, and by networks at their random initialization. Earlier pictures in `out` are replaced.
 
     Raises:
         PriorError: if the prior, or the kernels beside it, cannot be read.
@@ -84,7 +69,7 @@ def inspect_prior(prior: Path, out: Path) -> Inspection:
             pictures["Prior predictive"] = out / "predictive.png"
             save_predictive_figure(pictures["Prior predictive"], image, draws)
         advance("networks")
-    return Inspection(model_card(kernel_prior), pictures)
+    return kernel_prior, pictures
 
 
 def _kernels(path: Path, prior: KernelPrior) -> dict[str, Tensor]:
@@ -142,8 +127,7 @@ def _network(prior: KernelPrior) -> nn.Module:
 def _probability(network: nn.Module, image: Tensor) -> Tensor:
     """Return the probability [X, Y, Z] of the region in an image [1, X, Y, Z], padded to a stride of all networks."""
     stride = max(kind.stride for kind in NETWORKS.values())
-    sides = [(0, -side % stride) for side in reversed(image.shape[1:])]
-    logits = network(F.pad(image[None], list(itertools.chain(*sides))))
+    logits = network(DivisiblePad(stride, method="end")(image)[None])
     x, y, z = image.shape[1:]
     return region_probability(logits, "sigmoid")[0, 0, :x, :y, :z]
 
