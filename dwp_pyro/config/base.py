@@ -85,12 +85,7 @@ class Settings:
                 value = tuple(value)
             if isinstance(value, str) and hints[name] == tuple[str, ...] | None:
                 value = (value,)
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and hints[name] is float
-                and abs(value) <= _MAX_NUMBER
-            ):
+            if hints[name] is float and _matches(value, int) and abs(value) <= _MAX_NUMBER:
                 value = float(value)
             arguments[name] = value
         return cls(**arguments)
@@ -120,36 +115,26 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
 def _matches(value: Any, hint: Any) -> bool:
-    for kind in _alternatives(hint):
-        if typing.get_origin(kind) is tuple:
-            part = typing.get_args(kind)[0]
-            if isinstance(value, tuple) and value and all(_matches(item, part) for item in value):
-                return True
-        elif kind is float:
-            if isinstance(value, float | int) and not isinstance(value, bool):
-                return True
-        elif kind is int:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return True
-        elif isinstance(value, kind):
-            return True
-    return False
+    """Return whether a value has a type; a whole number is a number, a bool is neither, a tuple must not be empty."""
+    kinds = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_matches(value, kind) for kind in kinds)
+    if kinds:
+        return isinstance(value, tuple) and len(value) > 0 and all(_matches(item, kinds[0]) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, float | int if hint is float else hint)
 
 
 def _describe(hint: Any) -> str:
+    kinds = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_describe, kinds))
+    if kinds:
+        return f"a list, each {_describe(kinds[0])}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
-    parts = []
-    for kind in _alternatives(hint):
-        if typing.get_origin(kind) is tuple:
-            parts.append(f"a list, each {words[typing.get_args(kind)[0]]}")
-        else:
-            parts.append(words[kind])
-    return " or ".join(parts)
+    return words[hint]
 
 
 @dataclass(frozen=True)
