@@ -9,7 +9,7 @@ import click
 
 from dwp_pyro.commands.console import count_cases, logger, print_table
 from dwp_pyro.commands.options import device, load_settings, overwrite, resume, settings_options
-from dwp_pyro.config.prediction import EXPORT_FORMATS, PredictConfig
+from dwp_pyro.config.prediction import PredictConfig
 
 __all__ = ["evaluate", "export", "predict", "report"]
 
@@ -91,7 +91,9 @@ def report(run: Path, out: Path | None, root: str | None, region: str | None) ->
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=click.Choice(EXPORT_FORMATS), required=True, help="Format of OUT.")
+@click.option(
+    "--format", "format_", type=click.Choice(["monai-bundle", "nnunet"]), required=True, help="Format of OUT."
+)
 def export(run: Path, out: Path, format_: str) -> None:
     """Export a trained RUN to a new folder OUT for another tool.
 

@@ -31,8 +31,6 @@ DATASETS = (
     "manifest",
 )
 
-DATA_VARIABLE = "DWP_PYRO_DATA"
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
@@ -42,7 +40,8 @@ class DataConfig(Settings):
 
     dataset: str | None = setting(
         None,
-        "Layout of the scans (docs/reference/layouts.md).  [default: detected from --root; without it, brats]",
+        "Layout of the scans (docs/reference/layouts.md).  [default: detected from --root; without it, ms for "
+        "fit-prior, else brats]",
         choices=DATASETS,
     )
     root: str | None = setting(
@@ -102,25 +101,20 @@ class DataConfig(Settings):
         if not all(self.modality):
             raise ConfigError("modality: has an empty name; expected for example flair or t1,flair")
         parse_label_map(self.label_map or ())
-        for name, values in (
-            ("modality", self.modality),
-            ("region", self.region or ()),
-            ("mirror", self.mirror),
-        ):
+        for name in ("modality", "region", "mirror"):
+            values = getattr(self, name) or ()
             if len(set(values)) != len(values):
                 raise ConfigError(f"{name}: has a duplicate in {','.join(values)}")
 
     @property
     def scans(self) -> tuple[Path, str | None]:
         """Folder of the scans, and their layout; None to detect it from the folder."""
-        if self.root is not None:
-            return Path(self.root), self.dataset
-        dataset = self.dataset or self.default_dataset
-        return data_root(dataset, None), dataset
+        layout = self.dataset or (None if self.root is not None else self.default_dataset)
+        return data_root(layout or "", self.root), layout
 
 
 def data_root(dataset: str, root: str | None) -> Path:
     """Return the folder of a dataset: `root`, else `$DWP_PYRO_DATA/<dataset>`, else `./data/<dataset>`."""
     if root is not None:
         return Path(root)
-    return Path(os.environ.get(DATA_VARIABLE, "data")) / dataset
+    return Path(os.environ.get("DWP_PYRO_DATA", "data")) / dataset

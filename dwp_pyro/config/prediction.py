@@ -1,4 +1,4 @@
-"""Settings of predictions, and formats of exports."""
+"""Settings of predictions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from dwp_pyro.config.base import MAX_SEED, PRECISION_HELP, Settings, setting
 from dwp_pyro.runtime.errors import ConfigError
 
 __all__ = ["PredictConfig"]
-
-#: Formats of `export`.
-EXPORT_FORMATS = ("monai-bundle", "nnunet")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dwp_pyro.config.base import PRECISION_HELP, setting
-from dwp_pyro.config.data import DATASETS, DataConfig
+from dwp_pyro.config.data import DataConfig
 from dwp_pyro.config.names import FAMILIES, LEARNED, PRIORS
 from dwp_pyro.runtime.errors import ConfigError
 
@@ -95,11 +95,6 @@ class FitPriorConfig(TrainingConfig):
 
     default_dataset: ClassVar[str] = "ms"
 
-    dataset: str | None = setting(
-        None,
-        "Layout of the source scans (docs/reference/layouts.md).  [default: detected from --root; without it, ms]",
-        choices=DATASETS,
-    )
     more_roots: tuple[str, ...] | None = setting(
         None, "Further data sets, in layouts that are detected.", repeats="root"
     )
