@@ -60,24 +60,10 @@ def each(items: Collection[_ItemT], description: str) -> Iterator[_ItemT]:
 def _bar(description: str, total: int, done: int) -> Iterator[Callable[[str], None]]:
     # Imported late, to keep --help and shell completion fast.
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    items = TextColumn("{task.completed}/{task.total}  {task.fields[note]}")
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), items, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
         yield lambda note: bar.update(task, advance=1, note=note)
 
