@@ -51,11 +51,12 @@ class RunFolder:
         cls.check(path, command, config, resume=resume, overwrite=overwrite)
         with locked(path):
             run = cls(path, command)
-            if overwrite or _is_being_cleared(path):
+            state = read_json(path / "run.json") if (path / "run.json").exists() else {}
+            if overwrite or state.get("being_cleared") is True:
                 run._clear()
-            elif (path / "run.json").exists():
-                recorded = read_json(path / "run.json").items()
-                run._recorded = {key: value for key, value in recorded if key not in ("format", "command", "finished")}
+            else:
+                own = ("format", "command", "finished")
+                run._recorded = {key: value for key, value in state.items() if key not in own}
             run._write_state(finished=False)
             write_yaml(path / "config.yaml", config)
             with resumable():
@@ -78,7 +79,7 @@ class RunFolder:
         state = read_json(path / "run.json")
         if state.get("command") != command:
             raise FolderTaken(f"{path}: holds a run of '{state.get('command')}', not of '{command}'")
-        if overwrite or _is_being_cleared(path):
+        if overwrite or state.get("being_cleared") is True:  # a killed overwrite, which `start` completes
             return
         if state.get("finished"):
             raise RunFinished(f"{path}: holds a finished run")
@@ -131,8 +132,3 @@ class RunFolder:
     def _write_state(self, finished: bool, **more: bool) -> None:
         state = {"format": FORMAT_VERSION, "command": self.command, "finished": finished, **more}
         write_json(self.path / "run.json", {**state, **self._recorded})
-
-
-def _is_being_cleared(run: Path) -> bool:
-    """Return whether an overwrite was killed before it had deleted all of the previous run."""
-    return (run / "run.json").exists() and read_json(run / "run.json").get("being_cleared") is True
