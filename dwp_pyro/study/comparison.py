@@ -104,7 +104,7 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
             measured = _pairs((row for row in rows if (row.n, row.method) == (n, method)), "dice")
             metrics = [show(name, summary.get(name)) for name in (*HEADLINE, "seconds")]
             common = leaders.keys() & measured.keys()  # methods may have different cases
-            gap = _show_interval(paired_difference(leaders, measured), "dice") if common else "-"
+            gap = _difference(leaders, measured, "dice") if common else "-"
             means.append([f"{n}", method, f"{summary['dice'].cases}", *metrics, gap])
     titles = [MEASURES[name][0] for name in HEADLINE]
     tables = [Table(["n", "method", "seeds", *titles, "seconds", "gap to best"], means, _MEANS_NOTE)]
@@ -116,7 +116,7 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
         for method, theirs in others.items():
             seeds = {seed for seed, _ in _pairs(own, "dice").keys() & _pairs(theirs, "dice").keys()}
             if seeds:
-                shown = (_difference(own, theirs, name) for name in COMPARED)
+                shown = (_difference(_pairs(own, name), _pairs(theirs, name), name) for name in COMPARED)
                 differences.append([f"{n}", f"{chosen} − {method}", f"{len(seeds)}", *shown])
     if differences:
         header = ["n", "difference", "seeds", *(MEASURES[name][0] for name in COMPARED)]
@@ -124,13 +124,10 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     return tables
 
 
-def _difference(reference: Iterable[Row], method: Iterable[Row], name: str) -> str:
-    return _show_interval(paired_difference(_pairs(reference, name), _pairs(method, name)), name)
-
-
-def _show_interval(interval: Interval, name: str) -> str:
+def _difference(reference: Mapping[tuple[int, str], float], method: Mapping[tuple[int, str], float], name: str) -> str:
+    """Format the paired difference of a metric, and its interval."""
     _, digits = MEASURES[name]
-    mean, low, high = (f"{x:+.{digits}f}" for x in interval)
+    mean, low, high = (f"{x:+.{digits}f}" for x in paired_difference(reference, method))
     return f"{mean} [{low}, {high}]"
 
 
