@@ -23,18 +23,11 @@ _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downl
 _NOT_STATED = "not stated"
 
 
-def export_monai_bundle(run: Path, out: Path) -> Path:
+def export_monai_bundle(run: Path, out: Path) -> None:
     """Write a MONAI bundle that predicts a folder of scans by `predict`.
 
     The bundle holds `configs/metadata.json` (MONAI's schema of 2024-07-25), `configs/inference.json`,
     `models/posterior.safetensors` and `docs/README.md`, and no pickle. Running it needs this package.
-
-    Args:
-        run: Folder of a finished `svi` or `finetune` run.
-        out: Output folder; must not exist.
-
-    Returns:
-        Path of the inference configuration.
 
     Raises:
         RunError: if the run cannot be used, or `out` exists; nothing is written then.
@@ -47,7 +40,6 @@ def export_monai_bundle(run: Path, out: Path) -> Path:
         write_json(folder / "configs" / "inference.json", _inference())
         write_bytes(folder / "models" / "posterior.safetensors", weights)
         write_bytes(folder / "docs" / "README.md", _readme(network_config, settings).encode())
-    return out / "configs" / "inference.json"
 
 
 def _regions(network_config: NetworkConfig) -> str:
