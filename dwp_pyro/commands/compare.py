@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dwp_pyro.commands.console import logger, print_table, print_tables
+from dwp_pyro.commands.console import print_table, print_tables
 from dwp_pyro.commands.options import device
 
 __all__ = ["demo", "experiment"]
@@ -30,17 +30,16 @@ def demo(out: Path, device: str, seed: int) -> None:
     """
     from dwp_pyro.study.demo import demo as run_demo
 
-    result = run_demo(out, device, seed, say=logger.info)
+    table, runs = run_demo(out, device, seed)
     click.echo()
-    print_table(result.table)
+    print_table(table)
     click.echo("\nGenerated scans and short training: this checks the installation and does not compare the methods.")
-    click.echo(f"\nKernels and prior samples: {result.prior / 'kernels.png'}")
-    for method, run in result.runs.items():
+    click.echo(f"\nKernels and prior samples: {out / 'runs/prior-ms/kernels.png'}")
+    for method, run in runs.items():
         plots = sorted((run / "predictions").glob("*.png"))
         click.echo(f"Plots of {method}: {', '.join(map(str, plots[:2]))}, ...")
-    run = result.runs["DWP"]
-    click.echo(f"Maps for a viewer (ITK-SNAP, ...): {run / 'predictions'}/*_{{seg,prob,entropy,mi}}.nii.gz")
-    click.echo(f"Metrics per test case: {run / 'evaluation.csv'}")
+    click.echo(f"Maps for a viewer (ITK-SNAP, ...): {runs['DWP'] / 'predictions'}/*_{{seg,prob,entropy,mi}}.nii.gz")
+    click.echo(f"Metrics per test case: {runs['DWP'] / 'evaluation.csv'}")
 
 
 @click.command()
@@ -59,7 +58,7 @@ def experiment(study: Path, out: Path | None, workers: int, device: str) -> None
     from dwp_pyro.study.runner import experiment as run
 
     folder = out or Path("runs") / study.stem
-    tables = run(Study.read(study), folder, workers=workers, device=device, say=logger.info)
+    tables = run(Study.read(study), folder, workers=workers, device=device)
     click.echo()
     print_tables(tables)
     click.echo(f"\nTables: {folder / 'table.md'}\nPlot: {folder / 'learning_curve.png'}")

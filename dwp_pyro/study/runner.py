@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -36,20 +37,15 @@ from dwp_pyro.training.training_data import find_split, resolve
 
 __all__ = ["experiment", "read_rows"]
 
+_logger = logging.getLogger(__name__)
+
 _COLUMNS = ["method", "n", "seed", "case", *MEASURES, "seconds", "settings"]
 # Tables of an older version may lack other metrics.
 _REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds", "settings"}
 _REPORT_INTERVAL = 10.0  # seconds
 
 
-def experiment(
-    study: Study,
-    out: Path,
-    *,
-    workers: int = 1,
-    device: str = "auto",
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Table]:
+def experiment(study: Study, out: Path, *, workers: int = 1, device: str = "auto") -> list[Table]:
     """Train and measure every unfinished run of a study; compare the methods.
 
     Writes `results.csv`, one row per run and case; `table.md`; `learning_curve.png`; and a folder per run in `runs/`.
@@ -61,7 +57,6 @@ def experiment(
         out: Output folder.
         workers: Number of parallel runs, each in its own process with an equal share of the cores.
         device: Device to run on.
-        say: Function called with a line after each run.
 
     Returns:
         The tables of `table.md`: means of the methods, and differences, if any.
@@ -113,7 +108,7 @@ def experiment(
                 rows[task.study_run.key] = measured
                 _write_rows(results, rows.values())
                 dice = sum(row.measures["dice"] for row in measured) / len(measured)
-                say(f"{task}: Dice {dice:.3f}, {measured[0].seconds:.0f} s")
+                _logger.info(f"{task}: Dice {dice:.3f}, {measured[0].seconds:.0f} s")
                 advance("")
                 if time.monotonic() - reported > _REPORT_INTERVAL:
                     report()
