@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from dwp_pyro.commands.console import count_cases, logger, print_table
-from dwp_pyro.commands.options import device, load_settings, overwrite, resume, settings_options
+from dwp_pyro.commands.options import device, overwrite, resume, settings_options
 from dwp_pyro.config.prediction import PredictConfig
 
 __all__ = ["evaluate", "export", "predict", "report"]
@@ -25,12 +24,11 @@ __all__ = ["evaluate", "export", "predict", "report"]
 def predict(
     run: Path,
     scans: tuple[Path, ...],
-    config_file: Path | None,
+    config: PredictConfig,
     out: Path | None,
     device: str,
     resume: bool,
     overwrite: bool,
-    **given: Any,
 ) -> None:
     """Segment SCANS with a trained RUN and map the uncertainty.
 
@@ -38,7 +36,6 @@ def predict(
     modality in the order of the run. The output per case is _seg, _prob, _entropy and _mi (mutual
     information) as NIfTI on the grid of the scan, and a plot.
     """
-    config = load_settings(PredictConfig, config_file, given)
     from dwp_pyro.prediction.predict import predict as run_predict
 
     plots = run_predict(run, scans, config, out=out, device=device, resume=resume, overwrite=overwrite)
@@ -52,14 +49,13 @@ def predict(
 @settings_options(PredictConfig)
 @click.option("--root", help="Folder of the scans, if it was moved after the run.")
 @device
-def evaluate(run: Path, config_file: Path | None, root: str | None, device: str, **given: Any) -> None:
+def evaluate(run: Path, config: PredictConfig, root: str | None, device: str) -> None:
     """Evaluate a trained RUN on the test cases of its split.
 
     Writes overlap, surface distance, lesion, calibration and uncertainty metrics of each case and their means
     to RUN/evaluation.csv and RUN/evaluation.json, and reliability and risk-coverage curves to the latter and
     to plots beside it. Predicts missing cases first.
     """
-    config = load_settings(PredictConfig, config_file, given)
     from dwp_pyro.evaluation.evaluate import evaluate as run_evaluate
     from dwp_pyro.metrics import EMPTY_MASK_POLICY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable
@@ -13,10 +14,9 @@ import click
 
 from dwp_pyro.config.base import Settings
 
-__all__ = ["CommaSeparated", "device", "load_settings", "overwrite", "resume", "run_options", "settings_options"]
+__all__ = ["CommaSeparated", "device", "overwrite", "resume", "run_options", "settings_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_SettingsT = TypeVar("_SettingsT", bound=Settings)
 
 
 class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # not generic in the oldest supported click
@@ -33,12 +33,19 @@ class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # not generic 
             self.fail(f"'{value}' is not a comma-separated list of {self.kind.__name__} values", param, ctx)
 
 
-def settings_options(config: type[Settings]) -> Callable[[_Command], _Command]:
-    """Return a decorator that adds one option per setting, None by default, and --config."""
+def settings_options(config: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds one option per setting, and --config; the command receives a `config`."""
 
-    def decorate(command: _Command) -> _Command:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         hints = typing.get_type_hints(config)
         repeated = {field.metadata["repeats"] for field in dataclasses.fields(config)}
+
+        @functools.wraps(command)
+        def with_settings(config_file: Path | None, **options: Any) -> Any:
+            given = {name: options.pop(name) for name in hints if name in options}
+            return command(config=_load_settings(config, config_file, given), **options)
+
+        decorated = with_settings
         for field in reversed(dataclasses.fields(config)):
             if field.metadata["repeats"]:
                 continue
@@ -51,20 +58,20 @@ def settings_options(config: type[Settings]) -> Callable[[_Command], _Command]:
                 help_text = help_text.replace("  [", " Repeat the option for several.  [", 1)
             flag = f"--{field.name.replace('_', '-')}"
             declaration = f"{flag}/--no-{flag[2:]}" if hints[field.name] is bool else flag
-            command = click.option(
+            decorated = click.option(
                 declaration,
                 field.name,
                 type=_option_type(hints[field.name], field.metadata["choices"]),
                 default=None,
                 multiple=field.name in repeated,
                 help=help_text,
-            )(command)
+            )(decorated)
         return click.option(
             "--config",
             "config_file",
             type=click.Path(path_type=Path),
             help="YAML file of settings; options override it.",
-        )(command)
+        )(decorated)
 
     return decorate
 
@@ -77,7 +84,7 @@ def _option_type(hint: Any, choices: tuple[str, ...]) -> Any:
     return click.Choice(choices) if choices else kind
 
 
-def load_settings(config: type[_SettingsT], config_file: Path | None, given: dict[str, Any]) -> _SettingsT:
+def _load_settings(config: type[Settings], config_file: Path | None, given: dict[str, Any]) -> Settings:
     """Create settings from a YAML file, if there is one, and the options that were given."""
     values = {name: value for name, value in given.items() if value is not None}
     for field in dataclasses.fields(config):

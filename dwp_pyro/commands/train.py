@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from dwp_pyro.commands.console import logger, print_rows, print_tables
-from dwp_pyro.commands.options import load_settings, run_options, settings_options
+from dwp_pyro.commands.options import run_options, settings_options
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.data import DataConfig
 from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
@@ -20,7 +19,7 @@ __all__ = ["finetune", "fit_prior", "svi"]
 @settings_options(FitPriorConfig)
 @run_options
 def fit_prior(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+    config: FitPriorConfig, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool
 ) -> None:
     """Learn a prior over convolution kernels.
 
@@ -30,7 +29,6 @@ def fit_prior(
     The prior is prior.json, prior.safetensors and card.md. They contain no images and no case ids and can be
     shared; other files of the run folder contain case ids and the source networks.
     """
-    config = load_settings(FitPriorConfig, config_file, given)
     from dwp_pyro.priors.model_card import model_card
     from dwp_pyro.training.fit_prior import fit_prior as run
 
@@ -63,14 +61,11 @@ def fit_prior(
 @click.command()
 @settings_options(SviConfig)
 @run_options
-def svi(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
-) -> None:
+def svi(config: SviConfig, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool) -> None:
     """Infer a network from n target scans, with a prior over its kernels.
 
     The method is mean-field variational inference. fit-prior makes the prior.
     """
-    config = load_settings(SviConfig, config_file, given)
     from dwp_pyro.training.svi import svi as run
 
     prior = config.prior if config.center is None else f"{config.prior}-around-{config.center}"
@@ -83,14 +78,13 @@ def svi(
 @settings_options(FinetuneConfig)
 @run_options
 def finetune(
-    config_file: Path | None, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool, **given: Any
+    config: FinetuneConfig, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool
 ) -> None:
     """Train a deterministic network on n target scans, as a baseline.
 
     --init random is UNet-RI; --init source is UNet-PR; --init source --trainable first-last is UNet-PRf; --init source
     --l2-sp 10000 is L2-SP.
     """
-    config = load_settings(FinetuneConfig, config_file, given)
     from dwp_pyro.training.finetune import finetune as run
 
     method = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.trainable}"
