@@ -54,7 +54,6 @@ def fit_prior(
             )
         click.echo()
     print_tables(model_card(prior)[1:])
-    _print_blocks(folder)
     click.echo(f"Prior: {folder}\nPlot: {folder / 'kernels.png'}")
 
 
@@ -102,12 +101,6 @@ def _dataset(config: DataConfig) -> str:
 
 
 def _print_trained(folder: Path) -> None:
-    _print_blocks(folder)
-    click.echo(f"Run: {folder}")
-    logger.info(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
-
-
-def _print_blocks(folder: Path) -> None:
     from dwp_pyro.priors.blocks import BLOCKS_FILE
     from dwp_pyro.runtime.files import read_yaml
 
@@ -115,3 +108,5 @@ def _print_blocks(folder: Path) -> None:
     if path.exists():
         parts = [f"{block} ({len(names)})" for block, names in read_yaml(path).items()]
         click.echo(f"Prior blocks and their convolutions: {', '.join(parts)}; by name: {path}")
+    click.echo(f"Run: {folder}")
+    logger.info(f"Next: dwp-pyro evaluate {folder}   or: dwp-pyro predict {folder} SCANS")
