@@ -45,12 +45,7 @@ class _Console(logging.Handler):
 
 
 def set_up_logging(log_format: Literal["text", "json"], *, quiet: bool) -> None:
-    """Print the package's log records as text or JSON.
-
-    Args:
-        log_format: Format of the records.
-        quiet: Whether to print only errors.
-    """
+    """Print the package's log records as text or JSON; if `quiet`, only errors."""
     for handler in [handler for handler in logger.handlers if isinstance(handler, _Console)]:
         logger.removeHandler(handler)
     logger.addHandler(_Console(log_format == "json"))

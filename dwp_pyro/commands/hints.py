@@ -35,12 +35,7 @@ _HINTS: dict[type[errors.UserError], tuple[str, ...]] = {
 
 
 def hint(error: errors.UserError, options: Set[str]) -> str:
-    """Return the remedy for an error; "" if its message has one.
-
-    Args:
-        error: Error that a command raised.
-        options: Options of that command, such as "--out"; a remedy that needs another one is skipped.
-    """
+    """Return the remedy for an error that a command with these `options` ("--out", ...) can follow; "" for none."""
     for remedy in _HINTS.get(type(error), ()):
         if set(re.findall(r"--[a-z-]+", re.sub(r"'[^']*'", "", remedy))) <= options:
             return remedy

@@ -127,10 +127,6 @@ def evaluate(
 def find_test_cases(run: Path, root: str | None) -> DataSet:
     """Return the test cases of a run's split.
 
-    Args:
-        run: Folder of the run.
-        root: Folder of the scans if it differs from that of the run.
-
     Raises:
         UserError: if the run does not name its scans, there are no test cases, or one is missing or has no label.
     """
@@ -159,13 +155,7 @@ def find_test_cases(run: Path, root: str | None) -> DataSet:
 def measure(
     posterior: Posterior, data: DataSet, config: PredictConfig, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Return the metrics of `evaluate` for cases predicted in memory.
-
-    Args:
-        posterior: Posterior; moved to `device`.
-        data: Cases with labels.
-        config: Settings of the predictions.
-        device: Device to run on.
+    """Return the metrics of `evaluate` for labeled cases predicted in memory; moves the posterior to the device.
 
     Returns:
         Case → metric → value; the mean over regions if there are several.

@@ -31,16 +31,7 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     """Write an HTML page about a run: results, cases in a viewer, calibration, training, data and settings.
 
     The page is one file, loads nothing from a network, and contains the scans of three test cases: best, median and
-    worst by Dice.
-
-    Args:
-        run: Folder of an evaluated `svi` or `finetune` run.
-        root: Folder of the scans if it differs from that of the run.
-        out: Path of the page; `run/report.html` by default.
-        region: Region in the viewer, whose Dice selects the cases; the first region of the run by default.
-
-    Returns:
-        Path of the page.
+    worst by Dice of `region`, by default the first. Return the path of the page, by default `run/report.html`.
 
     Raises:
         UserError: if the run is not evaluated, or its predictions or scans have changed since; nothing is written.

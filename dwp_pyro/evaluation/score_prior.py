@@ -20,12 +20,6 @@ __all__ = ["score_prior"]
 def score_prior(prior: Path, kernels: Path, *, samples: int = 500, seed: int = 0) -> dict[str, Any]:
     """Return the mean log-density in nats over all kernels of a file, each under the block of its site.
 
-    Args:
-        prior: Folder of a kernel prior.
-        kernels: Kernel bank or array; see `read_kernels`.
-        samples: K of the importance-weighted bound.
-        seed: Seed of its samples.
-
     Returns:
         {"nats_per_kernel": {"prior", "standard_normal", "isotropic", "full_gaussian"}, "kernels": n};
         see `score_kernels`.

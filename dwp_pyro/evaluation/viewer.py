@@ -75,18 +75,8 @@ def case_view(
     """Return the layers of a case, cropped to the brain and the regions; all volumes are [X, Y, Z] on one grid.
 
     The image has 255 levels between its percentiles 0.2 and 99.8. A map has 100 levels from 0 to its largest possible
-    value or, for mutual information, its largest value.
-
-    Args:
-        modality: Modality of the image.
-        affine: Affine [4, 4] from voxel indices to mm (RAS+).
-        image: Scan.
-        brain_mask: Brain mask of the scan.
-        truth: True mask of the region.
-        predicted: Predicted mask of the region.
-        probability: Probability of the region.
-        entropy: Predictive entropy in nats.
-        mutual_information: Mutual information of prediction and weights in nats.
+    value or, for mutual information, its largest value. Entropy and mutual information are in nats; the affine [4, 4]
+    maps voxel indices to mm (RAS+).
     """
     (box,) = ndimage.find_objects((brain_mask | truth | predicted).view(np.uint8))
     affine_of_box = affine @ from_matvec(np.eye(3), [side.start for side in box])

@@ -23,10 +23,6 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     `out` holds label maps, `<case>.nii.gz`, and their `dataset.json`; probability, entropy and mutual information are
     in `out/uncertainty/<case>_{prob,entropy,mi}.nii.gz`. nnU-Net's `.npz` files contain a pickle and are not written.
 
-    Args:
-        run: Folder of a run with predictions.
-        out: Output folder; must not exist.
-
     Returns:
         Ids of the cases.
 

@@ -27,9 +27,7 @@ _TRAINING = {
 def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mapping[str, Summary]]]) -> None:
     """Draw Dice and IoU against n, one line per method, with the standard error over seeds.
 
-    Args:
-        path: Path of the picture.
-        summaries: n → method → metric → summary over seeds.
+    `summaries` is n → method → metric → summary over seeds.
     """
     methods = sorted({method for at_n in summaries.values() for method in at_n})
     sizes = sorted(summaries)
@@ -58,10 +56,9 @@ def save_learning_curves(path: Path, summaries: Mapping[int, Mapping[str, Mappin
 
 
 def training_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Draw log-likelihood, KL and validation Dice against steps, one line per stage; None if there are none.
+    """Draw log-likelihood, KL and validation Dice of `metrics.jsonl` against steps, one line per stage.
 
-    Args:
-        records: Lines of `metrics.jsonl`: "stage", "step" and metrics.
+    Return None if there are none.
     """
     lines: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in _TRAINING}
     for record in records:
@@ -92,10 +89,7 @@ def training_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
 def reliability_figure(confidence: Sequence[Any], frequency: Sequence[Any], count: Sequence[float]) -> Figure:
     """Draw observed frequency against predicted probability, above the fraction of voxels.
 
-    Args:
-        confidence: Mean predicted probability per bin, [bins]; None or NaN in empty bins.
-        frequency: Fraction of voxels in the region per bin, [bins]; None or NaN in empty bins.
-        count: Number of voxels per bin, [bins].
+    All are [bins]; confidence and frequency are None or NaN in empty bins (see `Reliability`).
     """
     figure = Figure(figsize=(3.8, 4.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -113,11 +107,7 @@ def reliability_figure(confidence: Sequence[Any], frequency: Sequence[Any], coun
 
 
 def risk_coverage_figure(panels: Mapping[str, tuple[Any, Any, str]]) -> Figure:
-    """Draw risk against coverage, one panel per curve.
-
-    Args:
-        panels: Title → coverage [C], risk [C] and unit of the coverage ("voxels", "cases").
-    """
+    """Draw risk [C] against coverage [C] in units such as "voxels", one panel per title → (coverage, risk, unit)."""
     figure = Figure(figsize=(3.8 * len(panels), 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, (coverage, risk, unit)) in zip(axes, panels.items(), strict=True):

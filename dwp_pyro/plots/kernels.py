@@ -26,12 +26,9 @@ _DIMENSIONS_SHOWN = 3
 
 
 def save_kernel_figure(path: Path, prior: KernelPrior, kernels: Mapping[str, Tensor]) -> None:
-    """Draw, per block, kernels it was fitted to, if any, above draws from the prior, on one color scale.
+    """Draw, per block, the `kernels` [n, k₁, …, k_d] it was fitted to, if any, above draws from the prior.
 
-    Args:
-        path: Path of the picture.
-        prior: Prior to draw from.
-        kernels: Block → kernels [n, k₁, …, k_d] it was fitted to; may be empty.
+    Each block has one color scale.
     """
     generator = torch.Generator().manual_seed(0)
     figure, axes = _column_of_axes(len(prior.block_infos), 0.9 if kernels else 0.55)
@@ -58,11 +55,7 @@ def save_kernel_figure(path: Path, prior: KernelPrior, kernels: Mapping[str, Ten
 def save_traversal_figure(path: Path, prior: KernelPrior, usage: Mapping[str, Tensor], unit: str) -> None:
     """Draw, per block of a VAE prior, the mean kernel of p(w|z) along its most used latent dimensions.
 
-    Args:
-        path: Path of the picture.
-        prior: Prior of the family "dwp".
-        usage: Block → usage of each latent dimension, [L].
-        unit: Measure of usage.
+    `usage` is that of each latent dimension per block, [L], in `unit`.
     """
     figure, axes = _column_of_axes(len(prior.block_infos), 1.3)
     for ax, (name, used) in zip(axes, usage.items(), strict=True):
@@ -90,10 +83,7 @@ def save_predictive_figure(
 ) -> None:
     """Draw the predictions of untrained networks for a generated scan.
 
-    Args:
-        path: Path of the picture.
-        image: Middle axial slice, [X, Y].
-        draws: Source of the kernels → probability map of each network, [X, Y].
+    `image` is the middle axial slice, [X, Y]; `draws` has the probability maps [X, Y] per source of the kernels.
     """
     columns = 3 + max(map(len, draws.values()))
     figure = Figure(figsize=(1.9 * columns, 2.35 * len(draws) + 0.7), layout="constrained")

@@ -21,10 +21,6 @@ class GraphedCallable(Generic[T]):
 
     The function must read tensors at fixed addresses and must not synchronize with the GPU; Python numbers keep the
     values they had at capture. Each call overwrites the previous result and advances PyTorch's generator.
-
-    Args:
-        function: Function to capture.
-        device: GPU to capture on.
     """
 
     def __init__(self, function: Callable[[], T], device: torch.device) -> None:

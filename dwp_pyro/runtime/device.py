@@ -51,11 +51,7 @@ def warn_if_emulated(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def catch_out_of_memory(what: str) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into `OutOfMemory`.
-
-    Args:
-        what: Subject of the message: the folder of a run, a case.
-    """
+    """Turn torch's out-of-memory errors into `OutOfMemory` about `what`: the folder of a run, a case."""
     try:
         yield
     except RuntimeError as problem:

@@ -90,12 +90,7 @@ class LabelsUnknown(DataError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Received SIGINT or SIGTERM. Not an Exception, because libraries catch those anywhere.
-
-    Args:
-        signum: Number of the signal.
-        saved: Whether a checkpoint was saved.
-    """
+    """Received SIGINT or SIGTERM. Not an Exception, because libraries catch those anywhere."""
 
     #: Whether the run can be resumed; set by `signals.resumable`.
     resumable = False

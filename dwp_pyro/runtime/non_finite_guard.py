@@ -24,9 +24,6 @@ class NonFiniteGuard:
 
     A skipped step changes neither parameters nor moments. A gradient counts as finite if the sum of its squares is:
     Adam accumulates squares, and an infinite moment would freeze its weight permanently.
-
-    Args:
-        optimizer: Optimizer; its gradients are cleared after each step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

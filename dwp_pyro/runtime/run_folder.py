@@ -99,10 +99,6 @@ class RunFolder:
     def pin(self, name: str, value: Mapping[str, Any]) -> None:
         """Write what the run depends on to a JSON file; a resumed run must depend on the same.
 
-        Args:
-            name: Name of the file.
-            value: Content of the file.
-
         Raises:
             RunOutdated: if the file exists with another content.
         """

@@ -10,13 +10,7 @@ __all__ = ["Table", "markdown"]
 
 @dataclass(frozen=True)
 class Table:
-    """Table of text.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells of each row.
-        note: Text below the table.
-    """
+    """Table of text, with a note below it."""
 
     header: list[str]
     rows: list[list[str]]

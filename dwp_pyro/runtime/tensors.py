@@ -26,11 +26,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     The file has a checksum of both, because nothing else detects a flipped bit in a tensor.
 
-    Args:
-        path: Output file.
-        tensors: Tensors by name.
-        metadata: JSON object.
-
     Raises:
         Diverged: if a tensor holds NaN or infinity; an existing file is kept.
     """

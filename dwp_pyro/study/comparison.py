@@ -91,9 +91,7 @@ def paired_difference(reference: Mapping[tuple[int, str], float], method: Mappin
 def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     """Return a table of means per n and method, and one of differences between a reference and other methods, if any.
 
-    Args:
-        rows: Rows of all methods.
-        reference: Name of the reference method; None for the one with the highest mean Dice at each n.
+    The reference is by default (None) the method with the highest mean Dice at each n.
     """
     rows = list(rows)
     summaries = summarize_methods(rows)

@@ -24,12 +24,7 @@ _RUN_SETTINGS = ("n", "seed")
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study.
-
-    Args:
-        method: Name of the method.
-        config: Settings of `svi` or `finetune`, including n and seed.
-    """
+    """One run of a study: the name of its method, and its settings, including n and seed."""
 
     method: str
     config: SviConfig | FinetuneConfig

@@ -49,14 +49,8 @@ def experiment(study: Study, out: Path, *, workers: int = 1, device: str = "auto
     """Train and measure every unfinished run of a study; compare the methods.
 
     Writes `results.csv`, one row per run and case; `table.md`; `learning_curve.png`; and a folder per run in `runs/`.
-    Another call resumes the study and trains runs added since. On a CPU the results are reproducible to the bit for the
-    same number of threads per worker.
-
-    Args:
-        study: Study to run.
-        out: Output folder.
-        workers: Number of parallel runs, each in its own process with an equal share of the cores.
-        device: Device to run on.
+    Another call resumes the study and trains runs added since. Parallel runs have processes of their own, with equal
+    shares of the cores. On a CPU the results are reproducible to the bit for the same number of threads per worker.
 
     Returns:
         The tables of `table.md`: means of the methods, and differences, if any.
@@ -123,16 +117,7 @@ def experiment(study: Study, out: Path, *, workers: int = 1, device: str = "auto
 
 @dataclass(frozen=True)
 class _Task:
-    """Everything that a worker needs for a run.
-
-    Args:
-        study_run: Run with resolved settings.
-        settings: Digest of everything that its result depends on.
-        data: Cases to measure.
-        predict: Settings of the predictions.
-        run: Folder of the run.
-        device: Device to run on.
-    """
+    """Everything that a worker needs for a run; `settings` is a digest of everything that its result depends on."""
 
     study_run: StudyRun
     settings: str
