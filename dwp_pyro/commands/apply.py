@@ -37,11 +37,13 @@ def predict(
     information) as NIfTI on the grid of the scan, and a plot.
     """
     from dwp_pyro.prediction.predict import predict as run_predict
+    from dwp_pyro.runtime.distributed import join_processes
 
-    plots = run_predict(run, scans, config, out=out, device=device, resume=resume, overwrite=overwrite)
-    folder = out or run / "predictions"
-    first = next(iter(plots.values()), None)
-    click.echo(f"{count_cases(len(plots))} in {folder}" + (f"; plot of the first: {first[0]}" if first else ""))
+    with join_processes(device) as (own_device, _):
+        plots = run_predict(run, scans, config, out=out, device=own_device, resume=resume, overwrite=overwrite)
+        folder = out or run / "predictions"
+        first = next(iter(plots.values()), None)
+        click.echo(f"{count_cases(len(plots))} in {folder}" + (f"; plot of the first: {first[0]}" if first else ""))
 
 
 @click.command()

@@ -18,6 +18,7 @@ _HINTS: dict[type[errors.UserError], tuple[str, ...]] = {
     errors.RunFinished: ("give another --out, or --overwrite to replace it",),
     errors.RunUnfinished: ("give --resume to continue, or --overwrite to start again",),
     errors.RunOutdated: (_OVERWRITE,),
+    errors.ProcessLost: ("give --resume to continue",),
     errors.PredictionExists: ("give --overwrite to replace it, --resume to keep it, or another --out",),
     errors.PredictionOutdated: ("predict it again with 'dwp-pyro predict --overwrite'",),
     errors.SourceMissing: (

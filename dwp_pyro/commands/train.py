@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,6 +14,9 @@ from dwp_pyro.commands.options import run_options, settings_options
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.data import DataConfig
 from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
+
+if typing.TYPE_CHECKING:
+    from dwp_pyro.priors.kernel_prior import KernelPrior
 
 __all__ = ["finetune", "fit_prior", "svi"]
 
@@ -29,13 +35,18 @@ def fit_prior(
     The prior is prior.json, prior.safetensors and card.md. They contain no images and no case ids and can be
     shared; other files of the run folder contain case ids and the source networks.
     """
-    from dwp_pyro.priors.model_card import model_card
     from dwp_pyro.training.fit_prior import fit_prior as run
 
     # Without --dataset the folder is always prior-ms, the default of svi and finetune.
     source = (config.dataset or config.default_dataset) if config.kernels is None else Path(config.kernels).stem
     folder = out or Path(f"runs/prior-{source}")
-    prior = run(config, RunOptions(folder, device, resume, overwrite, mlflow))
+    with _joined(folder, device, resume, overwrite, mlflow) as options:
+        _print_prior(run(config, options), options.out)
+
+
+def _print_prior(prior: KernelPrior, folder: Path) -> None:
+    from dwp_pyro.priors.model_card import model_card
+
     provenance = prior.provenance
     sources = [
         [f"{bootstrap}", f"{snapshot}", *("-" if metric is None else f"{metric:.2f}" for metric in metrics)]
@@ -69,8 +80,9 @@ def svi(config: SviConfig, out: Path | None, device: str, resume: bool, overwrit
 
     prior = config.prior if config.center is None else f"{config.prior}-around-{config.center}"
     folder = out or Path(f"runs/svi-{_dataset(config)}-{prior}-n{config.n}-seed{config.seed}")
-    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
-    _print_trained(folder)
+    with _joined(folder, device, resume, overwrite, mlflow) as options:
+        run(config, options)
+        _print_trained(options.out)
 
 
 @click.command()
@@ -88,8 +100,18 @@ def finetune(
 
     method = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.trainable}"
     folder = out or Path(f"runs/finetune-{_dataset(config)}-{method}-n{config.n}-seed{config.seed}")
-    run(config, RunOptions(folder, device, resume, overwrite, mlflow))
-    _print_trained(folder)
+    with _joined(folder, device, resume, overwrite, mlflow) as options:
+        run(config, options)
+        _print_trained(options.out)
+
+
+@contextmanager
+def _joined(folder: Path, device: str, resume: bool, overwrite: bool, mlflow: bool) -> Iterator[RunOptions]:
+    """Yield the options of this process; under `torchrun` a run has several."""
+    from dwp_pyro.runtime.distributed import join_processes, process_number
+
+    with join_processes(device, folder) as (own_device, own_folder):
+        yield RunOptions(own_folder, own_device, resume, overwrite, mlflow and process_number() == 0)
 
 
 def _dataset(config: DataConfig) -> str:

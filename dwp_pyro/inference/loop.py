@@ -17,6 +17,7 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dwp_pyro.data.patches import Batch, PatchDataset
@@ -26,7 +27,8 @@ from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.runtime.cuda_graph import GraphedCallable
-from dwp_pyro.runtime.errors import Diverged, Interrupted
+from dwp_pyro.runtime.distributed import any_signal, average, lost_processes, process_count, process_number
+from dwp_pyro.runtime.errors import Diverged, Interrupted, ProcessLost
 from dwp_pyro.runtime.non_finite_guard import MAX_IN_A_ROW, NonFiniteGuard
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.signals import defer_signals, interrupt_on_signal
@@ -140,13 +142,47 @@ def _loss_and_grads(
     return loss.detach(), elbo.terms, [parameter.grad for parameter in parameters]
 
 
+class _DistributedLoss(nn.Module):
+    """−ELBO and its gradients, means over the processes of the run, in place of `elbo.loss_and_grads`."""
+
+    def __init__(self, elbo: MeanFieldELBO, model: SegmentationModel, guide: MeanFieldNormal | None) -> None:
+        super().__init__()
+        self.elbo = elbo
+        self.model = model
+        self.guide = guide
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.elbo.differentiable_loss(self.model, _draw(self.guide), *batch)
+
+    def averaged(self) -> Callable[..., Tensor]:
+        """Return the function that SVI calls. DDP starts with the parameters of process 0 and averages gradients."""
+        parallel = DistributedDataParallel(self)
+
+        def loss_and_grads(model: Any, guide: Any, *batch: Tensor) -> Tensor:
+            loss: Tensor = parallel(*batch)
+            loss.backward()
+            means = average({"loss": loss.detach(), **self.elbo.terms})
+            loss, self.elbo.terms = means.pop("loss"), means
+            return loss
+
+        return loss_and_grads
+
+
+def _draw(guide: MeanFieldNormal | None) -> Callable[..., Any]:
+    # `forward`, because calling the guide itself registers each of its parameters with Pyro at each step.
+    return (lambda *batch: {}) if guide is None else guide.forward
+
+
 def pyro_svi(
     model: SegmentationModel, guide: MeanFieldNormal | None, guard: NonFiniteGuard, elbo: MeanFieldELBO
 ) -> SVI:
-    """Return Pyro's SVI with one optimizer for all parameters; on a GPU, loss, gradients and step are CUDA graphs."""
-    # `forward`, because calling the guide itself registers each of its parameters with Pyro at each step.
-    draw = (lambda *batch: {}) if guide is None else guide.forward
-    arguments: tuple[Any, Any, OneOptimizer] = (model, draw, OneOptimizer(guard, elbo))
+    """Return Pyro's SVI with one optimizer for all parameters.
+
+    With several processes, gradients are averaged; with one on a GPU, loss, gradients and step are CUDA graphs.
+    """
+    arguments: tuple[Any, Any, OneOptimizer] = (model, _draw(guide), OneOptimizer(guard, elbo))
+    if process_count() > 1:
+        return SVI(*arguments, elbo.loss, _DistributedLoss(elbo, model, guide).averaged())
     if guard.parameters[0].device.type != "cuda":
         return SVI(*arguments, elbo)
     guard.record()
@@ -172,11 +208,14 @@ def fit(
     (`skipped_steps` among the metrics). If `checkpoint` exists, the loop resumes from it with the same result, bit by
     bit on the same CPU with the same number of threads.
 
+    With R processes (`torchrun`), each has its own patches and weight samples, and the gradient is the mean over them:
+    that of R sub-batches, with the KL once.
+
     Args:
         model: Generative model, on its device.
         guide: Guide, on the same device.
-        patches: `schedule.steps` × `batch_size` patches.
-        batch_size: Patches per step.
+        patches: `schedule.steps` × `batch_size` patches per process.
+        batch_size: Patches per step and process.
         schedule: Rates, estimator and seed.
         checkpoint: File that is written every minute, on SIGINT and SIGTERM, and at the end.
         description: Label of the progress bar.
@@ -199,30 +238,35 @@ def fit(
     local = schedule.estimator == "local"
     handler = LocalReparameterization(guide.posterior) if guide is not None and local else nullcontext()
     start, unreported = load_checkpoint(checkpoint, parameters, guard)
-    remaining = Subset(patches, range(start * batch_size, schedule.steps * batch_size))
+    number, count = process_number(), process_count()
+    blocks = range(start * count + number, schedule.steps * count, count)
+    remaining = Subset(patches, [block * batch_size + index for block in blocks for index in range(batch_size)])
     model.train()
     with (
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
-        defer_signals() as stopped,
+        defer_signals() as received,
         progress(description, schedule.steps, start) as advance,
     ):
         save = partial(save_checkpoint, checkpoint, parameters=parameters, guard=guard)
-        record = _Record(model, schedule, save, stopped, log, validate, at_step)
+        signum = 0
+        record = _Record(model, schedule, save, lambda: signum or received(), log, validate, at_step)
         if unreported is not None:
             record.report(start, unreported)
         for step, batch in enumerate(patch_loader(remaining, batch_size, device), start):
             schedule.set(step, beta, rates)
-            torch.manual_seed(step_seed(schedule.seed, step))
-            with handler:
+            torch.manual_seed(step_seed(schedule.seed, step * count + number))
+            with record.saved_if_lost(step), handler:
                 loss = svi.step(*(part.to(device, non_blocking=True) for part in batch))
             if guard.diverged:
                 record.raise_diverged(step + 1, guard, checkpoint.parent)
             terms = {name: float(term) for name, term in elbo.terms.items()}
+            with record.saved_if_lost(step + 1):
+                signum = any_signal(received())
             record.after_step(step + 1, partial(_metrics, step, loss, terms, schedule, guard))
             advance(_note(terms, guard, bayesian=guide is not None))
-        if stopped():  # a signal after the last step also stops the trainings that follow
-            raise Interrupted(stopped(), saved=True)
+        if received():  # a signal after the last step also stops the trainings that follow
+            raise Interrupted(received(), saved=True)
 
 
 @dataclass
@@ -264,6 +308,16 @@ class _Record:
         except Interrupted as stop:
             self.save(step, unreported=metrics)
             raise Interrupted(stop.signum, saved=True) from None
+
+    @contextmanager
+    def saved_if_lost(self, step: int) -> Iterator[None]:
+        """Save the checkpoint of a step if another process of the run ends."""
+        try:
+            with lost_processes():
+                yield
+        except ProcessLost as problem:
+            self.save(step)
+            raise ProcessLost(f"{problem}; the checkpoint of step {step} is saved") from problem
 
     def raise_diverged(self, step: int, guard: NonFiniteGuard, run: Path) -> NoReturn:
         """Save the checkpoint of the last step that was taken, and raise `Diverged`."""

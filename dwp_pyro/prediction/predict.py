@@ -28,6 +28,7 @@ from dwp_pyro.plots.cases import save_case_figure
 from dwp_pyro.prediction.labels import known_regions, label_values, read_scan, shown_image, to_label_map
 from dwp_pyro.prediction.outputs import map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
+from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
 from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_json
 from dwp_pyro.runtime.progress import progress
@@ -99,12 +100,13 @@ def predict(
         raise PredictionExists(f"{out}: already holds a prediction of '{done[0].id}'")
     if resume:
         cases = not_predicted(out, cases, trained, config)
-    with progress("checking scans", len(cases)) as advance:
+    cases = cases[process_number() :: process_count()]
+    with fail_together(), progress("checking scans", len(cases)) as advance:
         for number, case in enumerate(cases):  # check all before writing anything
             cases[number] = _fit_to_predict(case, trained.posterior.network_config, data)
             advance("")
     with resumable():
-        return predict_cases(trained, cases, data, config, out, torch_device(device))
+        return gather(predict_cases(trained, cases, data, config, out, torch_device(device)))
 
 
 class TrainedRun(NamedTuple):
@@ -273,7 +275,7 @@ def predict_cases(
                 posterior, case, data, config, device, partial(advance, case.id)
             )
             segmentation = to_label_map(masks, network_config, values)
-            if not pictures:  # an unreadable first scan must not leave an empty folder
+            if not pictures and process_number() == 0:  # an unreadable first scan must not leave an empty folder
                 held.enter_context(locked(out))
             marker = out / f"{case.id}.json"
             marker.unlink(missing_ok=True)  # marks a complete prediction

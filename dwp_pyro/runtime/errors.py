@@ -16,6 +16,7 @@ __all__ = [
     "PredictionExists",
     "PredictionOutdated",
     "PriorError",
+    "ProcessLost",
     "RunError",
     "RunFinished",
     "RunOutdated",
@@ -83,6 +84,10 @@ class OutOfMemory(RunError):
 
 class Diverged(RunError):
     """Training whose loss, gradient or parameters are NaN or infinite."""
+
+
+class ProcessLost(RunError):
+    """Run of several processes, one of which has ended."""
 
 
 class LabelsUnknown(DataError):

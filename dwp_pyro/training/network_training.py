@@ -26,6 +26,7 @@ from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.models.likelihoods import choose_activation, region_masks
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.runtime.device import warn_if_emulated
+from dwp_pyro.runtime.distributed import process_count
 from dwp_pyro.training.metrics_log import MetricsLog, Track
 from dwp_pyro.training.training_data import TrainingData
 
@@ -137,7 +138,8 @@ def train_network(
     ).to(device)
     if guide is not None:
         guide.to(device)
-    patches = training_patches(data, settings, schedule.seed, schedule.steps * settings.batch_size)
+    length = schedule.steps * settings.batch_size * process_count()
+    patches = training_patches(data, settings, schedule.seed, length)
 
     def posterior() -> Posterior:
         return Posterior(network_config, [trained_member(setup, network_config, device)])

@@ -1,0 +1,5 @@
+"""`python -m dwp_pyro`, and `torchrun -m dwp_pyro`."""
+
+from dwp_pyro.cli import main
+
+main(prog_name="dwp-pyro")
