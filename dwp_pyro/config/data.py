@@ -68,11 +68,11 @@ class DataConfig(Settings):
     spacing: float | None = setting(
         None,
         "Side of the cubic voxels to resample to, in mm; 0 keeps those of the scans.  [default: the finest side of the "
-        "scans, or coarser, so that a patch is as long as the structures and half as long as the brain]",
+        "scans, or coarser, so that a patch is 1.5 times as long as the structures and 0.8 times as long as the brain]",
         minimum=0,
     )
     patch: int = setting(
-        32,
+        48,
         "Side of a training patch, in voxels; smaller scans are used whole. Larger patches allow smaller voxels.",
         minimum=16,
     )

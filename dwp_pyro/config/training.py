@@ -62,7 +62,7 @@ class TrainingConfig(DataConfig):
         0.5, "Weight of the Dice loss in dice-ce; the cross-entropy has the rest.", minimum=0, maximum=1
     )
     steps: int = setting(300, "Optimization steps.", minimum=1)
-    batch_size: int = setting(2, "Patches per step.", minimum=1, maximum=4096)
+    batch_size: int = setting(1, "Patches per step.", minimum=1, maximum=4096)
     learning_rate: float = setting(4e-3, "Peak learning rate of AdamW.", minimum=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW on deterministic weights.", minimum=0)
     precision: str = setting("float32", PRECISION_HELP, choices=("float32", "bf16"))

@@ -70,6 +70,10 @@ class TrainingData:
 
 _MAX_SCANS = 20  # from which the spacing is chosen
 
+# Length of a patch. What surrounds a structure tells it from what looks like it: with 1.5 times the structures instead
+# of once, at equal voxels, Dice on gliomas rose from .60 to .65 (docs/results.md).
+_OF_BRAIN, _OF_STRUCTURE = 0.8, 1.5
+
 _SettingsT = TypeVar("_SettingsT", bound=DataConfig)
 
 
@@ -122,9 +126,9 @@ def _source_widths(settings: TrainingConfig) -> tuple[int, ...] | None:
 def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], patch: int) -> float:
     """Choose the side of cubic voxels in mm so that a patch covers a structure and its surroundings.
 
-    The finest side of the scans' voxels, enlarged until a patch is as long as the structures (the longest side of the
-    bounding box of a region's largest component) and half as long as the brain (the geometric mean of the sides of its
-    bounding box). Each length is the median over the scans.
+    The finest side of the scans' voxels, enlarged until a patch is 1.5 times as long as the structures (the longest
+    side of the bounding box of a region's largest component) and 0.8 times as long as the brain (the geometric mean of
+    the sides of its bounding box). Each length is the median over the scans.
 
     Args:
         scans: Labeled scans.
@@ -140,8 +144,8 @@ def choose_spacing(scans: Iterable[Scan], regions: Sequence[frozenset[int]], pat
             if count:
                 largest = int(np.argmax(np.bincount(components.ravel())[1:]))
                 structures.append(max(_box_sides(components, largest, scan.spacing)))
-    needed = [np.median(brain_masks) / 2 / patch, np.median(structures) / patch if structures else 0.0]
-    return float(f"{max(np.median(finest), *needed):.3g}")
+    needed = max(_OF_BRAIN * np.median(brain_masks), _OF_STRUCTURE * np.median(structures) if structures else 0.0)
+    return float(f"{max(np.median(finest), needed / patch):.3g}")
 
 
 def _box_sides(components: NDArray[Any], number: int, spacing: Sequence[float]) -> list[float]:
