@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import tempfile
@@ -98,7 +99,7 @@ def _silent() -> Iterator[None]:
     """Print nothing, not even errors: process 0 does."""
     logging.getLogger("dwp_pyro").setLevel(logging.CRITICAL)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with contextlib.redirect_stdout(io.StringIO()):
             yield
     except UserError as problem:
         raise SystemExit(2) from problem
