@@ -46,8 +46,9 @@ def demo(out: Path, device: str, seed: int) -> None:
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Number of parallel runs.")
+@click.option("--cluster", help="Dask scheduler whose workers run them: tcp://HOST:PORT, or its file.  [default: none]")
 @device
-def experiment(study: Path, out: Path | None, workers: int, device: str) -> None:
+def experiment(study: Path, out: Path | None, workers: int, cluster: str | None, device: str) -> None:
     """Train, evaluate and compare the methods of a STUDY.
 
     STUDY is a YAML file with methods, each a command and its settings, and runs, each a list of methods with
@@ -58,7 +59,7 @@ def experiment(study: Path, out: Path | None, workers: int, device: str) -> None
     from dwp_pyro.study.runner import experiment as run
 
     folder = out or Path("runs") / study.stem
-    tables = run(Study.read(study), folder, workers=workers, device=device)
+    tables = run(Study.read(study), folder, workers=workers, cluster=cluster, device=device)
     click.echo()
     print_tables(tables)
     click.echo(f"\nTables: {folder / 'table.md'}\nPlot: {folder / 'learning_curve.png'}")
