@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dwp_pyro.densities import KernelGaussian
-from dwp_pyro.densities.moments import Moments
+from dwp_pyro.densities.gaussian import fold_moments
 from dwp_pyro.priors.blocks import BLOCKS
 from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
 from dwp_pyro.priors.merge import merge_priors
@@ -34,7 +34,7 @@ def main() -> None:
             density.standardize_by(kernels.flatten(1).mean(0), torch.eye(27))
             infos = {block: BlockInfo((f"{block}.weight",), len(kernels)) for block in BLOCKS}
             pack = KernelPrior("gaussian", dict.fromkeys(BLOCKS, density), infos)
-            save_pack(prior, pack, dict.fromkeys(BLOCKS, Moments.of(kernels)))
+            save_pack(prior, pack, dict.fromkeys(BLOCKS, fold_moments(kernels, torch.arange(len(kernels)))))
         start = time.monotonic()
         merge_priors(priors)
         seconds = time.monotonic() - start

@@ -14,7 +14,7 @@ from dwp_pyro.densities.kernel_distribution import KernelDistribution
 from dwp_pyro.densities.kernel_normal import KernelNormal
 from dwp_pyro.densities.moments import Moments
 
-__all__ = ["FOLDS", "KernelGaussian", "fit_gaussian", "gaussian_of"]
+__all__ = ["FOLDS", "KernelGaussian", "fit_gaussian", "fold_moments", "gaussian_of"]
 
 _SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -52,9 +52,14 @@ def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
     Returns:
         A distribution over [D], in the kernels' dtype.
     """
-    numbers = identities.unique(return_inverse=True)[1] % FOLDS
-    fit = gaussian_of([Moments.of(kernels[numbers == number]) for number in numbers.unique()])
+    fit = gaussian_of(fold_moments(kernels, identities))
     return MultivariateNormal(fit.loc.to(kernels.dtype), scale_tril=fit.scale_tril.to(kernels.dtype))
+
+
+def fold_moments(kernels: Tensor, identities: Tensor) -> list[Moments]:
+    """Return the moments of at most five folds of kernels; arguments as for `fit_gaussian`."""
+    numbers = identities.unique(return_inverse=True)[1] % FOLDS
+    return [Moments.of(kernels[numbers == number]) for number in numbers.unique()]
 
 
 def gaussian_of(folds: Sequence[Moments]) -> MultivariateNormal:
@@ -81,8 +86,7 @@ def gaussian_of(folds: Sequence[Moments]) -> MultivariateNormal:
 
 def _gaussian(folds: Sequence[Moments], shrinkage: float) -> MultivariateNormal:
     moments = reduce(Moments.__add__, folds)
-    loc = moments.total / moments.count
-    covariance = moments.scatter_about(loc) / moments.count
+    loc, covariance = moments.mean, moments.scatter / moments.count
     identity = torch.eye(len(loc), dtype=loc.dtype)
     shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / len(loc) * identity
     # Identical kernels have covariance 0.

@@ -12,28 +12,30 @@ __all__ = ["Moments"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Number of kernels, Σ w and Σ w wᵀ of flattened kernels w.
+    """Number, mean and scatter of flattened kernels w.
 
     Args:
         count: Number of kernels n.
-        total: Σ w, [D], float64.
-        outer: Σ w wᵀ, [D, D], float64.
+        mean: Mean m, [D], float64.
+        scatter: Σ (w − m) (w − m)ᵀ, [D, D], float64. Sums about 0 would lose it where the mean is large.
     """
 
     count: int
-    total: Tensor
-    outer: Tensor
+    mean: Tensor
+    scatter: Tensor
 
     @classmethod
     def of(cls, kernels: Tensor) -> Moments:
         """Return the moments of kernels [n, k₁, …, k_d]."""
         flat = kernels.flatten(1).double()
-        return cls(len(flat), flat.sum(0), flat.T @ flat)
+        mean = flat.mean(0)
+        return cls(len(flat), mean, (flat - mean).T @ (flat - mean))
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
+        count = self.count + other.count
+        mean = self.mean + (other.mean - self.mean) * (other.count / count)
+        return Moments(count, mean, self.scatter_about(mean) + other.scatter_about(mean))
 
     def scatter_about(self, center: Tensor) -> Tensor:
-        """Return Σ (w − m) (w − m)ᵀ for a center m, [D, D]."""
-        cross = torch.outer(self.total, center)
-        return self.outer - cross - cross.T + self.count * torch.outer(center, center)
+        """Return Σ (w − c) (w − c)ᵀ for a center c, [D, D]."""
+        return self.scatter + self.count * torch.outer(self.mean - center, self.mean - center)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dwp_pyro.densities import BlockKernels, FitSettings, KernelDistribution, KernelGaussian
 from dwp_pyro.densities.fit_density import fit_density
-from dwp_pyro.densities.gaussian import FOLDS, gaussian_of
+from dwp_pyro.densities.gaussian import gaussian_of
 from dwp_pyro.densities.moments import Moments
 from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
 from dwp_pyro.priors.pack import MOMENTS, read_moments
@@ -27,11 +28,11 @@ _STEPS = 2000  # of a fit by gradient descent
 _STATED = ("source", "licence", "dataset")  # what a merged card lists of its parents
 
 
-def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, dict[str, Moments]]:
+def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, dict[str, list[Moments]]]:
     """Merge priors of one family and the same blocks into the prior of all their kernels.
 
-    A Gaussian is the fit to the sum of the moments, as if all kernels were in one place; its shrinkage is chosen by
-    leaving out whole priors. Another family is fitted to samples of all priors, in proportion to their kernels. The
+    A Gaussian is the fit to the sums of the moments, as if all kernels were in one place, with the folds of the sites.
+    Another family is fitted to samples of all priors, in proportion to their kernels. The
     merged prior has no held-out scores, and source networks are not merged.
 
     Args:
@@ -39,7 +40,7 @@ def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, d
         seed: Seed of samples and fits.
 
     Returns:
-        The prior, and the sum of the moments of each block.
+        The prior, and the moments of the folds of each block.
 
     Raises:
         PriorError: If a prior cannot be read, has no moments, or differs from the first in family, blocks or shapes.
@@ -48,17 +49,14 @@ def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, d
     folds: dict[str, list[Moments]] = {name: [] for name in first.block_infos}
     sites: dict[str, dict[str, None]] = {name: {} for name in first.block_infos}
     parents: list[Mapping[str, Any]] = []
-    for number, folder in enumerate(each(folders, "merging priors")):
+    for folder in each(folders, "merging priors"):
         prior, moments = KernelPrior.load(folder), read_moments(folder)
         _check_alike(first, prior, moments)
         for name, info in prior.block_infos.items():
             sites[name] |= dict.fromkeys(info.sites)
-            if number < FOLDS:
-                folds[name].append(moments[name])
-            else:
-                folds[name][number % FOLDS] += moments[name]
+            folds[name] = _sum_folds(folds[name], moments[name])
         parents.append(prior.provenance)
-    pooled = {name: reduce(Moments.__add__, of_block) for name, of_block in folds.items()}
+    counts = {name: sum(fold.count for fold in of_block) for name, of_block in folds.items()}
     if first.family == "gaussian":
         densities: dict[str, KernelDistribution] = {}
         for name, of_block in folds.items():
@@ -66,15 +64,21 @@ def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, d
             densities[name] = KernelGaussian(first.block(name).kernel_shape)
             densities[name].standardize_by(gaussian.loc, gaussian.scale_tril)
     else:
-        densities = _fit_to_samples(folders, first, pooled, seed)
-    infos = {name: BlockInfo(tuple(sites[name]), moments.count) for name, moments in pooled.items()}
+        densities = _fit_to_samples(folders, first, counts, seed)
+    infos = {name: BlockInfo(tuple(sites[name]), count) for name, count in counts.items()}
     provenance: dict[str, Any] = {key: _joined([parent.get(key) for parent in parents]) for key in _STATED}
-    provenance["parents"] = [folder.resolve().name for folder in folders]
+    provenance["parents"] = [str(folder) for folder in folders]
     prior = KernelPrior(first.family, densities, infos, provenance, "merged prior")
-    return prior.requires_grad_(False), pooled
+    return prior.requires_grad_(False), folds
 
 
-def _check_alike(first: KernelPrior, prior: KernelPrior, moments: Mapping[str, Moments]) -> None:
+def _sum_folds(folds: Sequence[Moments], others: Sequence[Moments]) -> list[Moments]:
+    """Add the moments of two sets of folds, fold by fold."""
+    pairs = zip_longest(folds, others)
+    return [one + other if one and other else one or other for one, other in pairs]
+
+
+def _check_alike(first: KernelPrior, prior: KernelPrior, moments: Mapping[str, Sequence[Moments]]) -> None:
     """Raise PriorError unless a prior has the family, blocks and shapes of the first, and the moments fit it."""
     if prior.family != first.family:
         raise PriorError(f"{prior.name}: is of the family '{prior.family}', {first.name} of '{first.family}'")
@@ -83,22 +87,24 @@ def _check_alike(first: KernelPrior, prior: KernelPrior, moments: Mapping[str, M
     )
     if shapes != expected:
         raise PriorError(f"{prior.name}: has the blocks {shapes}, {first.name} {expected}")
-    sizes = {name: len(each.total) for name, each in moments.items()}
-    if sizes != {name: math.prod(shape) for name, shape in shapes.items()}:
+    found = {
+        name: (sum(fold.count for fold in folds), {len(fold.mean) for fold in folds}) for name, folds in moments.items()
+    }
+    if found != {name: (prior.block_infos[name].kernels, {math.prod(shape)}) for name, shape in shapes.items()}:
         raise PriorError(f"{prior.name}: {MOMENTS} does not fit prior.json; fit the prior again")
 
 
 def _fit_to_samples(
-    folders: Sequence[Path], first: KernelPrior, pooled: Mapping[str, Moments], seed: int
+    folders: Sequence[Path], first: KernelPrior, counts: Mapping[str, int], seed: int
 ) -> dict[str, KernelDistribution]:
     """Return the density of each block, fitted to samples of all priors."""
     torch.manual_seed(seed)
-    drawn: dict[str, list[Tensor]] = {name: [] for name in pooled}
-    owed = dict.fromkeys(pooled, 0.0)  # samples that earlier priors were too small for
+    drawn: dict[str, list[Tensor]] = {name: [] for name in counts}
+    owed = dict.fromkeys(counts, 0.0)  # samples that earlier priors were too small for
     for folder in each(folders, "sampling priors"):
         prior = KernelPrior.load(folder)
-        for name, moments in pooled.items():
-            owed[name] += min(_MAX_SAMPLES, moments.count) * prior.block_infos[name].kernels / moments.count
+        for name, count in counts.items():
+            owed[name] += min(_MAX_SAMPLES, count) * prior.block_infos[name].kernels / count
             drawn[name].append(prior.block(name).rsample([round(owed[name])]))
             owed[name] -= round(owed[name])
     densities = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dwp_pyro.densities.moments import Moments
@@ -21,19 +22,20 @@ __all__ = ["MOMENTS", "read_moments", "save_pack"]
 MOMENTS = "moments.safetensors"
 
 
-def save_pack(folder: Path, prior: KernelPrior, moments: Mapping[str, Moments]) -> None:
-    """Write a prior, its card, and the moments of the kernels of each block."""
+def save_pack(folder: Path, prior: KernelPrior, moments: Mapping[str, Sequence[Moments]]) -> None:
+    """Write a prior, its card, and the moments of the folds of each block's kernels (`fold_moments`)."""
     tensors: dict[str, Tensor] = {}
-    for block, of_block in moments.items():
-        tensors |= {f"{block}.total": of_block.total, f"{block}.outer": of_block.outer}
-    counts = {block: of_block.count for block, of_block in moments.items()}
+    for block, folds in moments.items():
+        for number, fold in enumerate(folds):
+            tensors |= {f"{block}.{number}.mean": fold.mean, f"{block}.{number}.scatter": fold.scatter}
+    counts = {block: [fold.count for fold in folds] for block, folds in moments.items()}
     save_tensors(folder / MOMENTS, tensors, {"counts": counts})
     write_bytes(folder / "card.md", markdown(model_card(prior)).encode())
     prior.save(folder)
 
 
-def read_moments(folder: Path) -> dict[str, Moments]:
-    """Read the moments of the kernels of each block.
+def read_moments(folder: Path) -> dict[str, list[Moments]]:
+    """Read the moments of the folds of each block's kernels.
 
     Raises:
         PriorError: If the pack has none, or the file is damaged.
@@ -43,13 +45,27 @@ def read_moments(folder: Path) -> dict[str, Moments]:
         raise PriorError(f"{folder}: holds no moments of its kernels ({MOMENTS}); fit the prior again")
     tensors, metadata = load_tensors(path, PriorError)
     try:
-        moments = {
-            str(block): Moments(int(count), tensors[f"{block}.total"], tensors[f"{block}.outer"])
-            for block, count in metadata["counts"].items()
+        return {
+            str(block): [
+                _checked(Moments(count, tensors[f"{block}.{number}.mean"], tensors[f"{block}.{number}.scatter"]))
+                for number, count in enumerate(counts)
+            ]
+            for block, counts in metadata["counts"].items()
         }
-        for block, of_block in moments.items():
-            if of_block.count < 1 or of_block.outer.shape != 2 * of_block.total.shape:
-                raise ValueError(f"block '{block}' has {of_block.count} kernels or another shape")
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise PriorError(f"{path}: is not a file of moments ({problem!r}); fit the prior again") from problem
+
+
+def _checked(moments: Moments) -> Moments:
+    """Return moments if kernels can have them; raise ValueError otherwise."""
+    if not isinstance(moments.count, int) or moments.count < 1:
+        raise ValueError(f"a fold of {moments.count} kernels")
+    size = len(moments.mean)
+    if moments.mean.dim() != 1 or moments.scatter.shape != (size, size):
+        raise ValueError("mean and scatter do not have the shapes [D] and [D, D]")
+    if moments.mean.dtype != torch.float64 or moments.scatter.dtype != torch.float64:
+        raise ValueError("mean and scatter are not in double precision")
+    spread = torch.linalg.eigvalsh(moments.scatter)
+    if not moments.scatter.allclose(moments.scatter.T) or spread[0] < -1e-6 * spread[-1].abs():
+        raise ValueError("a scatter that no kernels have")
     return moments

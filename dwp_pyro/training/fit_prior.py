@@ -17,8 +17,8 @@ from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.data.preprocessing import NORMALIZATION
 from dwp_pyro.densities import DENSITIES, BlockKernels, FitSettings
 from dwp_pyro.densities.fit_density import fit_density
+from dwp_pyro.densities.gaussian import fold_moments
 from dwp_pyro.densities.kernel_distribution import KernelDistribution
-from dwp_pyro.densities.moments import Moments
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.plots.kernels import save_kernel_figure
@@ -178,7 +178,7 @@ def _fit_blocks(
     densities = {name: density for name, (density, _) in fits[best].items()}
     prior = KernelPrior(best, densities, block_infos, provenance).requires_grad_(False)
     save_kernel_figure(run / "kernels.png", prior, {name: block.kernels for name, block in kernels.items()})
-    save_pack(run, prior, {name: Moments.of(block.kernels) for name, block in kernels.items()})
+    save_pack(run, prior, {name: fold_moments(each.kernels, each.identities) for name, each in kernels.items()})
     return prior
 
 

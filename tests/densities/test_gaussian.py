@@ -46,6 +46,17 @@ def test_identical_kernels_give_a_finite_density(value, count):
     assert fit.log_prob(torch.full((9,), 0.31)).isfinite()
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(3.3, 0.0), (1e6, 1.0), (100.0, 1e-4), (1e3, 1e-2)])
+def test_a_mean_far_above_the_spread_does_not_hide_it(mean, spread):
+    """Kernels of a plane, so that their covariance is singular."""
+    plane = torch.randn(2, 9, dtype=torch.double)
+    kernels = (mean + spread * torch.randn(1000, 2, dtype=torch.double) @ plane).reshape(1000, 3, 3)
+    fit = fit_gaussian(kernels, torch.arange(1000))
+    assert fit.log_prob(kernels.flatten(1)).isfinite().all()
+    expected = kernels.flatten(1).T.cov(correction=0).trace()
+    assert_close(fit.covariance_matrix.trace(), expected, rtol=1e-3, atol=1e-10)
+
+
 def test_snapshots_of_a_kernel_are_held_out_together():
     """Ten kernels repeated twenty times: copies in other folds would favor no shrinkage."""
     kernels = torch.randn(10, 9, dtype=torch.double) @ torch.randn(9, 9, dtype=torch.double)

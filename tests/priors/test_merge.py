@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ from torch.testing import assert_close
 
 from dwp_pyro.densities import BlockKernels, FitSettings
 from dwp_pyro.densities.fit_density import fit_density
-from dwp_pyro.densities.gaussian import _SHRINKAGES
+from dwp_pyro.densities.gaussian import fit_gaussian, fold_moments
 from dwp_pyro.densities.moments import Moments
 from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
 from dwp_pyro.priors.merge import merge_priors
 from dwp_pyro.priors.model_card import model_card
 from dwp_pyro.priors.pack import MOMENTS, read_moments, save_pack
 from dwp_pyro.runtime.errors import PriorError
+from dwp_pyro.runtime.tensors import load_tensors, save_tensors
 from tests.conftest import random_density
 
 SHAPE = (2, 3)
@@ -32,7 +34,11 @@ def fitted(family: str, kernels: Tensor):
 
 def pack(folder: Path, family: str, kernels: Tensor, **provenance: str) -> Path:
     blocks, infos = {"all": fitted(family, kernels)}, {"all": BlockInfo((ANY_SITE,), len(kernels))}
-    save_pack(folder, KernelPrior(family, blocks, infos, provenance), {"all": Moments.of(kernels)})
+    save_pack(
+        folder,
+        KernelPrior(family, blocks, infos, provenance),
+        {"all": fold_moments(kernels, torch.arange(len(kernels)))},
+    )
     return folder
 
 
@@ -44,19 +50,16 @@ def kernels_of_sites(sites: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("sites", [2, 7])
 def test_a_merged_gaussian_is_the_fit_to_all_kernels(tmp_path, sites):
-    """To rounding the mean of all kernels, and their covariance under one of the shrinkages."""
+    """To rounding, the shrinkage included: kernels are in the folds of their site."""
     kernels = kernels_of_sites(sites)
     folders = [pack(tmp_path / f"site{number}", "gaussian", each) for number, each in enumerate(kernels)]
     merged, moments = merge_priors(folders)
-    flat = torch.cat(kernels).flatten(1)
-    covariance = flat.T.cov(correction=0)
-    sphere = covariance.trace() / 6 * torch.eye(6)
+    together = fit_gaussian(torch.cat(kernels), torch.cat([torch.arange(len(each)) for each in kernels]) % 5)
     density = merged.block("all")
-    assert_close(density.loc, flat.mean(0))
-    found = density.scale_tril @ density.scale_tril.T
-    assert min(float((found - (1 - a) * covariance - a * sphere).abs().max()) for a in _SHRINKAGES) < 1e-5
+    assert_close(density.loc, together.loc)
+    assert_close(density.scale_tril, together.scale_tril)
     assert merged.block_infos["all"] == BlockInfo((ANY_SITE,), sum(map(len, kernels)))
-    assert_close(moments["all"].outer, Moments.of(torch.cat(kernels)).outer)
+    assert_close(reduce(Moments.__add__, moments["all"]).scatter, Moments.of(torch.cat(kernels)).scatter)
 
 
 def test_merging_in_two_steps_gives_the_same_moments(tmp_path):
@@ -66,8 +69,9 @@ def test_merging_in_two_steps_gives_the_same_moments(tmp_path):
     save_pack(tmp_path / "both", *merge_priors([first, second]))
     in_steps, moments = merge_priors([tmp_path / "both", third])
     at_once, expected = merge_priors([first, second, third])
-    assert_close(moments["all"].total, expected["all"].total)
-    assert_close(in_steps.block("all").loc, at_once.block("all").loc)
+    for fold, same in zip(moments["all"], expected["all"], strict=True):
+        assert_close(fold.scatter, same.scatter)
+    assert_close(in_steps.block("all").scale_tril, at_once.block("all").scale_tril)
 
 
 @pytest.mark.parametrize("family", ["mixture", "flow", "dwp"])
@@ -89,10 +93,10 @@ def test_the_card_names_all_parents(tmp_path):
     ]
     save_pack(tmp_path / "merged", *merge_priors(folders))
     rows = dict(model_card(KernelPrior.load(tmp_path / "merged"))[0].rows)
-    assert rows["merged from"] == "oslo, lima"
+    assert rows["merged from"] == f"{folders[0]}, {folders[1]}"
     assert rows["source"] == "Oslo, Lima"
     assert rows["license"] == "CC BY 4.0, not stated"
-    assert read_moments(tmp_path / "merged")["all"].count == 250
+    assert sum(fold.count for fold in read_moments(tmp_path / "merged")["all"]) == 250
 
 
 def test_priors_that_do_not_fit_are_named(tmp_path):
@@ -113,10 +117,10 @@ def test_priors_that_do_not_fit_are_named(tmp_path):
         merge_priors([good, tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize("counts", [None, 3, {"all": "many"}, {"all": 0}, {"other": 2}])
+@pytest.mark.parametrize(
+    "counts", [None, 3, {"all": "many"}, {"all": [0]}, {"all": [5.5]}, {"other": [2]}, {"all": [1] * 9}]
+)
 def test_damaged_moments_are_named(tmp_path, counts):
-    from dwp_pyro.runtime.tensors import load_tensors, save_tensors
-
     folder = pack(tmp_path / "site", "gaussian", kernels_of_sites(1)[0])
     tensors, _ = load_tensors(folder / MOMENTS)
     save_tensors(folder / MOMENTS, tensors, {"counts": counts})
@@ -124,8 +128,18 @@ def test_damaged_moments_are_named(tmp_path, counts):
         read_moments(folder)
 
 
+@pytest.mark.parametrize("damage", [lambda t: t.float(), lambda t: -t, lambda t: t + torch.randn_like(t)])
+def test_a_scatter_that_no_kernels_have_is_named(tmp_path, damage):
+    folder = pack(tmp_path / "site", "gaussian", kernels_of_sites(1)[0])
+    tensors, metadata = load_tensors(folder / MOMENTS)
+    tensors["all.0.scatter"] = damage(tensors["all.0.scatter"])
+    save_tensors(folder / MOMENTS, tensors, metadata)
+    with pytest.raises(PriorError, match="is not a file of moments"):
+        read_moments(folder)
+
+
 def test_a_pack_holds_no_kernels(tmp_path):
-    """Three files; the moments are sums, of a size that does not depend on the number of kernels."""
+    """Four files; the moments are sums, of a size that does not depend on the number of kernels."""
     few, many = (pack(tmp_path / str(n), "gaussian", torch.randn(n, *SHAPE)) for n in (100, 1000))
     for folder in (few, many):
         names = sorted(path.name for path in folder.iterdir())
