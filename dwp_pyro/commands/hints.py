@@ -16,7 +16,7 @@ _HINTS: dict[type[errors.UserError], tuple[str, ...]] = {
     errors.FolderTaken: ("give another --out",),
     errors.FolderLocked: ("wait for it, or give another --out", "wait for it"),
     errors.RunFinished: ("give another --out, or --overwrite to replace it",),
-    errors.RunUnfinished: ("give --resume to continue, or --overwrite to start again",),
+    errors.RunUnfinished: ("give --resume to continue, or --overwrite to start again", _OVERWRITE),
     errors.RunOutdated: (_OVERWRITE,),
     errors.ProcessLost: ("give --resume to continue",),
     errors.PredictionExists: ("give --overwrite to replace it, --resume to keep it, or another --out",),

@@ -32,8 +32,8 @@ def fit_prior(
     Trains source networks on bootstraps of the scans, collects the kernels of their snapshots, and fits a
     density, such as a variational autoencoder, to the kernels of each block; --kernels fits to the kernels of a
     file instead.
-    The prior is prior.json, prior.safetensors and card.md. They contain no images and no case ids and can be
-    shared; other files of the run folder contain case ids and the source networks.
+    The prior is prior.json, prior.safetensors, moments.safetensors and card.md. They contain no images and no
+    case ids and can be shared; other files of the run folder contain case ids and the source networks.
     """
     from dwp_pyro.training.fit_prior import fit_prior as run
 

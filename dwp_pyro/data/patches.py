@@ -176,13 +176,17 @@ class _PasteLesions(RandomizableTransform):
     """Paste the regions of a random example, and up to two voxels around them, into half of the patches.
 
     Args:
-        examples: Examples to paste from; those without a region are skipped.
+        examples: Examples to paste from; those that lack a modality or every region are skipped.
         shape: Shape of a patch, [x, y, z].
     """
 
     def __init__(self, examples: Sequence[Example], shape: tuple[int, int, int]) -> None:
         super().__init__(prob=0.5)
-        self._donors = [(example, _present(example)) for example in examples if any(_present(example))]
+        self._donors = [
+            (example, _present(example))
+            for example in examples
+            if any(_present(example)) and example.image.as_tensor().flatten(1).any(1).all()
+        ]
         self._crops = {present: _crop(shape, [0, *present]) for _, present in self._donors}
         self._pad = SpatialPadd(_KEYS, shape)
 

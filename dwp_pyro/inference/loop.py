@@ -234,7 +234,8 @@ def fit(
     beta, *rates = (torch.ones((), device=device) for _ in range(4))
     guard = NonFiniteGuard(_optimizer(parameters, schedule.weight_decay, rates))
     elbo = MeanFieldELBO(beta)
-    svi = pyro_svi(model, guide, guard, elbo)
+    with lost_processes():
+        svi = pyro_svi(model, guide, guard, elbo)
     local = schedule.estimator == "local"
     handler = LocalReparameterization(guide.posterior) if guide is not None and local else nullcontext()
     start, unreported = load_checkpoint(checkpoint, parameters, guard)
@@ -261,12 +262,14 @@ def fit(
             if guard.diverged:
                 record.raise_diverged(step + 1, guard, checkpoint.parent)
             terms = {name: float(term) for name, term in elbo.terms.items()}
-            with record.saved_if_lost(step + 1):
+            with record.saved_if_lost(step + 1, unreported={}):
                 signum = any_signal(received())
             record.after_step(step + 1, partial(_metrics, step, loss, terms, schedule, guard))
             advance(_note(terms, guard, bayesian=guide is not None))
-        if received():  # a signal after the last step also stops the trainings that follow
-            raise Interrupted(received(), saved=True)
+        with lost_processes():
+            signum = any_signal(received())
+        if signum:  # a signal after the last step also stops the trainings that follow
+            raise Interrupted(signum, saved=True)
 
 
 @dataclass
@@ -310,13 +313,13 @@ class _Record:
             raise Interrupted(stop.signum, saved=True) from None
 
     @contextmanager
-    def saved_if_lost(self, step: int) -> Iterator[None]:
-        """Save the checkpoint of a step if another process of the run ends."""
+    def saved_if_lost(self, step: int, unreported: Mapping[str, float] | None = None) -> Iterator[None]:
+        """Save the checkpoint of a step if another process of the run ends; `unreported` as in `save_checkpoint`."""
         try:
             with lost_processes():
                 yield
         except ProcessLost as problem:
-            self.save(step)
+            self.save(step, unreported=unreported)
             raise ProcessLost(f"{problem}; the checkpoint of step {step} is saved") from problem
 
     def raise_diverged(self, step: int, guard: NonFiniteGuard, run: Path) -> NoReturn:

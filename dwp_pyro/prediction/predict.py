@@ -106,7 +106,9 @@ def predict(
             cases[number] = _fit_to_predict(case, trained.posterior.network_config, data)
             advance("")
     with resumable():
-        return gather(predict_cases(trained, cases, data, config, out, torch_device(device)))
+        with fail_together():
+            pictures = predict_cases(trained, cases, data, config, out, torch_device(device))
+        return gather(pictures)
 
 
 class TrainedRun(NamedTuple):

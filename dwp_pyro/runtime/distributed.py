@@ -6,16 +6,18 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from dwp_pyro.runtime.errors import Interrupted, ProcessLost, UserError
+from dwp_pyro.runtime.errors import ConfigError, Interrupted, ProcessLost, UserError
 
 __all__ = [
     "any_signal",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+_PATIENCE = timedelta(days=1)  # for a process that predicts more or larger cases; a lost one is noticed at once
 
 
 def process_number() -> int:
@@ -60,9 +64,15 @@ def join_processes(device: str, out: Path | None = None) -> Iterator[tuple[str, 
         yield device, folder
         return
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(torch.device(device))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ConfigError(f"device: process {local} has no GPU of its own ({torch.cuda.device_count()} found)")
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    elif device not in ("auto", "cpu"):
+        raise ConfigError(f"device: each process needs a device of its own, got '{device}'; choose auto, cpu or cuda")
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         files = _broadcast(None if out is None else _read_files(out))
         if process_number() == 0:
@@ -81,9 +91,10 @@ def join_processes(device: str, out: Path | None = None) -> Iterator[tuple[str, 
 
 def _read_files(folder: Path) -> dict[str, bytes]:
     """Return name → content of the files that a resumed run reads."""
-    if process_number() > 0 or not folder.is_dir():
+    if process_number() > 0 or not (folder / "run.json").exists():
         return {}
-    paths = [path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
+    unread = {"tensorboard", "predictions"}
+    paths = [path for path in folder.rglob("*") if path.is_file() and unread.isdisjoint(path.parts)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != ".lock"}
 
 
@@ -96,12 +107,13 @@ def _broadcast(value: _T) -> _T:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Print nothing, not even errors: process 0 does."""
-    logging.getLogger("dwp_pyro").setLevel(logging.CRITICAL)
+    """Print nothing but warnings, and errors with the number of the process; the rest is the same as of process 0."""
+    logging.getLogger("dwp_pyro").setLevel(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     except UserError as problem:
+        print(f"Process {process_number()}: {problem}", file=sys.stderr)
         raise SystemExit(2) from problem
     except Interrupted as stop:
         raise SystemExit(128 + stop.signum) from stop
@@ -122,7 +134,8 @@ def average(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the means of scalars over the processes."""
     if process_count() == 1:
         return values
-    stacked = torch.stack(list(values.values()))
+    device = next(iter(values.values())).device
+    stacked = torch.stack([value.to(device) for value in values.values()])
     distributed.all_reduce(stacked)
     return dict(zip(values, stacked / process_count(), strict=True))
 

@@ -81,8 +81,8 @@ def block_summaries(setups: Sequence[TrainingSetup]) -> dict[str, dict[str, floa
 
     Returns:
         Block → "s_over_prior", the median ratio of posterior to prior standard deviations; "shift_over_prior", the root
-        mean square of (m − a) in prior standard deviations; "kl_per_kernel" in nats; "prior_scale", the mean c. None if
-        the prior has no width (log-uniform).
+        mean square of (m − a) in prior standard deviations; "kl_per_kernel" in nats; "prior_scale", the mean c, for
+        N(0, 1) and He the mean standard deviation. None if the prior has no width (log-uniform).
     """
     parts: dict[str, dict[str, list[Tensor]]] = {}
     for setup in setups:

@@ -9,6 +9,7 @@ import pytest
 
 from dwp_pyro.data.case import Scan
 
+# A permuted and flipped grid with unequal sides.
 AFFINE = np.array([[0, -2.0, 0, 30], [0, 0, 3.0, -20], [-2.5, 0, 0, 10], [0, 0, 0, 1]])
 
 

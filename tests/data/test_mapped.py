@@ -46,6 +46,7 @@ def test_an_example_without_label_or_voxels_of_a_region(scan):
     assert len(empty.indices[1]) == 0 and not empty.label.any()
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc, which tells the memory of a process")
 def test_a_mapped_example_uses_no_memory_and_leaves_no_file(scan, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     example = Preprocessing(None)(scan, [frozenset({2, 4})])

@@ -15,8 +15,6 @@ from dwp_pyro.data.patches import PatchDataset, _PasteLesions, patch_shape
 from dwp_pyro.data.preprocessing import Example, Preprocessing
 from dwp_pyro.runtime.errors import DataError
 
-# A permuted and flipped grid with unequal sides.
-
 
 def test_images_are_normalized_over_the_brain_and_0_outside(scan):
     example = Preprocessing(None)(scan, [frozenset({4})])
