@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def train(
         SCHEDULE,
         folder / "checkpoint.safetensors",
         description="test",
-        log=lambda step, metrics: None,
+        log=lambda step, metrics: (folder / f"metrics{step}.json").write_text(json.dumps(dict(metrics))),
         at_step=at_step,
     )
 
@@ -132,8 +133,11 @@ def run(
     return [path.read_text() if path.exists() else "" for path in outcomes]
 
 
-def reference(count: int, bayesian: bool) -> dict[str, torch.Tensor]:
-    """Return the parameters after steps whose gradient is the mean over sub-batches, each with its weight sample."""
+def reference(count: int, bayesian: bool) -> tuple[dict[str, torch.Tensor], float]:
+    """Return the parameters after steps whose gradient is the mean over sub-batches, each with its weight sample.
+
+    And the mean loss of the last step.
+    """
     model, guide = build(bayesian)
     parameters = dict(model.named_parameters())
     groups: list[dict] = [{"params": list(parameters.values()), "lr": RATE}]
@@ -149,17 +153,19 @@ def reference(count: int, bayesian: bool) -> dict[str, torch.Tensor]:
     for step in range(STEPS):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * SCHEDULE.warmed_up_rate(step) / RATE
-        elbo = MeanFieldELBO(SCHEDULE.beta(step))
+        elbo, losses = MeanFieldELBO(SCHEDULE.beta(step)), []
         for number in range(count):
             block = step * count + number
             samples = [patches[block * BATCH + index] for index in range(BATCH)]
             batch = [torch.stack(parts) for parts in zip(*samples, strict=True)]
             torch.manual_seed(step_seed(SCHEDULE.seed, block))
             draw = (lambda *parts: {}) if guide is None else guide.forward
-            (elbo.differentiable_loss(model, draw, *batch) / count).backward()
+            loss = elbo.differentiable_loss(model, draw, *batch) / count
+            loss.backward()
+            losses.append(float(loss.detach()))
         optimizer.step()
         optimizer.zero_grad()
-    return {name: parameter.detach() for name, parameter in parameters.items()}
+    return {name: parameter.detach() for name, parameter in parameters.items()}, sum(losses)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,10 @@ def reference(count: int, bayesian: bool) -> dict[str, torch.Tensor]:
 )
 def test_processes_equal_one_that_averages_their_sub_batches(tmp_path, count, bayesian):
     assert run(tmp_path / "run", count, bayesian) == ["finished"] * count
-    expected = reference(count, bayesian)
+    expected, loss = reference(count, bayesian)
+    logged = json.loads((tmp_path / "run" / f"metrics{STEPS}.json").read_text())
+    assert logged["loss"] == pytest.approx(loss, rel=1e-5)
+    assert logged["kl"] * SCHEDULE.beta(STEPS - 1) - logged["log_likelihood"] == pytest.approx(loss, rel=1e-5)
     found, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
     other, _ = load_tensors(tmp_path / "run" / "1" / "checkpoint.safetensors")
     for name, parameter in expected.items():
@@ -203,6 +212,23 @@ def test_a_killed_process_ends_all_with_the_last_step_saved(tmp_path):
     assert outcomes[1] == ""
     assert outcomes[0] == "ProcessLost: another process of this run has ended; the checkpoint of step 2 is saved"
     assert steps_reported(folder / "checkpoint.safetensors") == 2
+
+
+def test_a_process_lost_after_a_step_leaves_its_report_to_the_resumed_run(tmp_path, monkeypatch):
+    """Otherwise the snapshot of that step would be missing."""
+    seen: list[int] = []
+
+    def lost(signum: int) -> int:
+        if seen == [1]:
+            raise RuntimeError("[gloo] Connection closed by peer")
+        return signum
+
+    monkeypatch.setattr("dwp_pyro.inference.loop.any_signal", lost)
+    with pytest.raises(ProcessLost, match="the checkpoint of step 2 is saved"):
+        train(tmp_path, True, seen.append)
+    monkeypatch.undo()
+    train(tmp_path, True, seen.append)
+    assert seen == [1, 2, 3, 4]
 
 
 def test_all_parameters_take_part():

@@ -85,6 +85,23 @@ def test_another_family_is_as_good_as_a_fit_to_all_kernels(tmp_path, family):
     assert abs(nats[0] - nats[1]) < 0.5
 
 
+def test_priors_are_sampled_in_proportion_to_their_kernels(tmp_path, monkeypatch):
+    blocks = []
+
+    def fit(family, block, settings, advance):
+        blocks.append(block)
+        return random_density("mixture", SHAPE), {}
+
+    monkeypatch.setattr("dwp_pyro.priors.merge._MAX_SAMPLES", 40)
+    folders = [pack(tmp_path / f"site{n}", "mixture", each) for n, each in enumerate(kernels_of_sites(4))]
+    monkeypatch.setattr("dwp_pyro.priors.merge.fit_density", fit)
+    merge_priors(folders)
+    (block,) = blocks
+    assert abs(len(block) - 40) <= 1
+    for site, count in enumerate(torch.bincount(block.bootstraps).tolist()):  # of 100, 150, 200 and 250 kernels
+        assert abs(count - 40 * (100 + 50 * site) / 700) <= 1
+
+
 def test_the_card_names_all_parents(tmp_path):
     kernels = kernels_of_sites(2)
     folders = [
