@@ -2,4 +2,5 @@
 
 from dwp_pyro.cli import main
 
-main(prog_name="dwp-pyro")
+if __name__ == "__main__":
+    main(prog_name="dwp-pyro")

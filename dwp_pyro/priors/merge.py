@@ -32,8 +32,8 @@ def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, d
     """Merge priors of one family and the same blocks into the prior of all their kernels.
 
     A Gaussian is the fit to the sums of the moments, as if all kernels were in one place, with the folds of the sites.
-    Another family is fitted to samples of all priors, in proportion to their kernels. The
-    merged prior has no held-out scores, and source networks are not merged.
+    Another family is fitted to samples of all priors, in proportion to their kernels. The merged prior has no held-out
+    scores, and source networks are not merged.
 
     Args:
         folders: Folders of the priors, at least two.
@@ -67,7 +67,7 @@ def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, d
         densities = _fit_to_samples(folders, first, counts, seed)
     infos = {name: BlockInfo(tuple(sites[name]), count) for name, count in counts.items()}
     provenance: dict[str, Any] = {key: _joined([parent.get(key) for parent in parents]) for key in _STATED}
-    provenance["parents"] = [str(folder) for folder in folders]
+    provenance["parents"] = _names(folders)
     prior = KernelPrior(first.family, densities, infos, provenance, "merged prior")
     return prior.requires_grad_(False), folds
 
@@ -82,9 +82,7 @@ def _check_alike(first: KernelPrior, prior: KernelPrior, moments: Mapping[str, S
     """Raise PriorError unless a prior has the family, blocks and shapes of the first, and the moments fit it."""
     if prior.family != first.family:
         raise PriorError(f"{prior.name}: is of the family '{prior.family}', {first.name} of '{first.family}'")
-    shapes, expected = (
-        {name: tuple(each.block(name).kernel_shape) for name in each.block_infos} for each in (prior, first)
-    )
+    shapes, expected = ({name: tuple(of.block(name).kernel_shape) for name in of.block_infos} for of in (prior, first))
     if shapes != expected:
         raise PriorError(f"{prior.name}: has the blocks {shapes}, {first.name} {expected}")
     found = {
@@ -117,6 +115,12 @@ def _fit_to_samples(
             block = BlockKernels(kernels, origin, torch.arange(len(kernels)))
             densities[name], _ = fit_density(first.family, block, settings, partial(advance, ""))
     return densities
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of folders, with those of their parents if they are not distinct; a card names no other path."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else ["/".join(folder.resolve().parts[-2:]) for folder in folders]
 
 
 def _joined(values: Sequence[Any]) -> str | None:

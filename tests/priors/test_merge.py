@@ -110,10 +110,18 @@ def test_the_card_names_all_parents(tmp_path):
     ]
     save_pack(tmp_path / "merged", *merge_priors(folders))
     rows = dict(model_card(KernelPrior.load(tmp_path / "merged"))[0].rows)
-    assert rows["merged from"] == f"{folders[0]}, {folders[1]}"
+    assert rows["merged from"] == "oslo, lima"
     assert rows["source"] == "Oslo, Lima"
     assert rows["license"] == "CC BY 4.0, not stated"
     assert sum(fold.count for fold in read_moments(tmp_path / "merged")["all"]) == 250
+
+
+def test_parents_of_one_name_are_told_apart_without_their_paths(tmp_path):
+    folders = [
+        pack(tmp_path / site / "prior-ms", "gaussian", kernels)
+        for site, kernels in zip(("oslo", "lima"), kernels_of_sites(2), strict=True)
+    ]
+    assert merge_priors(folders)[0].provenance["parents"] == ["oslo/prior-ms", "lima/prior-ms"]
 
 
 def test_priors_that_do_not_fit_are_named(tmp_path):
