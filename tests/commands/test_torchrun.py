@@ -80,3 +80,16 @@ def test_a_killed_process_ends_the_run_and_one_process_resumes_it(in_world, tmp_
     )
     assert resumed.returncode == 0, resumed.stderr
     assert Posterior.load(out / "posterior.safetensors").members
+
+
+def test_a_bad_scan_of_another_process_is_named_by_the_first(copy_of_world, tmp_path):
+    """Process 1 checks the second case; process 0 prints its error, and nothing is written."""
+    scan = sorted(Path("data/brats").rglob("*_flair.nii.gz"))[1]
+    scan.write_bytes(scan.read_bytes()[:200])
+    result = torchrun(
+        "predict", "runs/svi-brats-dwp-n2-seed0", "data/brats", "--samples", 1, "--out", tmp_path / "maps"
+    )
+    assert result.returncode != 0
+    (line,) = errors_in(result.stderr)
+    assert scan.name in line
+    assert not (tmp_path / "maps").exists()
