@@ -111,6 +111,7 @@ def test_the_card_names_all_parents(tmp_path):
     save_pack(tmp_path / "merged", *merge_priors(folders))
     rows = dict(model_card(KernelPrior.load(tmp_path / "merged"))[0].rows)
     assert rows["merged from"] == "oslo, lima"
+    assert "No kernels were held out" in (tmp_path / "merged" / "card.md").read_text()
     assert rows["source"] == "Oslo, Lima"
     assert rows["license"] == "CC BY 4.0, not stated"
     assert sum(fold.count for fold in read_moments(tmp_path / "merged")["all"]) == 250
