@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import click
 
 from dwp_pyro.commands.console import count_cases, logger, print_table
-from dwp_pyro.commands.options import device, overwrite, resume, settings_options
+from dwp_pyro.commands.options import device, overwrite, resume, settings_options, workers_options
 from dwp_pyro.config.prediction import PredictConfig
+
+if typing.TYPE_CHECKING:
+    from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["evaluate", "export", "predict", "report"]
 
@@ -19,6 +23,7 @@ __all__ = ["evaluate", "export", "predict", "report"]
 @settings_options(PredictConfig)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the predictions.  [default: RUN/predictions]")
 @device
+@workers_options(None, "predict cases")
 @resume
 @overwrite
 def predict(
@@ -27,6 +32,7 @@ def predict(
     config: PredictConfig,
     out: Path | None,
     device: str,
+    workers: Workers | None,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -40,7 +46,9 @@ def predict(
     from dwp_pyro.runtime.distributed import join_processes
 
     with join_processes(device) as (own_device, _):
-        plots = run_predict(run, scans, config, out=out, device=own_device, resume=resume, overwrite=overwrite)
+        plots = run_predict(
+            run, scans, config, out=out, device=own_device, resume=resume, overwrite=overwrite, workers=workers
+        )
         folder = out or run / "predictions"
         first = next(iter(plots.values()), None)
         click.echo(f"{count_cases(len(plots))} in {folder}" + (f"; plot of the first: {first[0]}" if first else ""))
@@ -51,7 +59,8 @@ def predict(
 @settings_options(PredictConfig)
 @click.option("--root", help="Folder of the scans, if it was moved after the run.")
 @device
-def evaluate(run: Path, config: PredictConfig, root: str | None, device: str) -> None:
+@workers_options(None, "predict and measure cases")
+def evaluate(run: Path, config: PredictConfig, root: str | None, device: str, workers: Workers | None) -> None:
     """Evaluate a trained RUN on the test cases of its split.
 
     Writes overlap, surface distance, lesion, calibration and uncertainty metrics of each case and their means
@@ -61,7 +70,7 @@ def evaluate(run: Path, config: PredictConfig, root: str | None, device: str) ->
     from dwp_pyro.evaluation.evaluate import evaluate as run_evaluate
     from dwp_pyro.metrics import EMPTY_MASK_POLICY
 
-    summary = run_evaluate(run, config, root=root, device=device)
+    summary = run_evaluate(run, config, root=root, device=device, workers=workers)
     cases = next(iter(summary.values()))["dice"].cases
     print_table({f"{run.name}: {region}": metrics for region, metrics in summary.items()})
     click.echo(f"Mean ± standard error over {cases} test cases. Empty masks: {EMPTY_MASK_POLICY}.")

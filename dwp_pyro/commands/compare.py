@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import click
 
 from dwp_pyro.commands.console import print_table, print_tables
-from dwp_pyro.commands.options import device
+from dwp_pyro.commands.options import device, workers_options
+
+if typing.TYPE_CHECKING:
+    from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["demo", "experiment"]
 
@@ -45,10 +49,9 @@ def demo(out: Path, device: str, seed: int) -> None:
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Number of parallel runs.")
-@click.option("--cluster", help="Dask scheduler whose workers run them: tcp://HOST:PORT, or its file.  [default: none]")
+@workers_options(1, "train runs")
 @device
-def experiment(study: Path, out: Path | None, workers: int, cluster: str | None, device: str) -> None:
+def experiment(study: Path, out: Path | None, workers: Workers, device: str) -> None:
     """Train, evaluate and compare the methods of a STUDY.
 
     STUDY is a YAML file with methods, each a command and its settings, and runs, each a list of methods with
@@ -59,7 +62,7 @@ def experiment(study: Path, out: Path | None, workers: int, cluster: str | None,
     from dwp_pyro.study.runner import experiment as run
 
     folder = out or Path("runs") / study.stem
-    tables = run(Study.read(study), folder, workers=workers, cluster=cluster, device=device)
+    tables = run(Study.read(study), folder, workers=workers, device=device)
     click.echo()
     print_tables(tables)
     click.echo(f"\nTables: {folder / 'table.md'}\nPlot: {folder / 'learning_curve.png'}")

@@ -8,15 +8,13 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from dwp_pyro.config.base import Settings
 
-__all__ = ["CommaSeparated", "device", "overwrite", "resume", "run_options", "settings_options"]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+__all__ = ["CommaSeparated", "device", "options_of_run", "overwrite", "resume", "settings_options", "workers_options"]
 
 
 class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # not generic in the oldest supported click
@@ -108,6 +106,33 @@ mlflow = click.option(
 )
 
 
-def run_options(command: _Command) -> _Command:
+def workers_options(default: int | None, description: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds --workers and --cluster; the command receives `workers`, None without either."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_workers(workers: int | None, cluster: str | None, **options: Any) -> Any:
+            if workers is None and cluster is None:
+                return command(workers=None, **options)
+            from dwp_pyro.runtime.workers import Workers
+
+            return command(workers=Workers(workers or 1, cluster), **options)
+
+        shown = "none: in this process" if default is None else default
+        with_workers = click.option(
+            "--cluster", help="Dask scheduler whose workers run them: tcp://HOST:PORT, or its file.  [default: none]"
+        )(with_workers)
+        return click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            default=default,
+            help=f"Number of processes that {description} at the same time.  [default: {shown}]",
+        )(with_workers)
+
+    return decorate
+
+
+def options_of_run(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of all runs."""
-    return out(device(resume(overwrite(mlflow(command)))))
+    workers = workers_options(None, "train members or bootstraps")
+    return out(device(resume(overwrite(mlflow(workers(command))))))

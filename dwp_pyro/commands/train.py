@@ -6,11 +6,12 @@ import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dwp_pyro.commands.console import logger, print_rows, print_tables
-from dwp_pyro.commands.options import run_options, settings_options
+from dwp_pyro.commands.options import options_of_run, settings_options
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.data import DataConfig
 from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
@@ -23,10 +24,8 @@ __all__ = ["finetune", "fit_prior", "svi"]
 
 @click.command("fit-prior")
 @settings_options(FitPriorConfig)
-@run_options
-def fit_prior(
-    config: FitPriorConfig, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool
-) -> None:
+@options_of_run
+def fit_prior(config: FitPriorConfig, out: Path | None, **options: Any) -> None:
     """Learn a prior over convolution kernels.
 
     Trains source networks on bootstraps of the scans, collects the kernels of their snapshots, and fits a
@@ -40,8 +39,8 @@ def fit_prior(
     # Without --dataset the folder is always prior-ms, the default of svi and finetune.
     source = (config.dataset or config.default_dataset) if config.kernels is None else Path(config.kernels).stem
     folder = out or Path(f"runs/prior-{source}")
-    with _joined(folder, device, resume, overwrite, mlflow) as options:
-        _print_prior(run(config, options), options.out)
+    with _joined(folder, **options) as run_options:
+        _print_prior(run(config, run_options), run_options.out)
 
 
 def _print_prior(prior: KernelPrior, folder: Path) -> None:
@@ -70,8 +69,8 @@ def _print_prior(prior: KernelPrior, folder: Path) -> None:
 
 @click.command()
 @settings_options(SviConfig)
-@run_options
-def svi(config: SviConfig, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool) -> None:
+@options_of_run
+def svi(config: SviConfig, out: Path | None, **options: Any) -> None:
     """Infer a network from n target scans, with a prior over its kernels.
 
     The method is mean-field variational inference. fit-prior makes the prior.
@@ -80,17 +79,15 @@ def svi(config: SviConfig, out: Path | None, device: str, resume: bool, overwrit
 
     prior = config.prior if config.center is None else f"{config.prior}-around-{config.center}"
     folder = out or Path(f"runs/svi-{_dataset(config)}-{prior}-n{config.n}-seed{config.seed}")
-    with _joined(folder, device, resume, overwrite, mlflow) as options:
-        run(config, options)
-        _print_trained(options.out)
+    with _joined(folder, **options) as run_options:
+        run(config, run_options)
+        _print_trained(run_options.out)
 
 
 @click.command()
 @settings_options(FinetuneConfig)
-@run_options
-def finetune(
-    config: FinetuneConfig, out: Path | None, device: str, resume: bool, overwrite: bool, mlflow: bool
-) -> None:
+@options_of_run
+def finetune(config: FinetuneConfig, out: Path | None, **options: Any) -> None:
     """Train a deterministic network on n target scans, as a baseline.
 
     --init random is UNet-RI; --init source is UNet-PR; --init source --trainable first-last is UNet-PRf; --init source
@@ -100,18 +97,18 @@ def finetune(
 
     method = f"{config.init}-l2sp" if config.l2_sp else f"{config.init}-{config.trainable}"
     folder = out or Path(f"runs/finetune-{_dataset(config)}-{method}-n{config.n}-seed{config.seed}")
-    with _joined(folder, device, resume, overwrite, mlflow) as options:
-        run(config, options)
-        _print_trained(options.out)
+    with _joined(folder, **options) as run_options:
+        run(config, run_options)
+        _print_trained(run_options.out)
 
 
 @contextmanager
-def _joined(folder: Path, device: str, resume: bool, overwrite: bool, mlflow: bool) -> Iterator[RunOptions]:
+def _joined(folder: Path, *, device: str, mlflow: bool, **options: Any) -> Iterator[RunOptions]:
     """Yield the options of this process; under `torchrun` a run has several."""
     from dwp_pyro.runtime.distributed import join_processes, process_number
 
     with join_processes(device, folder) as (own_device, own_folder):
-        yield RunOptions(own_folder, own_device, resume, overwrite, mlflow and process_number() == 0)
+        yield RunOptions(own_folder, own_device, mlflow=mlflow and process_number() == 0, **options)
 
 
 def _dataset(config: DataConfig) -> str:

@@ -9,9 +9,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dwp_pyro.runtime.errors import ConfigError
+
+if TYPE_CHECKING:  # imports torch
+    from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["RunOptions", "Settings"]
 
@@ -147,6 +150,7 @@ class RunOptions:
         resume: Whether to resume an unfinished run.
         overwrite: Whether to replace a previous run of the same command.
         mlflow: Whether to log settings, metrics and files to MLflow, too.
+        workers: Workers that train members or bootstraps at the same time; None trains them one after another.
 
     Examples:
         >>> from pathlib import Path
@@ -160,3 +164,4 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     mlflow: bool = False
+    workers: Workers | None = None

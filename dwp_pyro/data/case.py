@@ -66,6 +66,9 @@ class Case:
     channels: Mapping[str, int] = field(default_factory=dict)
     patient: str = ""
 
+    def __str__(self) -> str:
+        return f"case {self.id}"
+
 
 @dataclass(frozen=True)
 class Volume:

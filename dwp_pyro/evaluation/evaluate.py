@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from dwp_pyro.config.prediction import PredictConfig
-from dwp_pyro.data.case import Scan
+from dwp_pyro.data.case import Case, Scan
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import LAYOUTS, open_dataset
 from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.data.split import read_roles
-from dwp_pyro.inference.posterior import Posterior
+from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarize_cases
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure
@@ -30,16 +30,21 @@ from dwp_pyro.plots.style import save_figure
 from dwp_pyro.prediction.labels import read_scan
 from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
 from dwp_pyro.prediction.predict import load_run, not_predicted, predict_case, predict_cases
-from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.errors import ConfigError, DataError, RunError
 from dwp_pyro.runtime.files import read_yaml, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["evaluate", "find_test_cases", "measure"]
 
 
 def evaluate(
-    run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto"
+    run: Path,
+    config: PredictConfig,
+    *,
+    root: str | None = None,
+    device: str = "auto",
+    workers: Workers | None = None,
 ) -> dict[str, dict[str, Summary]]:
     """Measure a run on the test cases of its split, on the grid of each scan.
 
@@ -53,6 +58,7 @@ def evaluate(
         config: Settings of the predictions.
         root: Folder of the scans if it differs from that of the run.
         device: Device to run on.
+        workers: Workers that predict and measure several cases at the same time.
 
     Returns:
         Region → metric → summary over cases.
@@ -75,24 +81,23 @@ def evaluate(
     data = find_test_cases(run, root)
     out = run / "predictions"
     missing = not_predicted(out, data.cases, trained, config)
-    predict_cases(trained, missing, data, config, out, torch_device(device))
-    measured: dict[str, dict[str, CaseMetrics]] = {region: {} for region in network_config.regions}
-    entropies: dict[str, list[float]] = {region: [] for region in network_config.regions}
+    predict_cases(trained, missing, data, config, out, device, workers)
+    measure_one = partial(_measure_predicted, out, network_config, replace(data, cases=()))
+    results: dict[str, dict[str, tuple[CaseMetrics, float]]] = {}
     with progress("evaluating", len(data.cases)) as advance:
-        for case in data.cases:
-            scan = read_scan(case, network_config, data)
-            predicted = read_case_metrics(out, case.id, network_config)
-            probabilities, entropy_maps = (
-                read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy")
-            )
-            masks = network_config.masks(probabilities, read_decision(out, case.id))
-            maps = zip(network_config.regions, probabilities, masks, entropy_maps, strict=True)
-            for region, probability, mask, entropy in maps:
-                pairwise_dice = predicted[region]["pairwise_dice"]
-                pairwise_dice = math.nan if pairwise_dice is None else pairwise_dice
-                measured[region][case.id] = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
-                entropies[region].append(float(entropy[scan.counted].mean()))
-            advance(", ".join(f"Dice {of_region[case.id].measures['dice']:.3f}" for of_region in measured.values()))
+
+        def finished(case: Case, result: dict[str, tuple[CaseMetrics, float]]) -> None:
+            results[case.id] = result
+            advance(", ".join(f"Dice {metrics.measures['dice']:.3f}" for metrics, _ in result.values()))
+
+        if workers is None:
+            for case in data.cases:
+                finished(case, measure_one(case))
+        else:
+            workers.map(measure_one, data.cases, finished)
+    regions = network_config.regions
+    measured = {region: {case.id: results[case.id][region][0] for case in data.cases} for region in regions}
+    entropies = {region: [results[case.id][region][1] for case in data.cases] for region in regions}
     table = io.StringIO()
     writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
@@ -102,12 +107,12 @@ def evaluate(
         for region, of_region in measured.items()
     )
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
-    summary, regions = {}, {}
+    summary, written = {}, {}
     for region, of_region in measured.items():
         rows = {name: each.measures for name, each in of_region.items()}
         summary[region] = summarize_cases(rows.values())
         suffix = "" if len(measured) == 1 else f"_{region}"
-        regions[region] = {
+        written[region] = {
             "summary": {name: asdict(value) for name, value in summary[region].items()},
             "cases": rows,
             "curves": _curves(run, suffix, list(of_region.values()), entropies[region]),
@@ -118,10 +123,27 @@ def evaluate(
             "run": settings,
             "prediction": config.to_mapping(),
             "empty_masks": EMPTY_MASK_POLICY,
-            "regions": regions,
+            "regions": written,
         },
     )
     return summary
+
+
+def _measure_predicted(
+    out: Path, network_config: NetworkConfig, data: DataSet, case: Case
+) -> dict[str, tuple[CaseMetrics, float]]:
+    """Return the metrics and the mean entropy of each region of a predicted case."""
+    scan = read_scan(case, network_config, data)
+    predicted = read_case_metrics(out, case.id, network_config)
+    probabilities, entropies = (read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy"))
+    masks = network_config.masks(probabilities, read_decision(out, case.id))
+    measured = {}
+    for region, probability, mask, entropy in zip(network_config.regions, probabilities, masks, entropies, strict=True):
+        pairwise_dice = predicted[region]["pairwise_dice"]
+        pairwise_dice = math.nan if pairwise_dice is None else pairwise_dice
+        metrics = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
+        measured[region] = metrics, float(entropy[scan.counted].mean())
+    return measured
 
 
 def find_test_cases(run: Path, root: str | None) -> DataSet:

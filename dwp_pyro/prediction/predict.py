@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, Ru
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_json
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.signals import resumable
+from dwp_pyro.runtime.workers import Workers
 
 __all__ = [
     "Prediction",
@@ -57,6 +58,7 @@ def predict(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
+    workers: Workers | None = None,
 ) -> dict[str, list[Path]]:
     """Predict scans with a trained run.
 
@@ -73,6 +75,7 @@ def predict(
         device: Device to run on.
         resume: Whether to skip cases that are predicted with the same settings.
         overwrite: Whether to replace existing predictions.
+        workers: Workers that predict several cases at the same time.
 
     Returns:
         Case → its pictures, one per region.
@@ -107,13 +110,14 @@ def predict(
             advance("")
     with resumable():
         with fail_together():
-            pictures = predict_cases(trained, cases, data, config, out, torch_device(device))
+            pictures = predict_cases(trained, cases, data, config, out, device, workers)
         return gather(pictures)
 
 
 class TrainedRun(NamedTuple):
-    """Posterior of a finished run, and the digest of its file."""
+    """Folder of a finished run, its posterior, and the digest of its file."""
 
+    folder: Path
     posterior: Posterior
     digest: str
 
@@ -133,7 +137,13 @@ def load_run(run: Path) -> TrainedRun:
         raise RunError(
             f"{run}: holds no finished 'svi' or 'finetune' run (posterior.safetensors); finish its training first"
         )
-    return TrainedRun(Posterior.load(path), file_digest(path))
+    return TrainedRun(run, Posterior.load(path), file_digest(path))
+
+
+@lru_cache(1)
+def _load_once(run: Path, digest: str) -> TrainedRun:
+    """Return a run whose posterior has this digest, for a worker that predicts several of its cases."""
+    return load_run(run)
 
 
 def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
@@ -253,7 +263,8 @@ def predict_cases(
     data: DataSet,
     config: PredictConfig,
     out: Path,
-    device: torch.device,
+    device: str,
+    workers: Workers | None = None,
 ) -> dict[str, list[Path]]:
     """Predict cases into a folder, replacing existing predictions; return case → its pictures, one per region.
 
@@ -261,49 +272,76 @@ def predict_cases(
         DataError: if a scan cannot be used; earlier cases are kept.
         RunError: if the device runs out of memory, or another process writes to the folder.
     """
-    posterior = trained.posterior
-    network_config = posterior.network_config
-    values = label_values(network_config)
-    passes = _passes(posterior, config)
-    # Pictures show the label only if its values mean the same structures as in training.
-    known = known_regions(network_config, data)
     pictures: dict[str, list[Path]] = {}
     if not cases:
         return pictures
-    warn_if_emulated(config.precision, device)
+    warn_if_emulated(config.precision, torch_device(device))
+    passes = _passes(trained.posterior, config)
     with ExitStack() as held, progress("predicting", len(cases) * passes) as advance:
-        for case in cases:
-            scan, masks, probability, entropy, mutual_information, pairwise_dice = predict_case(
-                posterior, case, data, config, device, partial(advance, case.id)
-            )
-            segmentation = to_label_map(masks, network_config, values)
-            if not pictures and process_number() == 0:  # an unreadable first scan must not leave an empty folder
+
+        def lock() -> None:  # late: an unreadable first scan must not leave an empty folder
+            if not pictures and process_number() == 0:
                 held.enter_context(locked(out))
-            marker = out / f"{case.id}.json"
-            marker.unlink(missing_ok=True)  # marks a complete prediction
-            save_like(scan.reference, segmentation, out / f"{case.id}_seg.nii.gz")
-            voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
-            metrics = {}
-            _, shown = shown_image(scan, case, network_config)
-            for number, region in enumerate(network_config.regions):
-                maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
-                for kind, volume in maps.items():
-                    save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
-                truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
-                suffix = "" if len(network_config.regions) == 1 else f"_{region}"
-                picture = out / f"{case.id}{suffix}.png"
-                save_case_figure(
-                    picture, f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values()
+
+        if workers is None:
+            for case in cases:
+                prediction = predict_case(
+                    trained.posterior, case, data, config, torch_device(device), partial(advance, case.id)
                 )
-                pictures.setdefault(case.id, []).append(picture)
-                metrics[region] = {
-                    "pairwise_dice": pairwise_dice[number],
-                    "volume_ml": float(masks[number].sum()) * voxel_ml,
-                    "mean_entropy_of_brain": float(maps["entropy"][scan.brain_mask].mean()),
-                    "mean_mutual_information_of_brain": float(maps["mi"][scan.brain_mask].mean()),
-                }
-            labels = dict(zip(network_config.regions, values, strict=True))
-            write_json(marker, {"settings": _settings(trained, case, config), "labels": labels, "regions": metrics})
+                lock()
+                pictures[case.id] = _save(prediction, trained, case, data, config, out)
+        else:
+            lock()
+
+            def finished(case: Case, saved: list[Path]) -> None:
+                pictures[case.id] = saved
+                for _ in range(passes):
+                    advance(case.id)
+
+            shared = (trained.folder, trained.digest, replace(data, cases=()), config, out, device)
+            workers.map(partial(_predict_in_worker, *shared), cases, finished)
+    return {case.id: pictures[case.id] for case in cases}
+
+
+def _predict_in_worker(
+    run: Path, digest: str, data: DataSet, config: PredictConfig, out: Path, device: str, case: Case
+) -> list[Path]:
+    trained = _load_once(run, digest)
+    prediction = predict_case(trained.posterior, case, data, config, torch_device(device))
+    return _save(prediction, trained, case, data, config, out)
+
+
+def _save(
+    prediction: Prediction, trained: TrainedRun, case: Case, data: DataSet, config: PredictConfig, out: Path
+) -> list[Path]:
+    """Write the files of a case; return its pictures."""
+    network_config = trained.posterior.network_config
+    scan, masks, probability, entropy, mutual_information, pairwise_dice = prediction
+    values = label_values(network_config)
+    # Pictures show the label only if its values mean the same structures as in training.
+    known = known_regions(network_config, data)
+    marker = out / f"{case.id}.json"
+    marker.unlink(missing_ok=True)  # marks a complete prediction
+    save_like(scan.reference, to_label_map(masks, network_config, values), out / f"{case.id}_seg.nii.gz")
+    voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+    pictures, metrics = [], {}
+    _, shown = shown_image(scan, case, network_config)
+    for number, region in enumerate(network_config.regions):
+        maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
+        for kind, volume in maps.items():
+            save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
+        truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
+        suffix = "" if len(network_config.regions) == 1 else f"_{region}"
+        pictures.append(out / f"{case.id}{suffix}.png")
+        save_case_figure(pictures[-1], f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values())
+        metrics[region] = {
+            "pairwise_dice": pairwise_dice[number],
+            "volume_ml": float(masks[number].sum()) * voxel_ml,
+            "mean_entropy_of_brain": float(maps["entropy"][scan.brain_mask].mean()),
+            "mean_mutual_information_of_brain": float(maps["mi"][scan.brain_mask].mean()),
+        }
+    labels = dict(zip(network_config.regions, values, strict=True))
+    write_json(marker, {"settings": _settings(trained, case, config), "labels": labels, "regions": metrics})
     return pictures
 
 

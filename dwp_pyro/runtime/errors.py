@@ -23,11 +23,17 @@ __all__ = [
     "RunUnfinished",
     "SourceMissing",
     "UserError",
+    "named",
 ]
 
 
 class UserError(Exception):
     """Error in the user's input; the command line prints its message and exits with code 2."""
+
+
+def named(task: object, problem: UserError) -> UserError:
+    """Return the error of a task, with its name at the start of the message."""
+    return problem if str(problem).startswith(f"{task}:") else type(problem)(f"{task}: {problem}")
 
 
 class DataError(UserError):

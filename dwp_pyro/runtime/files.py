@@ -198,18 +198,23 @@ os.register_at_fork(after_in_child=_release_locks)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
     """Lock a folder, created if missing, so that one process at a time writes to it.
 
+    Args:
+        folder: Folder.
+        name: Name of the lock, for a part of what the folder holds.
+        wait: Whether to wait for a process that holds the lock.
+
     Raises:
-        FolderLocked: if another process holds the lock.
+        FolderLocked: if another process holds the lock, unless `wait`.
     """
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed below
+        lock = open(folder / name, "a")  # noqa: SIM115 - closed below
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
             raise FolderLocked(f"{folder}: another process writes to it") from problem
         _locks.add(lock)

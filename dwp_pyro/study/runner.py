@@ -23,13 +23,12 @@ from dwp_pyro.evaluation.evaluate import measure
 from dwp_pyro.metrics import MEASURES
 from dwp_pyro.plots.curves import save_learning_curves
 from dwp_pyro.prediction.predict import load_run
-from dwp_pyro.runtime.cluster import map_on_cluster
 from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, UserError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_bytes, write_json
-from dwp_pyro.runtime.processes import map_in_processes
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.table import Table, markdown
+from dwp_pyro.runtime.workers import ONE_WORKER, Workers
 from dwp_pyro.study.comparison import COMPARED, Row, compare, summarize_methods
 from dwp_pyro.study.grid import Study, StudyRun
 from dwp_pyro.training.finetune import finetune
@@ -46,15 +45,12 @@ _REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds",
 _REPORT_INTERVAL = 10.0  # seconds
 
 
-def experiment(
-    study: Study, out: Path, *, workers: int = 1, cluster: str | None = None, device: str = "auto"
-) -> list[Table]:
+def experiment(study: Study, out: Path, *, workers: Workers = ONE_WORKER, device: str = "auto") -> list[Table]:
     """Train and measure every unfinished run of a study; compare the methods.
 
     Writes `results.csv`, one row per run and case; `table.md`; `learning_curve.png`; and a folder per run in `runs/`.
-    Another call resumes the study and trains runs added since. Parallel runs have processes of their own, with equal
-    shares of the cores; with `cluster`, the address or file of a Dask scheduler, they run on its workers, which need
-    the same paths. On a CPU the results are reproducible to the bit for the same number of threads per worker.
+    Another call resumes the study and trains runs added since. Runs are trained by `workers`; on a CPU the results are
+    reproducible to the bit for the same number of threads per worker.
 
     Returns:
         The tables of `table.md`: means of the methods, and differences, if any.
@@ -112,10 +108,7 @@ def experiment(
                     report()
 
             try:
-                if cluster is None:
-                    map_in_processes(_run, left, workers, finished)
-                else:
-                    map_on_cluster(_run, left, cluster, finished)
+                workers.map(_run, left, finished)
             finally:
                 if any(rows[task.study_run.key] for task in tasks):
                     tables = report()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from dwp_pyro.config.base import RunOptions
@@ -13,7 +15,7 @@ from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.device import catch_out_of_memory
 from dwp_pyro.training.network_training import TrainingSetup
 from dwp_pyro.training.source_networks import load_source_network
-from dwp_pyro.training.target import train_target
+from dwp_pyro.training.target import Method, train_target
 
 __all__ = ["finetune"]
 
@@ -40,19 +42,24 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
         >>> posterior.members[0].guide is None
         True
     """
-    folder = config.prior_folder
-
-    def make_setup(network_config: NetworkConfig, device: torch.device, member: int) -> TrainingSetup:
-        source = config.init == "source"
-        network = load_source_network(folder, network_config, member) if source else network_config.build()
-        if config.init == "prior":
-            blocks = assign_blocks(network, config.blocks)
-            prior = KernelPrior.load(folder).assign_sites(blocks, override=config.blocks is not None)
-            prior.fill(kernel_sites(network))
-        if config.trainable == "first-last":
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(name.startswith(NETWORKS[network_config.network].first_last))
-        return TrainingSetup(network.to(device), l2_sp=config.l2_sp)
-
+    method = Method(
+        command="finetune", config=config, members=config.members or 1, make_setup=partial(_make_setup, config)
+    )
     with catch_out_of_memory(str(options.out)):
-        return train_target("finetune", config, options, config.members or 1, make_setup)
+        return train_target(method, options)
+
+
+def _make_setup(
+    config: FinetuneConfig, network_config: NetworkConfig, device: torch.device, member: int
+) -> TrainingSetup:
+    folder = config.prior_folder
+    source = config.init == "source"
+    network = load_source_network(folder, network_config, member) if source else network_config.build()
+    if config.init == "prior":
+        blocks = assign_blocks(network, config.blocks)
+        prior = KernelPrior.load(folder).assign_sites(blocks, override=config.blocks is not None)
+        prior.fill(kernel_sites(network))
+    if config.trainable == "first-last":
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(NETWORKS[network_config.network].first_last))
+    return TrainingSetup(network.to(device), l2_sp=config.l2_sp)

@@ -72,7 +72,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         >>> list(prior.block_infos), prior.block_infos["input"].kernels
         (['input', 'scale1', 'scale2', 'bottom', 'up1', 'up2', 'up3'], 16)
     """
-    device = torch_device(options.device)
+    torch_device(options.device)
     check_tracker(options)
     if config.kernels is None:
         config = resolve(config, None)
@@ -97,7 +97,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         if config.kernels is None:
             run.pin("split.json", asdict(data.split))
             with catch_out_of_memory(str(run.path)):
-                snapshots, sources = train_source(config, data, run.path, device, track)
+                snapshots, sources = train_source(config, data, options, track)
             bank = collect_kernels(snapshots)
         if sources is not None:
             sources.save(run.path / SOURCE)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from dwp_pyro.runtime.files import write_bytes, written
+from dwp_pyro.runtime.files import locked, write_bytes, written
 
-__all__ = ["MetricsLog", "Track", "read_metrics"]
+__all__ = ["MetricsLog", "Track", "read_metrics", "track_again", "untracked"]
 
 #: Function of a stage, a step and its metrics.
 Track = Callable[[str, int, Mapping[str, float]], None]
@@ -19,6 +20,8 @@ Track = Callable[[str, int, Mapping[str, float]], None]
 
 class MetricsLog:
     """Context manager that logs the metrics of each step that it is called with.
+
+    Several processes may log stages of one run.
 
     Args:
         folder: Run folder.
@@ -31,9 +34,10 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self.stage = stage
         self._track = track
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if not self._is_later(line, start)]
-        write_bytes(self.path, b"".join(line + b"\n" for line in kept))
+        with self._exclusive():
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if not self._is_later(line, start)]
+            write_bytes(self.path, b"".join(line + b"\n" for line in kept))
         # One folder per stage, because purging drops all later events of a folder.
         self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=start + 1 if start else None)
 
@@ -44,12 +48,15 @@ class MetricsLog:
         self._writer.close()
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        with written(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with self._exclusive(), written(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
         self._track(self.stage, step, metrics)
+
+    def _exclusive(self) -> AbstractContextManager[None]:
+        return locked(self.path.parent, ".lock-metrics", wait=True)
 
     def _is_later(self, line: bytes, start: int) -> bool:
         record = _parse(line)
@@ -68,6 +75,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             metrics = {name: value for name, value in record.items() if _is_number(value)}
             records.append({**metrics, "stage": record["stage"]})
     return records
+
+
+def untracked(stage: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Do nothing with the metrics of a step: a `Track` of runs without a tracker, and of workers."""
+
+
+def track_again(run: Path, stage: str, track: Track) -> None:
+    """Pass the metrics that a worker has logged to a tracker."""
+    for record in read_metrics(run / "metrics.jsonl"):
+        if record.pop("stage") == stage:
+            track(stage, record.pop("step"), record)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

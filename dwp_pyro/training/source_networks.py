@@ -7,21 +7,24 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.inference.loop import TrainingSchedule
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.priors.bank import KernelSource
 from dwp_pyro.priors.blocks import kernel_sites
+from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import RunOutdated, SourceMissing
-from dwp_pyro.runtime.files import read_json, write_json
-from dwp_pyro.training.metrics_log import Track
+from dwp_pyro.runtime.files import locked, read_json, write_json
+from dwp_pyro.training.metrics_log import Track, track_again, untracked
 from dwp_pyro.training.network_training import (
     TrainingSetup,
     have_learned,
@@ -29,7 +32,7 @@ from dwp_pyro.training.network_training import (
     train_network,
     validation_dice,
 )
-from dwp_pyro.training.training_data import SOURCE, TrainingData
+from dwp_pyro.training.training_data import SOURCE, TrainingData, load_training_data
 
 __all__ = ["Snapshot", "count_source_networks", "load_source_network", "train_source"]
 
@@ -37,23 +40,36 @@ Snapshot = tuple[KernelSource, dict[str, Tensor]]
 
 
 def train_source(
-    config: FitPriorConfig, data: TrainingData, run: Path, device: torch.device, track: Track
+    config: FitPriorConfig, data: TrainingData, options: RunOptions, track: Track
 ) -> tuple[list[Snapshot], Posterior]:
     """Train a network on each bootstrap of the cases; take a snapshot at the end of each learning-rate cycle.
 
     In each cycle the rate falls to 0 along half a cosine (Huang et al. 2017, eq. 2). Snapshots are saved under
-    `run/source`; finished bootstraps are not trained again.
+    `source` in the run folder; finished bootstraps are not trained again.
+
+    Args:
+        config: Resolved settings.
+        data: Cases.
+        options: Run folder, device, and workers that train the bootstraps, if any.
+        track: Function that also receives the metrics.
 
     Returns:
         Source and kernels (site → weight) of each snapshot, in order; and a posterior of one snapshot per bootstrap,
         the one with the best Dice on the validation cases (the last without validation cases), the best bootstrap
         first. Both exclude bootstraps that have not learned; see `have_learned`.
     """
+    run = options.out
+    stages = [f"bootstrap{number}" for number in range(config.bootstraps)]
+    untrained = [stage for stage in stages if not (run / "source" / stage / _last_snapshot(config)).exists()]
+    if options.workers is not None:
+        work = partial(_train_in_worker, config, run, options.device)
+        options.workers.map(work, untrained, lambda stage, _: track_again(run, stage, track))
+    else:
+        for stage in untrained:
+            _train_bootstrap(config, data, run, stage, torch_device(options.device), track)
     trained: list[tuple[list[Snapshot], list[Member]]] = []
-    for bootstrap in range(config.bootstraps):
-        folder = run / "source" / f"bootstrap{bootstrap}"
-        if not (folder / f"snapshot{config.snapshots - 1}.json").exists():
-            _train_bootstrap(config, data, run, folder, bootstrap, device, track)
+    for bootstrap, stage in enumerate(stages):
+        folder = run / "source" / stage
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         snapshots: list[Snapshot] = []
         members: list[Member] = []
@@ -88,15 +104,23 @@ def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:
     return dice, correlation
 
 
+def _last_snapshot(config: FitPriorConfig) -> str:
+    """Return the name of the file that marks a finished bootstrap."""
+    return f"snapshot{config.snapshots - 1}.json"
+
+
+def _train_in_worker(config: FitPriorConfig, run: Path, device: str, stage: str) -> None:
+    with catch_out_of_memory(str(run)), locked(run / "source" / stage):
+        if not (
+            run / "source" / stage / _last_snapshot(config)
+        ).exists():  # by a worker of a cluster that lost its client
+            _train_bootstrap(config, load_training_data(config, None), run, stage, torch_device(device), untracked)
+
+
 def _train_bootstrap(
-    config: FitPriorConfig,
-    data: TrainingData,
-    run: Path,
-    folder: Path,
-    bootstrap: int,
-    device: torch.device,
-    track: Track,
+    config: FitPriorConfig, data: TrainingData, run: Path, stage: str, device: torch.device, track: Track
 ) -> None:
+    folder, bootstrap = run / "source" / stage, int(stage.removeprefix("bootstrap"))
     bag = dataclasses.replace(data, train=_bag(data, np.random.default_rng([config.seed, bootstrap])))
     ends = [round(number * config.steps / config.snapshots) for number in range(config.snapshots + 1)]
     seed = config.seed * 1009 + bootstrap  # distinct for each bootstrap
@@ -138,7 +162,7 @@ def _train_bootstrap(
         run=run,
         checkpoint=folder / "checkpoint.safetensors",
         device=device,
-        stage=f"bootstrap{bootstrap}",
+        stage=stage,
         track=track,
         at_step=snapshot,
     )

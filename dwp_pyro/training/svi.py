@@ -26,7 +26,7 @@ from dwp_pyro.priors.prior_scales import PriorScales
 from dwp_pyro.runtime.device import catch_out_of_memory
 from dwp_pyro.training.network_training import TrainingSetup
 from dwp_pyro.training.source_networks import count_source_networks, load_source_network
-from dwp_pyro.training.target import train_target
+from dwp_pyro.training.target import Method, train_target
 
 __all__ = ["annealed", "svi"]
 
@@ -70,17 +70,17 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         resolved = replace(resolved, members=min(resolved.members, available))
 
     with catch_out_of_memory(str(options.out)):
-        return train_target(
-            "svi",
-            resolved,
-            options,
-            resolved.members or 1,
-            partial(_make_setup, resolved),
+        method = Method(
+            command="svi",
+            config=resolved,
+            members=resolved.members or 1,
+            make_setup=partial(_make_setup, resolved),
             make_nulls=partial(_make_nulls, resolved),
             beta=partial(annealed, resolved),
             evidence=resolved.evidence,
             estimator=resolved.estimator,
         )
+        return train_target(method, options)
 
 
 def annealed(config: SviConfig, fraction: float) -> float:

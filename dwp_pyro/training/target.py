@@ -14,15 +14,16 @@ import torch
 
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import DEFAULT_EVIDENCE, FinetuneConfig, SviConfig
+from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.inference.loop import TrainingSchedule
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import write_blocks
-from dwp_pyro.runtime.device import torch_device
-from dwp_pyro.runtime.files import file_digest
+from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
+from dwp_pyro.runtime.files import file_digest, locked
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.training.choose_decision import choose_decision
-from dwp_pyro.training.metrics_log import Track, read_metrics
+from dwp_pyro.training.metrics_log import Track, read_metrics, track_again, untracked
 from dwp_pyro.training.network_training import (
     TrainingSetup,
     have_learned,
@@ -44,7 +45,7 @@ from dwp_pyro.training.pseudo_labels import with_pseudo_labels
 from dwp_pyro.training.tracking import check_tracker, tracked
 from dwp_pyro.training.training_data import TrainingData, load_training_data, load_unlabelled, resolve
 
-__all__ = ["train_target", "training_schedule"]
+__all__ = ["Method", "constant_beta", "train_target"]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,26 +56,67 @@ MakeNulls = Callable[[NetworkConfig, torch.device, int, TrainingSetup], Mapping[
 
 _VALIDATIONS = 5  # per run
 _NULL_STEPS = 0.25  # fraction of a member's steps: a null model has few weights to train
+_TEACHER = "checkpoint-teacher.safetensors"
 
 
-def train_target(
-    command: str,
-    config: SviConfig | FinetuneConfig,
-    options: RunOptions,
-    members: int,
-    make_setup: MakeSetup,
-    *,
-    make_nulls: MakeNulls | None = None,
-    beta: Callable[[float], float] = lambda fraction: 1.0,
-    evidence: float = DEFAULT_EVIDENCE,
-    estimator: str = "weight-sample",
-) -> Posterior:
+def constant_beta(fraction: float) -> float:
+    """Return 1, the weight of a KL term that is not annealed, or absent."""
+    return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is trained on the target cases, and how. Functions are at module level, for workers.
+
+    Args:
+        command: "svi" or "finetune".
+        config: Settings.
+        members: Number of members of the posterior.
+        make_setup: Function that returns the setup of a member.
+        make_nulls: Function that returns the setups of a trained member's null models; None for no summary.
+        beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term.
+        evidence: Independent observations that the segmentation of a case counts as.
+        estimator: "weight-sample" or "local".
+    """
+
+    command: str
+    config: SviConfig | FinetuneConfig
+    members: int
+    make_setup: MakeSetup
+    make_nulls: MakeNulls | None = None
+    beta: Callable[[float], float] = constant_beta
+    evidence: float = DEFAULT_EVIDENCE
+    estimator: str = "weight-sample"
+
+    def seed(self, member: int) -> int:
+        """Return the seed of a member, distinct from those of runs with neighboring seeds."""
+        return self.config.seed * self.members + member
+
+    def setup(self, network_config: NetworkConfig, device: torch.device, member: int) -> TrainingSetup:
+        """Return the setup of a member, at its start."""
+        torch.manual_seed(self.seed(member))
+        return self.make_setup(network_config, device, member)
+
+    def schedule(self, seed: int, steps: int) -> TrainingSchedule:
+        """Return the schedule of a training: after a warm-up, the rate falls along half a cosine to a hundredth."""
+        rate = self.config.learning_rate
+        return TrainingSchedule(
+            steps=steps,
+            learning_rate=lambda step: rate * (0.505 + 0.495 * math.cos(math.pi * step / steps)),
+            seed=seed,
+            beta=lambda step: self.beta((step + 1) / steps),
+            weight_decay=self.config.weight_decay,
+            estimator=self.estimator,
+            validate_every=max(1, steps // _VALIDATIONS),
+        )
+
+
+def train_target(method: Method, options: RunOptions) -> Posterior:
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
-    The members of a mixture are trained one after another, with an equal share of the steps each: the mean of their
-    ELBOs is that of the mixture, with the member as a latent variable. Members that have not learned (`have_learned`)
-    are excluded from the posterior and its summary. After a warm-up the learning rate follows half a cosine from its
-    maximum to a hundredth.
+    The members of a mixture have an equal share of the steps each: the mean of their ELBOs is that of the mixture, with
+    the member as a latent variable. They are trained one after another, or by `options.workers`. Members that have not
+    learned (`have_learned`) are excluded from the posterior and its summary.
 
     Masks of predictions follow the decision that `choose_decision` returns. With unlabelled scans, the posterior of a
     first round labels them (`with_pseudo_labels`), and members are trained a second time, from their start, on all.
@@ -82,38 +124,18 @@ def train_target(
     A Bayesian run adds a summary to `run.json`: ELBO and its parts, null models of the first member, and the blocks
     (`summarize`).
 
-    Args:
-        command: "svi" or "finetune".
-        config: Settings.
-        options: Output folder, device, and how to treat an existing run.
-        members: Number of members of the posterior.
-        make_setup: Function that returns the setup of a member.
-        make_nulls: Function that returns the setups of a trained member's null models; None for no summary.
-        beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term.
-        evidence: Independent observations that the segmentation of a case counts as.
-        estimator: "weight-sample" or "local".
-
     Raises:
         UserError: if the scans, the prior or the folder are invalid, before anything is written.
     """
     device = torch_device(options.device)
     check_tracker(options)
-    config = resolve(config, config.n)
-    folder = (options.out, command, config.to_mapping())
+    config = resolve(method.config, method.config.n)
+    method = replace(method, config=config)
+    folder = (options.out, method.command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
-    network_config = network_config_for(config, data)
     unlabelled = () if config.unlabelled is None else load_unlabelled(config, Path(config.unlabelled), data.split)
-    seeds = [config.seed * members + member for member in range(members)]
-
-    def make_setups() -> list[TrainingSetup]:
-        setups = []
-        for member, seed in enumerate(seeds):
-            torch.manual_seed(seed)
-            setups.append(make_setup(network_config, device, member))
-        return setups
-
-    setups = make_setups()
+    setups = [method.setup(network_config_for(config, data), device, member) for member in range(method.members)]
     digests = {str(path): file_digest(path) for path in config.learned_from()}
     if digests:
         _logger.info("learned from: %s", ", ".join(digests))
@@ -130,21 +152,17 @@ def train_target(
         if path.exists():  # the run was stopped while it deleted its checkpoints
             posterior = Posterior.load(path).to(device)
         else:
-            schedule = partial(training_schedule, config, beta=beta, estimator=estimator)
-            trainer = _Trainer(command, config, data, network_config, device, run.path, track, evidence, schedule)
-            trained = _train_members(trainer, setups, seeds)
+            trainer = _Trainer(method, data, device, run.path, track)
+            trained = trainer.train_members(options)
             if unlabelled:
-                both = with_pseudo_labels(data, unlabelled, _posterior(trainer, trained), device)
-                # A labeled case is repeated and counts once; an unlabelled one counts as one of its repetitions.
-                repeats = (len(both.train) - len(unlabelled)) // len(data.train)
-                student = replace(trainer, command=f"{command}-student", data=both, evidence=evidence / repeats)
-                trained = _train_members(student, make_setups(), seeds)
-                trainer = replace(trainer, command=student.command)
+                trainer.posterior(trained).save(run.path / _TEACHER)
+                trainer = trainer.student(unlabelled)
+                trained = trainer.train_members(options)
                 for each in trained:  # the summary is that of the labeled cases
-                    each.model.num_cases, each.model.evidence = len(data.train), evidence
-            if make_nulls is not None:
-                run.record("summary", _summarize_run(trainer, trained, make_nulls))
-            posterior = _posterior(trainer, trained)
+                    each.model.num_cases, each.model.evidence = len(data.train), method.evidence
+            if method.make_nulls is not None:
+                run.record("summary", trainer.summarize(trained, method.make_nulls))
+            posterior = trainer.posterior(trained)
             run.record("decision", posterior.decision.to_mapping())
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):
@@ -152,41 +170,10 @@ def train_target(
     return posterior
 
 
-@dataclass(frozen=True)
-class _Trainer:
-    """Trains setups on the target cases of one run; fields as the arguments of `train_network`."""
-
-    command: str
-    config: SviConfig | FinetuneConfig
-    data: TrainingData
-    network_config: NetworkConfig
-    device: torch.device
-    run: Path
-    track: Track
-    evidence: float
-    schedule: Callable[[int, int], TrainingSchedule]
-
-    def train(self, setup: TrainingSetup, stage: str, seed: int, steps: int) -> SegmentationModel:
-        return train_network(
-            setup,
-            network_config=self.network_config,
-            data=self.data,
-            settings=self.config,
-            schedule=self.schedule(seed, steps),
-            run=self.run,
-            checkpoint=self.run / f"checkpoint-{stage}.safetensors",
-            device=self.device,
-            stage=stage,
-            track=self.track,
-            evidence=self.evidence,
-        )
-
-
 class _TrainedMember(NamedTuple):
-    """A trained member of the posterior, and the number, seed, stage and steps of its training."""
+    """A trained member of the posterior, and the number, stage and steps of its training."""
 
     number: int
-    seed: int
     stage: str
     steps: int
     setup: TrainingSetup
@@ -195,57 +182,112 @@ class _TrainedMember(NamedTuple):
     dice: float | None
 
 
-def _train_members(trainer: _Trainer, setups: Sequence[TrainingSetup], seeds: Sequence[int]) -> list[_TrainedMember]:
-    """Train all members; return those that have learned."""
-    steps = trainer.config.steps // len(setups)
-    trained = []
-    for number, (setup, seed) in enumerate(zip(setups, seeds, strict=True)):
-        stage = trainer.command if len(setups) == 1 else f"{trainer.command}-member{number}"
-        model = trainer.train(setup, stage, seed, steps)
-        member = trained_member(setup, trainer.network_config, trainer.device)
-        dice = validation_dice(Posterior(trainer.network_config, [member]), trainer.data, trainer.device)
-        trained.append(_TrainedMember(number, seed, stage, steps, setup, model, member, dice))
-    learned = have_learned("member", [each.dice for each in trained])
-    return [each for each, kept in zip(trained, learned, strict=True) if kept]
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains on the target cases of one run.
+
+    Args:
+        method: Method, with resolved settings.
+        data: Cases.
+        device: Device.
+        run: Run folder.
+        track: Function that also receives the metrics.
+        repeats: How often labeled cases are repeated beside those that a teacher has labeled; 0 in a first round.
+    """
+
+    method: Method
+    data: TrainingData
+    device: torch.device
+    run: Path
+    track: Track
+    repeats: int = 0
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        return network_config_for(self.method.config, self.data)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.command}-student" if self.repeats else self.method.command
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the trainings of the members."""
+        members = self.method.members
+        return [self.name] if members == 1 else [f"{self.name}-member{number}" for number in range(members)]
+
+    def student(self, unlabelled: Sequence[Example]) -> _Trainer:
+        """Return a trainer on these cases, too, labeled by the saved posterior of the first round."""
+        data = with_pseudo_labels(self.data, unlabelled, Posterior.load(self.run / _TEACHER), self.device)
+        return replace(self, data=data, repeats=(len(data.train) - len(unlabelled)) // len(self.data.train))
+
+    def train(self, setup: TrainingSetup, stage: str, seed: int, steps: int) -> SegmentationModel:
+        return train_network(
+            setup,
+            network_config=self.network_config,
+            data=self.data,
+            settings=self.method.config,
+            schedule=self.method.schedule(seed, steps),
+            run=self.run,
+            checkpoint=self.run / f"checkpoint-{stage}.safetensors",
+            device=self.device,
+            stage=stage,
+            track=self.track,
+            # A labeled case is repeated and counts once; an unlabelled one counts as one of its repetitions.
+            evidence=self.method.evidence / max(1, self.repeats),
+        )
+
+    def train_member(self, number: int) -> _TrainedMember:
+        """Train a member, or load it from the checkpoint of its last step."""
+        setup = self.method.setup(self.network_config, self.device, number)
+        stage, steps = self.stages[number], self.method.config.steps // self.method.members
+        model = self.train(setup, stage, self.method.seed(number), steps)
+        member = trained_member(setup, self.network_config, self.device)
+        dice = validation_dice(Posterior(self.network_config, [member]), self.data, self.device)
+        return _TrainedMember(number, stage, steps, setup, model, member, dice)
+
+    def train_members(self, options: RunOptions) -> list[_TrainedMember]:
+        """Train all members, by workers if there are any; return those that have learned."""
+        if options.workers is not None:
+            work = partial(_train_in_worker, self.method, self.run, options.device, self.repeats > 0)
+            options.workers.map(work, self.stages, lambda stage, _: track_again(self.run, stage, self.track))
+        trained = [self.train_member(number) for number in range(self.method.members)]
+        learned = have_learned("member", [each.dice for each in trained])
+        return [each for each, kept in zip(trained, learned, strict=True) if kept]
+
+    def posterior(self, trained: Sequence[_TrainedMember]) -> Posterior:
+        """Return the posterior of the trained members, with its decision."""
+        posterior = Posterior(self.network_config, [each.member for each in trained])
+        posterior.decision = choose_decision(posterior, self.data, self.method.config.mirror, self.device)
+        return posterior
+
+    def summarize(self, trained: Sequence[_TrainedMember], make_nulls: MakeNulls) -> dict[str, Any]:
+        """Train the null models of the first member, and return the summary; log its warnings."""
+        config, first = self.method.config, trained[0]
+        seed = self.method.seed(first.number)
+        torch.manual_seed(seed)
+        null_models = {
+            null: self.train(setup, f"{self.name}-{null}", seed, math.ceil(first.steps * _NULL_STEPS))
+            for null, setup in make_nulls(self.network_config, self.device, first.number, first.setup).items()
+        }
+        patches = training_patches(self.data, config, config.seed, PATCHES)
+        parts = [evaluate_elbo(each.model, each.setup.guide, patches, config.seed) for each in trained]
+        nulls = {null: evaluate_elbo(model, None, patches, config.seed)["elbo"] for null, model in null_models.items()}
+        blocks = block_summaries([each.setup for each in trained])
+        summary = summarize(parts, nulls, [each.dice for each in trained], blocks)
+        report_nulls(summary)
+        records = read_metrics(self.run / "metrics.jsonl")
+        for each in trained:
+            report_unconverged(records, each.stage, each.steps)
+        return summary
 
 
-def _posterior(trainer: _Trainer, trained: Sequence[_TrainedMember]) -> Posterior:
-    """Return the posterior of the trained members, with its decision."""
-    posterior = Posterior(trainer.network_config, [each.member for each in trained])
-    posterior.decision = choose_decision(posterior, trainer.data, trainer.config.mirror, trainer.device)
-    return posterior
-
-
-def _summarize_run(trainer: _Trainer, trained: Sequence[_TrainedMember], make_nulls: MakeNulls) -> dict[str, Any]:
-    """Train the null models of the first member, and return the summary; log its warnings."""
-    config, device, first = trainer.config, trainer.device, trained[0]
-    torch.manual_seed(first.seed)
-    null_models = {
-        null: trainer.train(setup, f"{trainer.command}-{null}", first.seed, math.ceil(first.steps * _NULL_STEPS))
-        for null, setup in make_nulls(trainer.network_config, device, first.number, first.setup).items()
-    }
-    patches = training_patches(trainer.data, config, config.seed, PATCHES)
-    parts = [evaluate_elbo(each.model, each.setup.guide, patches, config.seed) for each in trained]
-    nulls = {null: evaluate_elbo(model, None, patches, config.seed)["elbo"] for null, model in null_models.items()}
-    blocks = block_summaries([each.setup for each in trained])
-    summary = summarize(parts, nulls, [each.dice for each in trained], blocks)
-    report_nulls(summary)
-    records = read_metrics(trainer.run / "metrics.jsonl")
-    for each in trained:
-        report_unconverged(records, each.stage, each.steps)
-    return summary
-
-
-def training_schedule(
-    config: SviConfig | FinetuneConfig, seed: int, steps: int, beta: Callable[[float], float], estimator: str
-) -> TrainingSchedule:
-    """Return the schedule of a training of `steps` steps; other arguments as for `train_target`."""
-    return TrainingSchedule(
-        steps=steps,
-        learning_rate=lambda step: config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / steps)),
-        seed=seed,
-        beta=lambda step: beta((step + 1) / steps),
-        weight_decay=config.weight_decay,
-        estimator=estimator,
-        validate_every=max(1, steps // _VALIDATIONS),
-    )
+def _train_in_worker(method: Method, run: Path, device: str, student: bool, stage: str) -> None:
+    """Train the member of a stage to its last checkpoint."""
+    config = method.config
+    trainer = _Trainer(method, load_training_data(config, config.n), torch_device(device), run, untracked)
+    if student:
+        assert config.unlabelled is not None
+        trainer = trainer.student(load_unlabelled(config, Path(config.unlabelled), trainer.data.split))
+    with catch_out_of_memory(str(run)), locked(run, f".lock-{stage}"):
+        trainer.train_member(trainer.stages.index(stage))

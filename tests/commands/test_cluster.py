@@ -1,4 +1,4 @@
-"""`experiment --cluster`: a Dask scheduler with two workers, one of which is killed, and a scheduler that ends."""
+"""`--cluster`: a Dask scheduler with two workers, one of which is killed, and a scheduler that ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
-from tests.commands.conftest import call
+from tests.commands.conftest import TINY, call
 from tests.commands.test_experiment import STUDY, runs_of, without_seconds, write
 
 pytestmark = pytest.mark.slow
@@ -109,6 +109,25 @@ def test_a_scheduler_that_ends_is_one_line_and_the_command_resumes(cluster, tmp_
     _, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
     assert len(runs_of(out)) == 2
+
+
+def test_members_bootstraps_and_cases_are_those_of_one_process(cluster, in_world, tmp_path):
+    svi = ("svi", "--dataset", "brats", "--prior", "dwp", "--n", 2, *TINY, "--members", 2)
+    run, prior, maps = (tmp_path / name for name in ("run", "prior", "maps"))
+    for command in (
+        (*svi, "--out", run),
+        ("fit-prior", *TINY, "--bootstraps", 2, "--density-steps", 20, "--out", prior),
+        ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--samples", 1, "--out", maps),
+        ("evaluate", run, "--samples", 1),
+    ):
+        result = call(*command, "--cluster", cluster.file)
+        assert result.exit_code == 0, result.output
+    alone = in_world / "runs"
+    name = "posterior.safetensors"
+    assert (run / name).read_bytes() == (alone / "svi-brats-dwp-n2-seed0" / name).read_bytes()
+    assert (prior / "prior.safetensors").read_bytes() == (alone / "prior-ms/prior.safetensors").read_bytes()
+    assert len(list(maps.glob("*_seg.nii.gz"))) == 2
+    assert len((run / "evaluation.csv").read_text().splitlines()) > 2
 
 
 def test_without_a_scheduler_the_error_names_it(in_world, tmp_path):

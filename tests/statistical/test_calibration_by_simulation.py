@@ -29,8 +29,8 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.loop import fit
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
-from dwp_pyro.training.svi import annealed
-from dwp_pyro.training.target import training_schedule
+from dwp_pyro.training.svi import _make_setup, annealed
+from dwp_pyro.training.target import Method
 from tests.conftest import random_density
 
 pytestmark = pytest.mark.slow
@@ -101,9 +101,14 @@ class Simulation:
         diagonal = self.unit.diagonal()
         unit = diagonal if torch.equal(self.unit, diagonal.diag()) else self.unit
         guide = MeanFieldNormal({SITE: self.prior.sample()}, config.init_scale, {SITE: unit})
-        schedule = training_schedule(
-            config, 0, config.steps, lambda fraction: beta * annealed(config, fraction), estimator
-        )
+        schedule = Method(
+            command="svi",
+            config=config,
+            members=1,
+            make_setup=_make_setup,
+            beta=lambda fraction: beta * annealed(config, fraction),
+            estimator=estimator,
+        ).schedule(0, config.steps)
         data = [(self.image[0], self.observed)] * config.steps
         (folder / "c").unlink(missing_ok=True)
         fit(Regression(network), guide, data, 1, schedule, folder / "c", description="", log=lambda step, metrics: None)

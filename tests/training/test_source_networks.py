@@ -15,6 +15,7 @@ import torch
 from monai.data import MetaTensor
 from torch.testing import assert_close
 
+from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.likelihoods import region_probability
@@ -90,7 +91,8 @@ def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path,
     """The second of three bootstraps has not learned; a log line names it."""
     dices = {0: (0.3, 0.5), 1: (0.0, 0.02), 2: (0.6, 0.4)}
 
-    def trained(config, data, run, folder: Path, bootstrap: int, device, track) -> None:
+    def trained(config, data, run: Path, stage: str, device, track) -> None:
+        folder, bootstrap = run / "source" / stage, int(stage[-1])
         for number, dice in enumerate(dices[bootstrap]):
             torch.manual_seed(10 * bootstrap + number)
             Posterior(NETWORK, [Member(NETWORK.build(), None)]).save(folder / f"snapshot{number}.safetensors")
@@ -100,7 +102,7 @@ def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path,
     caplog.set_level(logging.INFO, "dwp_pyro")
     config = dataclasses.replace(FitPriorConfig(), bootstraps=3, snapshots=2)
     data = SimpleNamespace(layout="openms")
-    snapshots, sources = train_source(config, data, tmp_path, torch.device("cpu"), lambda *args: None)
+    snapshots, sources = train_source(config, data, RunOptions(tmp_path), lambda *args: None)
     assert [(source.bootstrap, source.snapshot, source.dice) for source, _ in snapshots] == [
         (0, 0, 0.3), (0, 1, 0.5), (2, 0, 0.6), (2, 1, 0.4)
     ]  # fmt: skip

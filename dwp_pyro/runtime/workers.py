@@ -1,0 +1,49 @@
+"""Parallel tasks: in processes of this machine, or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dwp_pyro.runtime.cluster import map_on_cluster
+from dwp_pyro.runtime.distributed import process_count
+from dwp_pyro.runtime.errors import ConfigError
+from dwp_pyro.runtime.processes import map_in_processes
+
+__all__ = ["ONE_WORKER", "Workers"]
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where the parts of a command run that do not depend on each other.
+
+    Args:
+        count: Number of worker processes, which share the cores of this machine.
+        cluster: Address of the scheduler of a Dask cluster ("tcp://host:8786"), or its file; its workers run the tasks
+            instead, and need the same paths.
+    """
+
+    count: int = 1
+    cluster: str | None = None
+
+    def map(
+        self, work: Callable[[_Task], _Result], tasks: Sequence[_Task], finished: Callable[[_Task, _Result], None]
+    ) -> None:
+        """Run tasks; arguments and errors as of `map_in_processes` and `map_on_cluster`.
+
+        Raises:
+            ConfigError: under `torchrun`, whose processes do the same task together.
+        """
+        if process_count() > 1:
+            raise ConfigError("workers and cluster: not within torchrun; choose one of them")
+        if self.cluster is None:
+            map_in_processes(work, tasks, self.count, finished)
+        else:
+            map_on_cluster(work, tasks, self.cluster, finished)
+
+
+ONE_WORKER = Workers()
