@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from dwp_pyro.config.base import RunOptions
@@ -83,7 +82,8 @@ def experiment(study: Study, out: Path, *, workers: Workers = ONE_WORKER, device
                 raise FolderTaken(
                     f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
                 )
-        _write_rows(results, rows.values())
+        lines = {key: _lines(each) for key, each in rows.items()}
+        _write_table(results, lines.values())
         left = [task for task in tasks if not rows[task.study_run.key]]
         reported = time.monotonic()
 
@@ -99,8 +99,9 @@ def experiment(study: Study, out: Path, *, workers: Workers = ONE_WORKER, device
         with progress("runs", len(tasks), len(tasks) - len(left)) as advance:
 
             def finished(task: _Task, measured: list[Row]) -> None:
-                rows[task.study_run.key] = measured
-                _write_rows(results, rows.values())
+                key = task.study_run.key
+                rows[key], lines[key] = measured, _lines(measured)
+                _write_table(results, lines.values())
                 dice = sum(row.measures["dice"] for row in measured) / len(measured)
                 _logger.info(f"{task}: Dice {dice:.3f}, {measured[0].seconds:.0f} s")
                 advance("")
@@ -221,14 +222,18 @@ def read_rows(path: Path) -> list[Row]:
             raise FolderTaken(f"{path}: is not a table of this version ({problem})") from problem
 
 
-def _write_rows(path: Path, runs: Iterable[Iterable[Row]]) -> None:
+def _lines(rows: Iterable[Row]) -> str:
+    """Return the lines of a run; formatted once, because the table is written after each run."""
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in chain.from_iterable(runs):
+    for row in rows:
         values = asdict(row)
         writer.writerow(values.pop("measures") | values | {"seconds": f"{row.seconds:.1f}"})
-    write_bytes(path, table.getvalue().encode())
+    return table.getvalue()
+
+
+def _write_table(path: Path, runs: Iterable[str]) -> None:
+    write_bytes(path, "".join([",".join(_COLUMNS), "\n", *runs]).encode())
 
 
 def run_if_unfinished(train: Callable[[RunOptions], object], run: Path, device: str) -> None:
