@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior as DeepWeightPrior
     from dwp_pyro.priors.kernel_prior import KernelPrior as KernelPrior
     from dwp_pyro.priors.log_uniform import LogUniform as LogUniform
+    from dwp_pyro.runtime.workers import Workers as Workers
     from dwp_pyro.training.finetune import finetune as finetune
     from dwp_pyro.training.fit_prior import fit_prior as fit_prior
     from dwp_pyro.training.svi import svi as svi
@@ -43,6 +44,7 @@ _MODULES = {
     "RunOptions": "config.base",
     "SegmentationModel": "models.segmentation",
     "SviConfig": "config.training",
+    "Workers": "runtime.workers",
     "bayesianize": "models.bayesianize",
     "evaluate": "evaluation.evaluate",
     "finetune": "training.finetune",

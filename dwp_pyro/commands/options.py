@@ -120,7 +120,8 @@ def workers_options(default: int | None, description: str) -> Callable[[Callable
 
         shown = "none: in this process" if default is None else default
         with_workers = click.option(
-            "--cluster", help="Dask scheduler whose workers run them: tcp://HOST:PORT, or its file.  [default: none]"
+            "--cluster",
+            help=f"Dask scheduler whose workers {description} instead: tcp://HOST:PORT, or its file.  [default: none]",
         )(with_workers)
         return click.option(
             "--workers",
@@ -135,4 +136,4 @@ def workers_options(default: int | None, description: str) -> Callable[[Callable
 def options_of_run(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of all runs."""
     workers = workers_options(None, "train members or bootstraps")
-    return out(device(resume(overwrite(mlflow(workers(command))))))
+    return out(device(workers(resume(overwrite(mlflow(command))))))

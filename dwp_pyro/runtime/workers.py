@@ -25,6 +25,12 @@ class Workers:
         count: Number of worker processes, which share the cores of this machine.
         cluster: Address of the scheduler of a Dask cluster ("tcp://host:8786"), or its file; its workers run the tasks
             instead, and need the same paths.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from dwp_pyro import RunOptions, Workers
+        >>> RunOptions(Path("runs/mine"), workers=Workers(2)).workers.count
+        2
     """
 
     count: int = 1

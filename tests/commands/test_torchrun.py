@@ -55,6 +55,7 @@ def test_commands_run_in_two_processes(in_world, tmp_path):
         result = torchrun(*command)
         assert result.returncode == 0, result.stderr
     assert "9 cases in" in result.stdout
+    assert "predicting: 5/5" in result.stderr  # the share of process 0
     assert len(list((tmp_path / "maps").glob("*_seg.nii.gz"))) == 9
 
 
