@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from torch.distributed import is_torchelastic_launched
+
 from dwp_pyro.runtime.cluster import map_on_cluster
-from dwp_pyro.runtime.distributed import process_count
 from dwp_pyro.runtime.errors import ConfigError
 from dwp_pyro.runtime.processes import map_in_processes
 
@@ -26,6 +27,9 @@ class Workers:
         cluster: Address of the scheduler of a Dask cluster ("tcp://host:8786"), or its file; its workers run the tasks
             instead, and need the same paths.
 
+    Raises:
+        ConfigError: under `torchrun`, whose processes do the same task together.
+
     Examples:
         >>> from pathlib import Path
         >>> from dwp_pyro import RunOptions, Workers
@@ -36,16 +40,14 @@ class Workers:
     count: int = 1
     cluster: str | None = None
 
+    def __post_init__(self) -> None:
+        if is_torchelastic_launched():
+            raise ConfigError("workers, cluster: torchrun has its own processes; leave out one of the two")
+
     def map(
         self, work: Callable[[_Task], _Result], tasks: Sequence[_Task], finished: Callable[[_Task, _Result], None]
     ) -> None:
-        """Run tasks; arguments and errors as of `map_in_processes` and `map_on_cluster`.
-
-        Raises:
-            ConfigError: under `torchrun`, whose processes do the same task together.
-        """
-        if process_count() > 1:
-            raise ConfigError("workers and cluster: not within torchrun; choose one of them")
+        """Run tasks; arguments and errors as of `map_in_processes` and `map_on_cluster`."""
         if self.cluster is None:
             map_in_processes(work, tasks, self.count, finished)
         else:

@@ -45,7 +45,7 @@ from dwp_pyro.training.pseudo_labels import with_pseudo_labels
 from dwp_pyro.training.tracking import check_tracker, tracked
 from dwp_pyro.training.training_data import TrainingData, load_training_data, load_unlabelled, resolve
 
-__all__ = ["Method", "constant_beta", "train_target"]
+__all__ = ["Method", "train_target"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ _NULL_STEPS = 0.25  # fraction of a member's steps: a null model has few weights
 _TEACHER = "checkpoint-teacher.safetensors"
 
 
-def constant_beta(fraction: float) -> float:
-    """Return 1, the weight of a KL term that is not annealed, or absent."""
+def _not_annealed(fraction: float) -> float:
     return 1.0
 
 
@@ -84,7 +83,7 @@ class Method:
     members: int
     make_setup: MakeSetup
     make_nulls: MakeNulls | None = None
-    beta: Callable[[float], float] = constant_beta
+    beta: Callable[[float], float] = _not_annealed
     evidence: float = DEFAULT_EVIDENCE
     estimator: str = "weight-sample"
 

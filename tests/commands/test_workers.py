@@ -71,6 +71,14 @@ def test_predictions_and_metrics(copy_of_world, tmp_path):
     assert tables[0] == tables[1]
 
 
+def test_workers_within_torchrun_are_refused(in_world, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
+    result = call(*SVI, "--out", tmp_path / "run", "--workers", 2)
+    assert result.exit_code == 2
+    assert "workers, cluster: torchrun has its own processes" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_case_that_fails_is_named_once(copy_of_world, tmp_path):
     run = Path("runs/svi-brats-dwp-n2-seed0")
     assert call("evaluate", run, "--samples", 1).exit_code == 0
