@@ -112,6 +112,22 @@ class MeanFieldNormal(PyroModule):
         assert buffer is not None
         return buffer
 
+    def whiten(self, site: str, weights: Tensor) -> Tensor:
+        """Return the coordinates v = A⁻¹ (w − m₀) of weights w, both of the site's shape."""
+        unit, change = self.unit(site), weights - self._buffer("start", self._keys[site])
+        if unit.dim() == 0:
+            return change / unit
+        kernels = change.flatten(2)
+        if unit.dim() == 1:
+            return (kernels / unit).view_as(change)
+        solution: Tensor = torch.linalg.solve_triangular(unit.mT, kernels, upper=True, left=False)
+        return solution.view_as(change)
+
+    @torch.no_grad()
+    def set_shift(self, site: str, shift: Tensor) -> None:
+        """Set μ of a site, of the site's shape."""
+        self.shifts[self._keys[site]].copy_(shift)
+
     @torch.no_grad()
     def set_scale(self, site: str, scale: Tensor) -> None:
         """Set s of a site, of the site's shape."""

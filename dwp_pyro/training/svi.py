@@ -17,18 +17,19 @@ from dwp_pyro.config.names import LEARNED
 from dwp_pyro.config.training import SviConfig
 from dwp_pyro.densities.vae import KernelVAE
 from dwp_pyro.guides.mean_field import MeanFieldNormal
-from dwp_pyro.inference.posterior import NetworkConfig, Posterior
+from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.priors.blocks import assign_blocks, kernel_sites
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.priors.make_prior import fixed_spread, make_prior
 from dwp_pyro.priors.prior_scales import PriorScales
 from dwp_pyro.runtime.device import catch_out_of_memory
+from dwp_pyro.runtime.errors import ConfigError
 from dwp_pyro.training.network_training import TrainingSetup
 from dwp_pyro.training.source_networks import count_source_networks, load_source_network
 from dwp_pyro.training.target import Method, train_target
 
-__all__ = ["annealed", "svi"]
+__all__ = ["annealed", "gaussian_prior", "svi"]
 
 _MIN_BETA = 1e-6
 
@@ -81,6 +82,37 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
             estimator=resolved.estimator,
         )
         return train_target(method, options)
+
+
+def gaussian_prior(config: SviConfig, network_config: NetworkConfig) -> Posterior:
+    """Return the prior of a run of `svi` as a posterior of one member: the start that sites share.
+
+    Its kernels have the mean and the covariance of the prior, its other weights are those of the source network.
+
+    Args:
+        config: Settings of the run, with an isotropic or Gaussian prior around the source network, of a fixed scale.
+        network_config: Network of the run.
+
+    Raises:
+        ConfigError: If the prior is of another kind.
+        UserError: If the folder of the prior holds no such prior or source network.
+    """
+    resolved = config.resolve()
+    if (
+        resolved.prior not in ("isotropic", "gaussian")
+        or (resolved.center, resolved.init) != ("source", "source")
+        or resolved.prior_scale is None
+    ):
+        raise ConfigError(
+            "prior: sites share an isotropic or gaussian prior with center and init 'source' and a fixed prior-scale"
+        )
+    network, kernel_prior, _, centers = _start(resolved, network_config, torch.device("cpu"), 0)
+    assert kernel_prior is not None
+    kernel_prior = kernel_prior.as_family(resolved.prior)
+    config_of_unit = replace(resolved, estimator="weight-sample")  # the prior's own covariance
+    units = {site: _unit(config_of_unit, site, center, kernel_prior) for site, center in centers.items()}
+    guide = MeanFieldNormal(centers, resolved.prior_scale, units)
+    return Posterior(network_config, [Member(network, guide)])
 
 
 def annealed(config: SviConfig, fraction: float) -> float:

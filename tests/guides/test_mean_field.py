@@ -85,6 +85,16 @@ def test_a_unit_is_a_change_of_coordinates(unit):
     assert_close(guide.distribution("a.weight").mean, mean)
 
 
+@pytest.mark.parametrize("unit", ["number", "diagonal", "root"])
+def test_whiten_is_the_inverse_of_the_unit(unit):
+    root = random_density("gaussian", (2, 2)).scale_tril
+    units = {"number": torch.tensor(0.3).double(), "diagonal": root.diagonal(), "root": root}
+    guide = MeanFieldNormal({"a.weight": torch.randn(3, 2, 2, 2, dtype=torch.double)}, units={"a.weight": units[unit]})
+    shift = torch.randn(3, 2, 2, 2, dtype=torch.double)
+    guide.set_shift("a.weight", shift)
+    assert_close(guide.whiten("a.weight", guide.means()["a.weight"]), shift)
+
+
 def test_set_scale(guide):
     scale = torch.linspace(0.1, 0.6, 6).reshape(2, 1, 3)
     guide.set_scale("a.weight", scale)

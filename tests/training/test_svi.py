@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from dwp_pyro.config.training import SviConfig
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.priors.blocks import kernel_sites, prior_blocks
 from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
+from dwp_pyro.runtime.errors import ConfigError
 from dwp_pyro.training.network_training import TrainingSetup
-from dwp_pyro.training.svi import _make_nulls, _make_setup
+from dwp_pyro.training.svi import _make_nulls, _make_setup, gaussian_prior
 from tests.conftest import random_density
 
 NETWORK = NetworkConfig(("flair",), ("lesion",), ((1,),), "openms", None, (16, 16, 16), widths=(2, 2, 3, 3))
@@ -109,3 +111,26 @@ def test_a_posterior_starts_no_wider_than_its_prior(folder):
     for settings, width in (({}, 0.1), ({"prior_scale": 0.2}, 0.2), ({"prior": "normal"}, 0.3)):
         _, setup = build(folder, init_scale=0.3, **settings)
         assert_close(setup.guide.scale(setup.guide.sites[0]).max().item(), width)
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "isotropic"])
+def test_the_gaussian_prior_is_the_prior_of_the_run(folder, prior):
+    config, setup = build(folder, prior=prior, prior_scale=0.2, estimator="local")
+    start = gaussian_prior(config, NETWORK)
+    network, guide = start.members[0]
+    assert guide.sites == tuple(setup.priors)
+    for site in guide.sites:
+        divergence = kl_divergence(guide.distribution(site), setup.priors[site]())
+        assert divergence.item() == pytest.approx(0, abs=1e-3)
+    source = Posterior.load(folder / "source.safetensors").members[0].network
+    assert_close(network.state_dict(), source.state_dict())
+    assert_close(start.means(), source.state_dict())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"prior_scale": None}, {"center": "none"}, {"init": "random"}, {"prior": "mixture"}, {"prior": "he"}]
+)
+def test_another_prior_is_no_gaussian_prior_of_sites(folder, settings):
+    config = SviConfig(prior_dir=str(folder), **{"prior": "gaussian", "prior_scale": 0.2, **settings})
+    with pytest.raises(ConfigError, match="fixed prior-scale"):
+        gaussian_prior(config, NETWORK)
