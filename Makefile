@@ -22,6 +22,7 @@ test: $(INSTALLED)
 	$(RUN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[federated]'
 	$(RUN)/python -m pytest -m 'not study and not gpu' $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
