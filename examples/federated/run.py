@@ -87,7 +87,7 @@ def run_app(out: Path, sites: int, steps: int) -> None:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Multiply the posteriors of three sites, with Flower on this machine.")
-    parser.add_argument("--out", default=Path("federated"), type=Path, help="Output folder, new.")
+    parser.add_argument("--out", default=Path("runs/federated"), type=Path, help="Output folder, new.")
     parser.add_argument("--widths", default="4,8,16,32", help="Channels at the four resolutions of the network.")
     parser.add_argument("--prior-steps", default=300, type=int, help="Steps of the server's source network.")
     parser.add_argument("--steps", default=300, type=int, help="Steps of each site.")
