@@ -1,6 +1,6 @@
-"""1,000 runs of a study that take no time: what each costs beside its work, in processes and on a Dask cluster.
+"""Runs of a study that take no time: what each costs beside its work, in processes and on a Dask cluster.
 
-$ python -m benchmarks.cells
+$ python -m benchmarks.cells [--cells 1000]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from distributed import Client
 
 from benchmarks.comparison import Row as Result
-from benchmarks.comparison import report
+from benchmarks.comparison import chosen, report
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.metrics import MEASURES
 from dwp_pyro.runtime.workers import Workers
@@ -24,7 +24,7 @@ from dwp_pyro.study import runner
 from dwp_pyro.study.comparison import Row
 from dwp_pyro.study.grid import Study
 
-_CELLS, _TARGET = 1000, 25.0
+_TARGET = 25.0  # ms
 _WORKERS = 2
 
 
@@ -33,11 +33,11 @@ def _no_work(task: runner._Task) -> list[Row]:
     return [Row(method, n, seed, case.id, dict.fromkeys(MEASURES, 0.5), 0.0, task.settings) for case in task.data.cases]
 
 
-def _study(folder: Path) -> Study:
+def _study(folder: Path, cells: int) -> Study:
     write_phantoms("brats", folder / "data", 9, shape=(28, 32, 28))
     settings = {"root": str(folder / "data"), "widths": [2, 3, 4, 5], "patch": 24, "validation": 1, "spacing": 2.0}
     methods = {"UNet-RI": {"command": "finetune", "init": "random"}}
-    runs = [{"methods": list(methods), "n": [2], "seeds": list(range(_CELLS))}]
+    runs = [{"methods": list(methods), "n": [2], "seeds": list(range(cells))}]
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({"settings": settings, "methods": methods, "runs": runs, "samples": 1}))
     return Study.read(path)
@@ -46,15 +46,15 @@ def _study(folder: Path) -> Study:
 def _cost(study: Study, out: Path, workers: Workers, name: str) -> Result:
     start = time.monotonic()
     runner.experiment(study, out, workers=workers)
-    cost = (time.monotonic() - start) / _CELLS * 1000
-    return Result(f"a run of a study of {_CELLS} ({name})", "its work, ms", _TARGET, cost, cost, cost)
+    cost = (time.monotonic() - start) / len(study.runs) * 1000
+    return Result(f"a run of a study of {len(study.runs)} ({name})", "its work, ms", _TARGET, cost, cost, cost)
 
 
 def main() -> None:
     runner._run = _no_work  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        study, scheduler = _study(folder), folder / "scheduler.json"
+        study, scheduler = _study(folder, chosen(cells=1000).cells), folder / "scheduler.json"
         quiet = {
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Time and memory of merging 10,000 priors of seven blocks of 3×3×3 kernels.
 
-$ python -m benchmarks.merge
+$ python -m benchmarks.merge [--priors 10000]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.comparison import chosen
 from dwp_pyro.densities import KernelGaussian
 from dwp_pyro.densities.gaussian import fold_moments
 from dwp_pyro.priors.blocks import BLOCKS
@@ -20,12 +21,13 @@ from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
 from dwp_pyro.priors.merge import merge_priors
 from dwp_pyro.priors.pack import save_pack
 
-_PRIORS, _DISTINCT = 10_000, 100
+_DISTINCT = 100
 
 
 def main() -> None:
+    count = chosen(priors=10_000).priors
     with tempfile.TemporaryDirectory() as folder:
-        priors = [Path(folder) / f"site{number}" for number in range(_PRIORS)]
+        priors = [Path(folder) / f"site{number}" for number in range(count)]
         for prior, of in zip(priors[_DISTINCT:], itertools.cycle(priors[:_DISTINCT]), strict=False):
             prior.symlink_to(of)
         for prior in priors[:_DISTINCT]:
@@ -39,7 +41,7 @@ def main() -> None:
         merge_priors(priors)
         seconds = time.monotonic() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{_PRIORS} priors merged in {seconds:.0f} s (target 600 s), with {memory:.2f} GiB (target 1 GiB)")
+    print(f"{count} priors merged in {seconds:.0f} s (target 600 s), with {memory:.2f} GiB (target 1 GiB)")
 
 
 if __name__ == "__main__":

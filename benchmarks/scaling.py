@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Measured on one core of the machine of docs/performance.md, with the default network and settings.
-SOURCE_NETWORK = 240.0  # core-seconds to train one
+# Measured on one core; docs/scaling.md has the commands.
+SOURCE_NETWORK = 320.0  # core-seconds to train one
 SVI = 440.0  # core-seconds of a run
-PREDICT = 77.0  # core-seconds for a scan of 240×240×155, 21 samples
+PREDICT = 69.0  # core-seconds for a scan of 240×240×155, 21 samples
 MAPS = 18.5  # MB of its mask and maps
-PACK = 0.4  # MB of a Gaussian prior with its moments
-MERGE = 0.0044  # core-seconds of a pack
-RUN = 0.023  # seconds of a study's run beside its work
-ROW = 250  # bytes of a line of results.csv
+PACK = 0.2  # MB of a prior with its moments
+MERGE = 0.0045  # core-seconds of a pack
+CHECK = 0.35  # core-seconds to read a scan before the first prediction is written
 
 YEAR = 365 * 24 * 3600.0
 
@@ -40,10 +39,11 @@ class Scale:
         training = self.sites * 10 * (SOURCE_NETWORK + SVI) / 3600
         predicting = self.scans * PREDICT / 3600
         busy = (training + predicting) * 3600 / (self.cores * YEAR)
-        merging, wire = self.sites * MERGE, self.sites * PACK / 1000
+        checking = self.scans * CHECK / 3600
         return (
-            f"| {self.name} | {training:,.0f} | {predicting:,.0f} | {busy:.2%} of {self.cores:,} cores | "
-            f"{self.scans * MAPS / 1e6:,.2f} TB | {wire:.3g} GB | {merging:.3g} s |"
+            f"| {self.name} | {training:,.1f} | {predicting:,.1f} | {busy:.3%} of {self.cores:,} | "
+            f"{checking:,.2f} h | {self.scans * MAPS / 1e6:,.3f} TB | {self.sites * PACK:,.1f} MB | "
+            f"{self.sites * MERGE:,.1f} s |"
         )
 
 
@@ -55,8 +55,10 @@ SCALES = (
 
 
 def main() -> None:
-    print("| who | training, core-hours | predicting, core-hours | load | maps | packs sent | merging |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| a year of | training, core-hours | predicting, core-hours | cores busy | checks | maps | packs | merging |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for scale in SCALES:
         print(scale.row())
 
