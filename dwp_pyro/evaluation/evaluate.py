@@ -94,7 +94,7 @@ def evaluate(
             for case in data.cases:
                 finished(case, measure_one(case))
         else:
-            workers.map(measure_one, data.cases, finished)
+            workers.at_most(len(data.cases)).map(measure_one, data.cases, finished)
     regions = network_config.regions
     measured = {region: {case.id: results[case.id][region][0] for case in data.cases} for region in regions}
     entropies = {region: [results[case.id][region][1] for case in data.cases] for region in regions}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
 
 import torch
 
@@ -29,7 +29,8 @@ def multiply_posteriors(posteriors: Mapping[str, Posterior], prior: Posterior) -
     The product is exact if the q_k are. It counts each site's cases and, once, the prior.
 
     A posterior that is wider than the prior counts as wide as the prior. Where a likelihood is not log-concave, Λ_k can
-    be below Λ₀, and Λ could be negative, or so close to 0 that μ is far from every μ_k.
+    be below Λ₀, and Λ could be negative. Weights of which no site has learned more than their prior, Λ_k = Λ₀, get the
+    sum of the sites' shifts, and with it their noise, which grows as √K.
 
     Weights without a sample site have no posterior; each gets its mean over the sites, as in federated averaging
     (McMahan et al. 2017): the same product if the Λ_k are equal and much larger than the precision of their prior.
@@ -43,8 +44,11 @@ def multiply_posteriors(posteriors: Mapping[str, Posterior], prior: Posterior) -
         The product, with the network config of the prior and a threshold of one half.
 
     Raises:
-        RunError: If a posterior is a mixture or deterministic, or differs from the prior in network, sites or units.
+        RunError: If a posterior is a mixture or deterministic, or differs from the prior in network, sites or units; if
+            there is none.
     """
+    if not posteriors:
+        raise RunError("posteriors: there is none to multiply; give those of the sites")
     network, prior_guide = _bayesian_member("prior", prior)
     members = {name: _bayesian_member(name, posterior) for name, posterior in posteriors.items()}
     for name, (_, guide) in members.items():
@@ -80,14 +84,20 @@ def _check_alike(
 ) -> None:
     """Raise RunError unless a posterior has the network, the sites and the units of the prior."""
     # The scans of a site may have another layout, other label values and another patch.
-    config = replace(config, layout=expected.layout, values=expected.values, patch=expected.patch)
-    if config != expected:
-        raise RunError(f"{name}: has the network {config}, the prior {expected}; train all with the same settings")
+    for field in fields(NetworkConfig):
+        found, needed = getattr(config, field.name), getattr(expected, field.name)
+        if field.name not in ("layout", "values", "patch") and found != needed:
+            raise RunError(f"{name}: its network has {field.name} {found}, the prior's {needed}; train all sites alike")
     if guide.sites != prior_guide.sites:
         raise RunError(f"{name}: has the sites {guide.sites}, the prior {prior_guide.sites}")
     for site in guide.sites:
         unit, prior_unit = guide.unit(site), prior_guide.unit(site)
-        if unit.shape != prior_unit.shape or not torch.allclose(unit, prior_unit, rtol=1e-4, atol=0):
+        if unit.shape != prior_unit.shape:
+            raise RunError(
+                f"{name}: its unit at '{site}' has shape {list(unit.shape)}, the prior's {list(prior_unit.shape)}; "
+                "train all sites with the prior's family and --estimator weight-sample"
+            )
+        if not torch.allclose(unit, prior_unit, rtol=1e-4, atol=0):
             raise RunError(
                 f"{name}: was trained under another prior, because its unit at '{site}' differs from the prior's; "
                 "train all sites under the same prior"

@@ -142,8 +142,15 @@ def load_run(run: Path) -> TrainedRun:
 
 @lru_cache(1)
 def _load_once(run: Path, digest: str) -> TrainedRun:
-    """Return a run whose posterior has this digest, for a worker that predicts several of its cases."""
-    return load_run(run)
+    """Return a run whose posterior has this digest, for a worker that predicts several of its cases.
+
+    Raises:
+        RunError: if the posterior has changed.
+    """
+    trained = load_run(run)
+    if trained.digest != digest:
+        raise RunError(f"{run}: was trained again since the command started; start the command again")
+    return trained
 
 
 def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
@@ -299,7 +306,7 @@ def predict_cases(
                     advance(case.id)
 
             shared = (trained.folder, trained.digest, replace(data, cases=()), config, out, device)
-            workers.map(partial(_predict_in_worker, *shared), cases, finished)
+            workers.at_most(len(cases)).map(partial(_predict_in_worker, *shared), cases, finished)
     return {case.id: pictures[case.id] for case in cases}
 
 
@@ -308,7 +315,8 @@ def _predict_in_worker(
 ) -> list[Path]:
     trained = _load_once(run, digest)
     prediction = predict_case(trained.posterior, case, data, config, torch_device(device))
-    return _save(prediction, trained, case, data, config, out)
+    with locked(out, f".lock-{case.id}"):  # a worker of a cluster outlives its command
+        return _save(prediction, trained, case, data, config, out)
 
 
 def _save(

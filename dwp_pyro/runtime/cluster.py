@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import Any, TypeVar
 
-from dwp_pyro.runtime.errors import ConfigError, Interrupted, RunError, UserError, named
+from dwp_pyro.runtime.errors import ConfigError, Interrupted, RunError, UserError, with_task_name
 from dwp_pyro.runtime.signals import defer_signals
 
 __all__ = ["map_on_cluster"]
@@ -68,7 +68,7 @@ def map_on_cluster(
                     try:
                         result = future.result()
                     except UserError as problem:
-                        raise named(task, problem) from problem
+                        raise with_task_name(task, problem) from problem
                     except KilledWorker as problem:
                         raise RunError(f"{task}: its workers were killed (out of memory?)") from problem
                     finished(task, result)

@@ -95,7 +95,7 @@ def _read_files(folder: Path) -> dict[str, bytes]:
         return {}
     unread = {"tensorboard", "predictions"}
     paths = [path for path in folder.rglob("*") if path.is_file() and unread.isdisjoint(path.parts)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != ".lock"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.startswith(".lock")}
 
 
 def _broadcast(value: _T) -> _T:

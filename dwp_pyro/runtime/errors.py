@@ -23,7 +23,7 @@ __all__ = [
     "RunUnfinished",
     "SourceMissing",
     "UserError",
-    "named",
+    "with_task_name",
 ]
 
 
@@ -31,7 +31,7 @@ class UserError(Exception):
     """Error in the user's input; the command line prints its message and exits with code 2."""
 
 
-def named(task: object, problem: UserError) -> UserError:
+def with_task_name(task: object, problem: UserError) -> UserError:
     """Return the error of a task, with its name at the start of the message."""
     return problem if str(problem).startswith(f"{task}:") else type(problem)(f"{task}: {problem}")
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from dwp_pyro.runtime.errors import Interrupted, RunError, UserError, named
+from dwp_pyro.runtime.errors import Interrupted, RunError, UserError, with_task_name
 from dwp_pyro.runtime.signals import defer_signals, interrupt_on_signal
 
 __all__ = ["map_in_processes"]
@@ -81,7 +81,7 @@ def map_in_processes(
                     try:
                         result = future.result()
                     except UserError as problem:
-                        raise named(task, problem) from problem
+                        raise with_task_name(task, problem) from problem
                     del running[future]
                     finished(task, result)
                 submit_next()

@@ -115,13 +115,16 @@ class RunFolder:
         self._write_state(finished=False)
 
     def _clear(self) -> None:
+        for lock in self.path.rglob(".lock-*"):  # of a worker of a cluster that outlives its command
+            with locked(lock.parent, lock.name):
+                pass
         # Mark the state first: after a kill, the rest is neither a finished nor a resumable run.
         self._write_state(finished=False, being_cleared=True)
         state = self.path / "run.json"
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
-            elif path not in (self.path / ".lock", state):
+            elif path != state and not path.name.startswith(".lock"):
                 path.unlink()
         state.unlink()
 

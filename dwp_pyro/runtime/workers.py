@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch.distributed import is_torchelastic_launched
@@ -12,7 +12,7 @@ from dwp_pyro.runtime.cluster import map_on_cluster
 from dwp_pyro.runtime.errors import ConfigError
 from dwp_pyro.runtime.processes import map_in_processes
 
-__all__ = ["ONE_WORKER", "Workers"]
+__all__ = ["Workers"]
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -42,7 +42,13 @@ class Workers:
 
     def __post_init__(self) -> None:
         if is_torchelastic_launched():
-            raise ConfigError("workers, cluster: torchrun has its own processes; leave out one of the two")
+            raise ConfigError(
+                "workers, cluster: torchrun starts the processes of this command; omit --workers and --cluster"
+            )
+
+    def at_most(self, count: int) -> Workers:
+        """Return no more processes than `count`, so that their threads use all cores."""
+        return replace(self, count=min(self.count, max(1, count)))
 
     def map(
         self, work: Callable[[_Task], _Result], tasks: Sequence[_Task], finished: Callable[[_Task, _Result], None]
@@ -52,6 +58,3 @@ class Workers:
             map_in_processes(work, tasks, self.count, finished)
         else:
             map_on_cluster(work, tasks, self.cluster, finished)
-
-
-ONE_WORKER = Workers()

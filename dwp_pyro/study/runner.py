@@ -27,7 +27,7 @@ from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, UserErr
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.table import Table, markdown
-from dwp_pyro.runtime.workers import ONE_WORKER, Workers
+from dwp_pyro.runtime.workers import Workers
 from dwp_pyro.study.comparison import COMPARED, Row, compare, summarize_methods
 from dwp_pyro.study.grid import Study, StudyRun
 from dwp_pyro.training.finetune import finetune
@@ -44,12 +44,12 @@ _REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds",
 _REPORT_INTERVAL = 10.0  # seconds
 
 
-def experiment(study: Study, out: Path, *, workers: Workers = ONE_WORKER, device: str = "auto") -> list[Table]:
+def experiment(study: Study, out: Path, *, workers: Workers | None = None, device: str = "auto") -> list[Table]:
     """Train and measure every unfinished run of a study; compare the methods.
 
     Writes `results.csv`, one row per run and case; `table.md`; `learning_curve.png`; and a folder per run in `runs/`.
-    Another call resumes the study and trains runs added since. Runs are trained by `workers`; on a CPU the results are
-    reproducible to the bit for the same number of threads per worker.
+    Another call resumes the study and trains runs added since. Runs are trained by `workers`, one process by default;
+    on a CPU the results are reproducible to the bit for the same number of threads per worker.
 
     Returns:
         The tables of `table.md`: means of the methods, and differences, if any.
@@ -109,7 +109,7 @@ def experiment(study: Study, out: Path, *, workers: Workers = ONE_WORKER, device
                     report()
 
             try:
-                workers.map(_run, left, finished)
+                (workers or Workers()).map(_run, left, finished)
             finally:
                 if any(rows[task.study_run.key] for task in tasks):
                     tables = report()

@@ -12,7 +12,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from dwp_pyro.runtime.files import locked, write_bytes, written
 
-__all__ = ["MetricsLog", "Track", "read_metrics", "track_again", "untracked"]
+__all__ = ["MetricsLog", "Track", "no_track", "read_metrics"]
 
 #: Function of a stage, a step and its metrics.
 Track = Callable[[str, int, Mapping[str, float]], None]
@@ -77,15 +77,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def untracked(stage: str, step: int, metrics: Mapping[str, float]) -> None:
+def no_track(stage: str, step: int, metrics: Mapping[str, float]) -> None:
     """Do nothing with the metrics of a step: a `Track` of runs without a tracker, and of workers."""
-
-
-def track_again(run: Path, stage: str, track: Track) -> None:
-    """Pass the metrics that a worker has logged to a tracker."""
-    for record in read_metrics(run / "metrics.jsonl"):
-        if record.pop("stage") == stage:
-            track(stage, record.pop("step"), record)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

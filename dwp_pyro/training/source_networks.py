@@ -24,7 +24,7 @@ from dwp_pyro.priors.blocks import kernel_sites
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import RunOutdated, SourceMissing
 from dwp_pyro.runtime.files import locked, read_json, write_json
-from dwp_pyro.training.metrics_log import Track, track_again, untracked
+from dwp_pyro.training.metrics_log import Track, no_track
 from dwp_pyro.training.network_training import (
     TrainingSetup,
     have_learned,
@@ -63,7 +63,7 @@ def train_source(
     untrained = [stage for stage in stages if not (run / "source" / stage / _last_snapshot(config)).exists()]
     if options.workers is not None:
         work = partial(_train_in_worker, config, run, options.device)
-        options.workers.map(work, untrained, lambda stage, _: track_again(run, stage, track))
+        options.workers.at_most(config.bootstraps).map(work, untrained, lambda stage, _: None)
     else:
         for stage in untrained:
             _train_bootstrap(config, data, run, stage, torch_device(options.device), track)
@@ -110,11 +110,8 @@ def _last_snapshot(config: FitPriorConfig) -> str:
 
 
 def _train_in_worker(config: FitPriorConfig, run: Path, device: str, stage: str) -> None:
-    with catch_out_of_memory(str(run)), locked(run / "source" / stage):
-        if not (
-            run / "source" / stage / _last_snapshot(config)
-        ).exists():  # by a worker of a cluster that lost its client
-            _train_bootstrap(config, load_training_data(config, None), run, stage, torch_device(device), untracked)
+    with catch_out_of_memory(str(run)):
+        _train_bootstrap(config, load_training_data(config, None), run, stage, torch_device(device), no_track)
 
 
 def _train_bootstrap(
@@ -153,19 +150,20 @@ def _train_bootstrap(
         weight_decay=config.weight_decay,
         validate_every=max(1, config.steps // config.snapshots),
     )
-    train_network(
-        TrainingSetup(network),
-        network_config=network_config,
-        data=bag,
-        settings=config,
-        schedule=schedule,
-        run=run,
-        checkpoint=folder / "checkpoint.safetensors",
-        device=device,
-        stage=stage,
-        track=track,
-        at_step=snapshot,
-    )
+    with locked(folder, ".lock-training"):  # a worker of a cluster outlives its command
+        train_network(
+            TrainingSetup(network),
+            network_config=network_config,
+            data=bag,
+            settings=config,
+            schedule=schedule,
+            run=run,
+            checkpoint=folder / "checkpoint.safetensors",
+            device=device,
+            stage=stage,
+            track=track,
+            at_step=snapshot,
+        )
 
 
 def _bag(data: TrainingData, random: np.random.Generator) -> tuple[Example, ...]:

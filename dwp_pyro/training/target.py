@@ -15,6 +15,7 @@ import torch
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import DEFAULT_EVIDENCE, FinetuneConfig, SviConfig
 from dwp_pyro.data.preprocessing import Example
+from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.loop import TrainingSchedule
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.segmentation import SegmentationModel
@@ -23,7 +24,7 @@ from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.files import file_digest, locked
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.training.choose_decision import choose_decision
-from dwp_pyro.training.metrics_log import Track, read_metrics, track_again, untracked
+from dwp_pyro.training.metrics_log import Track, no_track, read_metrics
 from dwp_pyro.training.network_training import (
     TrainingSetup,
     have_learned,
@@ -134,7 +135,10 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
     unlabelled = () if config.unlabelled is None else load_unlabelled(config, Path(config.unlabelled), data.split)
-    setups = [method.setup(network_config_for(config, data), device, member) for member in range(method.members)]
+    network_config = network_config_for(config, data)
+    blocks: Mapping[str, str] = {}
+    for member in range(method.members):  # an invalid prior or a missing source network fails here
+        blocks = method.setup(network_config, device, member).blocks
     digests = {str(path): file_digest(path) for path in config.learned_from()}
     if digests:
         _logger.info("learned from: %s", ", ".join(digests))
@@ -145,8 +149,8 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
         others = {"unlabelled": [example.id for example in unlabelled]} if unlabelled else {}
         run.pin("split.json", asdict(data.split) | others)
         run.pin("learned_from.json", digests)
-        if setups[0].blocks:
-            write_blocks(run.path, setups[0].blocks)
+        if blocks:
+            write_blocks(run.path, blocks)
         path = run.path / "posterior.safetensors"
         if path.exists():  # the run was stopped while it deleted its checkpoints
             posterior = Posterior.load(path).to(device)
@@ -217,8 +221,12 @@ class _Trainer:
 
     def student(self, unlabelled: Sequence[Example]) -> _Trainer:
         """Return a trainer on these cases, too, labeled by the saved posterior of the first round."""
-        data = with_pseudo_labels(self.data, unlabelled, Posterior.load(self.run / _TEACHER), self.device)
+        teacher = Posterior.load(self.run / _TEACHER).to(self.device)
+        data = with_pseudo_labels(self.data, unlabelled, teacher, self.device)
         return replace(self, data=data, repeats=(len(data.train) - len(unlabelled)) // len(self.data.train))
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.run / f"checkpoint-{stage}.safetensors"
 
     def train(self, setup: TrainingSetup, stage: str, seed: int, steps: int) -> SegmentationModel:
         return train_network(
@@ -228,7 +236,7 @@ class _Trainer:
             settings=self.method.config,
             schedule=self.method.schedule(seed, steps),
             run=self.run,
-            checkpoint=self.run / f"checkpoint-{stage}.safetensors",
+            checkpoint=self.checkpoint(stage),
             device=self.device,
             stage=stage,
             track=self.track,
@@ -236,20 +244,29 @@ class _Trainer:
             evidence=self.method.evidence / max(1, self.repeats),
         )
 
-    def train_member(self, number: int) -> _TrainedMember:
+    @property
+    def steps(self) -> int:
+        """Steps of a member."""
+        return self.method.config.steps // self.method.members
+
+    def fit_member(self, number: int) -> tuple[TrainingSetup, SegmentationModel]:
         """Train a member, or load it from the checkpoint of its last step."""
-        setup = self.method.setup(self.network_config, self.device, number)
-        stage, steps = self.stages[number], self.method.config.steps // self.method.members
-        model = self.train(setup, stage, self.method.seed(number), steps)
+        setup, stage = self.method.setup(self.network_config, self.device, number), self.stages[number]
+        with locked(self.run, f".lock-{stage}"):  # a worker of a cluster outlives its command
+            return setup, self.train(setup, stage, self.method.seed(number), self.steps)
+
+    def train_member(self, number: int) -> _TrainedMember:
+        setup, model = self.fit_member(number)
         member = trained_member(setup, self.network_config, self.device)
         dice = validation_dice(Posterior(self.network_config, [member]), self.data, self.device)
-        return _TrainedMember(number, stage, steps, setup, model, member, dice)
+        return _TrainedMember(number, self.stages[number], self.steps, setup, model, member, dice)
 
     def train_members(self, options: RunOptions) -> list[_TrainedMember]:
         """Train all members, by workers if there are any; return those that have learned."""
         if options.workers is not None:
             work = partial(_train_in_worker, self.method, self.run, options.device, self.repeats > 0)
-            options.workers.map(work, self.stages, lambda stage, _: track_again(self.run, stage, self.track))
+            left = [stage for stage in self.stages if steps_reported(self.checkpoint(stage)) < self.steps]
+            options.workers.at_most(self.method.members).map(work, left, lambda stage, _: None)
         trained = [self.train_member(number) for number in range(self.method.members)]
         learned = have_learned("member", [each.dice for each in trained])
         return [each for each, kept in zip(trained, learned, strict=True) if kept]
@@ -284,9 +301,9 @@ class _Trainer:
 def _train_in_worker(method: Method, run: Path, device: str, student: bool, stage: str) -> None:
     """Train the member of a stage to its last checkpoint."""
     config = method.config
-    trainer = _Trainer(method, load_training_data(config, config.n), torch_device(device), run, untracked)
+    trainer = _Trainer(method, load_training_data(config, config.n), torch_device(device), run, no_track)
     if student:
         assert config.unlabelled is not None
         trainer = trainer.student(load_unlabelled(config, Path(config.unlabelled), trainer.data.split))
-    with catch_out_of_memory(str(run)), locked(run, f".lock-{stage}"):
-        trainer.train_member(trainer.stages.index(stage))
+    with catch_out_of_memory(str(run)):
+        trainer.fit_member(trainer.stages.index(stage))

@@ -12,7 +12,7 @@ from typing import Any
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import read_json, write_json
-from dwp_pyro.training.metrics_log import Track, untracked
+from dwp_pyro.training.metrics_log import Track, no_track
 
 __all__ = ["check_tracker", "tracked"]
 
@@ -40,7 +40,7 @@ def tracked(run: Path, config: Mapping[str, Any], options: RunOptions) -> Iterat
         RunError: if MLflow fails; the run can be resumed.
     """
     if not options.mlflow:
-        yield untracked
+        yield no_track
         return
     # Runs on patient data must not send telemetry.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -306,3 +306,9 @@ def test_a_prior_of_the_gpu_is_read_on_the_cpu(world):
     assert json.loads((prior / "run.json").read_text())["finished"]
     result = call("score-prior", prior, "--kernels", prior / "kernels.safetensors", "--samples", 2)
     assert result.exit_code == 0, result.output
+
+
+def test_unlabelled_scans_are_labeled_on_the_gpu(in_world, tmp_path):
+    command = ("svi", "--dataset", "brats", "--n", 2, *TINY, "--members", 1, "--unlabelled", "data/two")
+    result = call(*command, "--device", "cuda", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output

@@ -113,11 +113,11 @@ def test_posteriors_that_do_not_fit_are_refused(start):
     for other, message in [
         (Posterior(CONFIG, members * 2), "lima: is a mixture"),
         (Posterior(CONFIG, [Member(CONFIG.build(), None)]), "lima: is deterministic"),
-        (posterior(start, 0.1, unit, widths=(2, 3, 4, 5)), r"lima: has the network .*widths=\(2, 3, 4, 5\)"),
-        (posterior(start, 0.1, unit, modalities=("t1",)), "lima: has the network .*'t1'"),
+        (posterior(start, 0.1, unit, widths=(2, 3, 4, 5)), r"lima: its network has widths \(2, 3, 4, 5\)"),
+        (posterior(start, 0.1, unit, modalities=("t1",)), "lima: its network has modalities .*'t1'"),
         (posterior(start, 0.1, unit, site="down1.conv2.weight"), "lima: has the sites .*conv2"),
         (posterior(start, 0.1, 1.01 * unit), f"lima: was trained under another prior.*'{SITE}'"),
-        (posterior(start, 0.1, unit.diagonal().clone()), f"lima: was trained under another prior.*'{SITE}'"),
+        (posterior(start, 0.1, unit.diagonal().clone()), f"lima: its unit at '{SITE}' has shape .*weight-sample"),
     ]:
         with pytest.raises(RunError, match=message) as caught:
             multiply_posteriors({"oslo": fits, "lima": other}, prior)

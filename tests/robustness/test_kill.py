@@ -94,7 +94,12 @@ def results(out: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if not path.is_file() or "tensorboard" in path.parts or path.name in (".lock", "table.md"):
+        if (
+            not path.is_file()
+            or "tensorboard" in path.parts
+            or path.name == "table.md"
+            or path.name.startswith(".lock")
+        ):
             continue  # table.md repeats results.csv, with seconds
         if name == "results.csv":
             rows = csv.DictReader(io.StringIO(path.read_text()))

@@ -150,7 +150,7 @@ def _patch() -> None:
 
     def initialize_without_locks(*args: Any) -> None:
         for handle in Path("/proc/self/fd").iterdir():
-            if handle.exists() and handle.readlink().name == ".lock":
+            if handle.exists() and handle.readlink().name.startswith(".lock"):
                 os.close(int(handle.name))
         initialize(*args)
 

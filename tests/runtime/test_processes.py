@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dwp_pyro.runtime.errors import Interrupted, RunError
+from dwp_pyro.runtime.errors import DataError, Interrupted, OutOfMemory, RunError, with_task_name
 from dwp_pyro.runtime.processes import map_in_processes
 from dwp_pyro.runtime.signals import defer_signals
+from dwp_pyro.runtime.workers import Workers
+from dwp_pyro.training.metrics_log import MetricsLog, no_track, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +80,44 @@ def test_an_idle_worker_does_not_block_one_that_saves_its_checkpoint(tmp_path):
     with pytest.raises(Interrupted):
         map_in_processes(_work, [("training", started), ("quick", started)], 2, interrupt)
     assert finished == ["quick"]
+
+
+def test_errors_have_the_name_of_their_task_once():
+    named, unnamed = OutOfMemory("case a: too little memory"), DataError("x.nii: is no image")
+    assert str(with_task_name("case a", named)) == "case a: too little memory"
+    assert str(with_task_name("case a", unnamed)) == "case a: x.nii: is no image"
+    assert isinstance(with_task_name("case a", unnamed), DataError)
+
+
+def test_workers_are_refused_within_torchrun_and_only_where_they_are_asked_for():
+    code = "import dwp_pyro.prediction.predict, dwp_pyro.study.runner; from dwp_pyro import Workers; Workers(2)"
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "0"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "ConfigError: workers, cluster: torchrun starts the processes" in result.stderr
+    assert "dwp_pyro/study/runner.py" not in result.stderr
+
+
+def test_no_more_processes_than_tasks():
+    assert Workers(8).at_most(3) == Workers(3)
+    assert Workers(2, "tcp://host:1").at_most(0) == Workers(1, "tcp://host:1")
+
+
+def test_logs_of_several_processes_lose_no_line(tmp_path):
+    context = get_context("spawn")
+    processes = [context.Process(target=_log, args=(tmp_path, stage)) for stage in ("a", "b", "c")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    records = [(record["stage"], record["step"]) for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert sorted(records) == [(stage, step) for stage in "abc" for step in range(1, 41)]
+
+
+def _log(folder: Path, stage: str) -> None:
+    for first in range(0, 40, 5):
+        with MetricsLog(folder, stage, first, no_track) as log:
+            for step in range(first + 1, first + 6):
+                log(step, {"loss": 0.0})
 
 
 def test_a_killed_worker_is_an_error_that_names_what_was_running(tmp_path):

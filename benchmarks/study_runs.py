@@ -1,6 +1,6 @@
 """Runs of a study that take no time: what each costs beside its work, in processes and on a Dask cluster.
 
-$ python -m benchmarks.cells [--cells 1000]
+$ python -m benchmarks.study_runs [--runs 1000]
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def _no_work(task: runner._Task) -> list[Row]:
     return [Row(method, n, seed, case.id, dict.fromkeys(MEASURES, 0.5), 0.0, task.settings) for case in task.data.cases]
 
 
-def _study(folder: Path, cells: int) -> Study:
+def _study(folder: Path, runs: int) -> Study:
     write_phantoms("brats", folder / "data", 9, shape=(28, 32, 28))
     settings = {"root": str(folder / "data"), "widths": [2, 3, 4, 5], "patch": 24, "validation": 1, "spacing": 2.0}
     methods = {"UNet-RI": {"command": "finetune", "init": "random"}}
-    runs = [{"methods": list(methods), "n": [2], "seeds": list(range(cells))}]
+    listed = [{"methods": list(methods), "n": [2], "seeds": list(range(runs))}]
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({"settings": settings, "methods": methods, "runs": runs, "samples": 1}))
+    path.write_text(yaml.safe_dump({"settings": settings, "methods": methods, "runs": listed, "samples": 1}))
     return Study.read(path)
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     runner._run = _no_work  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        study, scheduler = _study(folder, chosen(cells=1000).cells), folder / "scheduler.json"
+        study, scheduler = _study(folder, chosen(runs=1000).runs), folder / "scheduler.json"
         quiet = {
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.DEVNULL,
