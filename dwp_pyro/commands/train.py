@@ -32,7 +32,8 @@ def fit_prior(config: FitPriorConfig, out: Path | None, **options: Any) -> None:
     density, such as a variational autoencoder, to the kernels of each block; --kernels fits to the kernels of a
     file instead.
     The prior is prior.json, prior.safetensors, moments.safetensors and card.md. They contain no images and no
-    case ids and can be shared; other files of the run folder contain case ids and the source networks.
+    case ids and can be shared; other files of the run folder contain case ids and the source networks. Whether a
+    network was among the sources can be told from them; --family gaussian --epsilon E adds noise against that.
     """
     from dwp_pyro.training.fit_prior import fit_prior as run
 

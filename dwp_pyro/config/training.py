@@ -126,6 +126,19 @@ class FitPriorConfig(TrainingConfig):
         (32,), "Hidden widths of the kernel VAEs, comma-separated.", minimum=1, maximum=4096
     )
     density_steps: int = setting(2000, "Optimization steps of a kernel VAE or flow.", minimum=1)
+    epsilon: float | None = setting(
+        None,
+        "Make a Gaussian prior (ε, δ)-differentially private with this ε; the unit is one source network.  "
+        "[default: no noise]",
+        minimum=1e-6,
+    )
+    delta: float = setting(1e-5, "δ of a private prior.", minimum=1e-12, maximum=0.5)
+    clip: float = setting(
+        2.0,
+        "Bound on the norm of a source network's second moments in a private prior, from public knowledge; networks of "
+        "the prior that comes with the package have up to 1.8.",
+        minimum=1e-6,
+    )
     source: str | None = setting(
         None, "Data set of the kernels and its citation, for the prior's card.  [default: not stated]"
     )
@@ -135,6 +148,11 @@ class FitPriorConfig(TrainingConfig):
         super().__post_init__()
         if self.snapshots > self.steps:
             raise ConfigError(f"snapshots: {self.snapshots} cycles need as many steps, got {self.steps}")
+        if self.epsilon is not None and self.family != "gaussian":
+            raise ConfigError(
+                f"epsilon: only a prior of the family 'gaussian' can be private, got '{self.family}'; "
+                "choose that family or omit epsilon"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

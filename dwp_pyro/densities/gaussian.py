@@ -14,7 +14,7 @@ from dwp_pyro.densities.kernel_distribution import KernelDistribution
 from dwp_pyro.densities.kernel_normal import KernelNormal
 from dwp_pyro.densities.moments import Moments
 
-__all__ = ["FOLDS", "KernelGaussian", "fit_gaussian", "fold_moments", "gaussian_of"]
+__all__ = ["FOLDS", "KernelGaussian", "fit_gaussian", "fold_moments", "gaussian_of", "kernel_gaussian"]
 
 _SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -56,6 +56,13 @@ def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
     return MultivariateNormal(fit.loc.to(kernels.dtype), scale_tril=fit.scale_tril.to(kernels.dtype))
 
 
+def kernel_gaussian(kernel_shape: Sequence[int], folds: Sequence[Moments]) -> KernelGaussian:
+    """Return the fit of `gaussian_of` as a density of kernels of this shape."""
+    density, fit = KernelGaussian(kernel_shape), gaussian_of(folds)
+    density.standardize_by(fit.loc, fit.scale_tril)
+    return density
+
+
 def fold_moments(kernels: Tensor, identities: Tensor) -> list[Moments]:
     """Return the moments of at most five folds of kernels; arguments as for `fit_gaussian`."""
     numbers = identities.unique(return_inverse=True)[1] % FOLDS
@@ -66,7 +73,7 @@ def gaussian_of(folds: Sequence[Moments]) -> MultivariateNormal:
     """Fit a Gaussian of covariance (1−a)·S + a·(tr S / D)·I to the moments of all folds together.
 
     The shrinkage a maximizes the cross-validated log-likelihood, so that the density is proper for few kernels and for
-    kernels that span a subspace. It is 1 for a single fold.
+    kernels that span a subspace. It is 1 for a single fold. Noisy scatters are projected after they are added up.
 
     Args:
         folds: Moments of kernels that are held out together, at least one.
@@ -85,7 +92,7 @@ def gaussian_of(folds: Sequence[Moments]) -> MultivariateNormal:
 
 
 def _gaussian(folds: Sequence[Moments], shrinkage: float) -> MultivariateNormal:
-    moments = reduce(Moments.__add__, folds)
+    moments = reduce(Moments.__add__, folds).projected()
     loc, covariance = moments.mean, moments.scatter / moments.count
     identity = torch.eye(len(loc), dtype=loc.dtype)
     shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / len(loc) * identity
@@ -94,5 +101,5 @@ def _gaussian(folds: Sequence[Moments], shrinkage: float) -> MultivariateNormal:
 
 
 def _log_likelihood(gaussian: MultivariateNormal, moments: Moments) -> float:
-    squares = torch.cholesky_solve(moments.scatter_about(gaussian.loc), gaussian.scale_tril).trace()
+    squares = torch.cholesky_solve(moments.projected().scatter_about(gaussian.loc), gaussian.scale_tril).trace()
     return float(moments.count * gaussian.log_prob(gaussian.loc) - 0.5 * squares)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwp_pyro.densities import BlockKernels, FitSettings, KernelDistribution, KernelGaussian
+from dwp_pyro.densities import BlockKernels, FitSettings, KernelDistribution
 from dwp_pyro.densities.fit_density import fit_density
-from dwp_pyro.densities.gaussian import gaussian_of
+from dwp_pyro.densities.gaussian import kernel_gaussian
 from dwp_pyro.densities.moments import Moments
 from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
 from dwp_pyro.priors.pack import MOMENTS, read_moments
@@ -25,7 +25,7 @@ __all__ = ["merge_priors"]
 
 _MAX_SAMPLES = 50_000  # of a block
 _STEPS = 2000  # of a fit by gradient descent
-_STATED = ("source", "licence", "dataset")  # what a merged card lists of its parents
+_STATED = ("source", "licence", "dataset", "privacy")  # what a merged card lists of its parents
 
 
 def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, dict[str, list[Moments]]]:
@@ -58,11 +58,9 @@ def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, d
         parents.append(prior.provenance)
     counts = {name: sum(fold.count for fold in of_block) for name, of_block in folds.items()}
     if first.family == "gaussian":
-        densities: dict[str, KernelDistribution] = {}
-        for name, of_block in folds.items():
-            gaussian = gaussian_of(of_block)
-            densities[name] = KernelGaussian(first.block(name).kernel_shape)
-            densities[name].standardize_by(gaussian.loc, gaussian.scale_tril)
+        densities: dict[str, KernelDistribution] = {
+            name: kernel_gaussian(first.block(name).kernel_shape, of_block) for name, of_block in folds.items()
+        }
     else:
         densities = _fit_to_samples(folders, first, counts, seed)
     infos = {name: BlockInfo(tuple(sites[name]), count) for name, count in counts.items()}

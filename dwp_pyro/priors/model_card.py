@@ -38,6 +38,7 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
         ],
         ["kernel file", _text(provenance.get("kernels"))],
         ["merged from", _text(provenance.get("parents"))],
+        ["privacy", _text(provenance.get("privacy"))],
     ]
     names = list(dict.fromkeys(name for info in prior.block_infos.values() for name in info.nats_per_kernel))
     blocks = [

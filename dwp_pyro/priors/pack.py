@@ -29,7 +29,7 @@ def save_pack(folder: Path, prior: KernelPrior, moments: Mapping[str, Sequence[M
         for number, fold in enumerate(folds):
             tensors |= {f"{block}.{number}.mean": fold.mean, f"{block}.{number}.scatter": fold.scatter}
     counts = {block: [fold.count for fold in folds] for block, folds in moments.items()}
-    save_tensors(folder / MOMENTS, tensors, {"counts": counts})
+    save_tensors(folder / MOMENTS, tensors, {"counts": counts, "noise": bool(prior.provenance.get("privacy"))})
     write_bytes(folder / "card.md", markdown(model_card(prior)).encode())
     prior.save(folder)
 
@@ -47,7 +47,10 @@ def read_moments(folder: Path) -> dict[str, list[Moments]]:
     try:
         return {
             str(block): [
-                _checked(Moments(count, tensors[f"{block}.{number}.mean"], tensors[f"{block}.{number}.scatter"]))
+                _checked(
+                    Moments(count, tensors[f"{block}.{number}.mean"], tensors[f"{block}.{number}.scatter"]),
+                    noise=metadata.get("noise", False),
+                )
                 for number, count in enumerate(counts)
             ]
             for block, counts in metadata["counts"].items()
@@ -56,8 +59,8 @@ def read_moments(folder: Path) -> dict[str, list[Moments]]:
         raise PriorError(f"{path}: is not a file of moments ({problem!r}); fit the prior again") from problem
 
 
-def _checked(moments: Moments) -> Moments:
-    """Return moments if kernels can have them; raise ValueError otherwise."""
+def _checked(moments: Moments, *, noise: bool) -> Moments:
+    """Return moments if kernels can have them, but for noise that makes them private; raise ValueError otherwise."""
     if not isinstance(moments.count, int) or moments.count < 1:
         raise ValueError(f"a fold of {moments.count} kernels")
     size = len(moments.mean)
@@ -66,6 +69,7 @@ def _checked(moments: Moments) -> Moments:
     if moments.mean.dtype != torch.float64 or moments.scatter.dtype != torch.float64:
         raise ValueError("mean and scatter are not in double precision")
     spread = torch.linalg.eigvalsh(moments.scatter)
-    if not moments.scatter.allclose(moments.scatter.T) or spread[0] < -1e-6 * spread[-1].abs():
+    negative = not noise and spread[0] < -1e-6 * spread[-1].abs()
+    if negative or not moments.scatter.allclose(moments.scatter.T):
         raise ValueError("a scatter that no kernels have")
     return moments

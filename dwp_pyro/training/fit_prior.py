@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.data.preprocessing import NORMALIZATION
 from dwp_pyro.densities import DENSITIES, BlockKernels, FitSettings
 from dwp_pyro.densities.fit_density import fit_density
-from dwp_pyro.densities.gaussian import fold_moments
+from dwp_pyro.densities.gaussian import fold_moments, kernel_gaussian
 from dwp_pyro.densities.kernel_distribution import KernelDistribution
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.models.unet import ResidualUNet3d
@@ -26,6 +27,7 @@ from dwp_pyro.priors.bank import KernelBank, collect_kernels, read_kernels
 from dwp_pyro.priors.blocks import assign_blocks, by_block, prior_blocks, read_blocks, write_blocks
 from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
 from dwp_pyro.priors.pack import save_pack
+from dwp_pyro.priors.private import check_networks, privacy_statement, private_moments
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import FolderTaken, PriorError, RunOutdated
 from dwp_pyro.runtime.files import file_digest
@@ -83,6 +85,8 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
             raise FolderTaken(f"{options.out}: holds the kernels to fit to, {config.kernels}")
         bank = read_kernels(Path(config.kernels))
         blocks = blocks_of(bank, config.blocks)
+        if config.epsilon is not None:
+            check_networks(bank, config.kernels)
         path = Path(config.kernels).parent / SOURCE
         sources = Posterior.load(path) if path.exists() else None
     else:
@@ -146,21 +150,19 @@ def _fit_blocks(
         )
         for name, sites in blocks.items()
     }
-    fits = {
-        family: {
-            name: _fit(config, family, name, number, block, run) for number, (name, block) in enumerate(kernels.items())
-        }
-        for family in (FAMILIES if config.family == "auto" else (config.family,))
+    if config.epsilon is None:
+        best, densities, nats = _best_fits(config, kernels, run)
+        moments = {name: fold_moments(block.kernels, block.identities) for name, block in kernels.items()}
+    else:
+        # The generator's seed is the operating system's: with a known one the noise could be subtracted.
+        moments = private_moments(kernels, config.epsilon, config.delta, config.clip, np.random.default_rng())
+        best, nats = config.family, {name: {} for name in kernels}
+        densities = {name: kernel_gaussian(block.kernels.shape[1:], moments[name]) for name, block in kernels.items()}
+    # The block of an unknown network is used for every site of the target.
+    block_infos = {
+        name: BlockInfo((ANY_SITE,) if name == _FOREIGN else sites, len(kernels[name]), nats[name])
+        for name, sites in blocks.items()
     }
-    # The family with the highest held-out density of all kernels together.
-    best = max(fits, key=lambda family: sum(len(kernels[name]) * fits[family][name][1]["prior"] for name in kernels))
-    block_infos = {}
-    for name, sites in blocks.items():
-        nats = dict(fits[best][name][1])
-        if len(fits) > 1:
-            nats |= {family: fit[name][1]["prior"] for family, fit in fits.items()}
-        # The block of an unknown network is used for every site of the target.
-        block_infos[name] = BlockInfo((ANY_SITE,) if name == _FOREIGN else sites, len(kernels[name]), nats)
     network = dict(bank.sources[0].network) if bank.sources else None
     provenance = {
         "source": config.source,
@@ -172,14 +174,36 @@ def _fit_blocks(
         "bootstraps": len({source.bootstrap for source in bank.sources}),
         "snapshots": len(bank.sources),
         "snapshot_ids": [[source.bootstrap, source.snapshot] for source in bank.sources],
-        "dice": [source.dice for source in bank.sources],
-        "start_correlation": [source.start_correlation for source in bank.sources],
+        # Exact results of a network are not private.
+        "dice": [None if config.epsilon else source.dice for source in bank.sources],
+        "start_correlation": [None if config.epsilon else source.start_correlation for source in bank.sources],
     }
-    densities = {name: density for name, (density, _) in fits[best].items()}
+    if config.epsilon is not None:
+        provenance["privacy"] = privacy_statement(config.epsilon, config.delta, config.clip)
     prior = KernelPrior(best, densities, block_infos, provenance).requires_grad_(False)
     save_kernel_figure(run / "kernels.png", prior, {name: block.kernels for name, block in kernels.items()})
-    save_pack(run, prior, {name: fold_moments(each.kernels, each.identities) for name, each in kernels.items()})
+    save_pack(run, prior, moments)
     return prior
+
+
+def _best_fits(
+    config: FitPriorConfig, kernels: Mapping[str, BlockKernels], run: Path
+) -> tuple[str, dict[str, KernelDistribution], dict[str, dict[str, float]]]:
+    """Return the family with the highest held-out density of all kernels, its densities and the held-out nats."""
+    fits = {
+        family: {
+            name: _fit(config, family, name, number, block, run) for number, (name, block) in enumerate(kernels.items())
+        }
+        for family in (FAMILIES if config.family == "auto" else (config.family,))
+    }
+    best = max(fits, key=lambda family: sum(len(kernels[name]) * fits[family][name][1]["prior"] for name in kernels))
+    densities = {name: density for name, (density, _) in fits[best].items()}
+    nats = {name: of_block for name, (_, of_block) in fits[best].items()}
+    if len(fits) > 1:
+        for family, fit in fits.items():
+            for name, (_, of_block) in fit.items():
+                nats[name][family] = of_block["prior"]
+    return best, densities, nats
 
 
 def _data_sets(config: FitPriorConfig, bank: KernelBank) -> str | None:
