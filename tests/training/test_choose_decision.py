@@ -78,6 +78,14 @@ def test_probabilities_that_are_too_low_get_a_lower_threshold(posterior):
     assert choose(posterior, [ONE], [timid]) == Decision("expected-dice")
 
 
+def test_one_half_must_be_better_by_more_than_the_noise(posterior):
+    """With half of a timid case lost and a doubtful component added, both thresholds are as good on average."""
+    timid = example(volume((slice(2, 10), 1)), volume((slice(2, 6), 0.9), (slice(6, 10), 0.45)))
+    rash = example(volume((slice(2, 6), 1)), volume((slice(2, 6), 0.9), (slice(6, 9), 0.45)))
+    assert choose(posterior, [ONE], [timid, rash, rash]).threshold == "expected-dice"
+    assert choose(posterior, [ONE], [rash, rash, rash]).threshold == "half"
+
+
 def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):
     right = volume((FOCUS, 0.9))
 
