@@ -124,7 +124,7 @@ class RunFolder:
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
-            elif path != state and not path.name.startswith(".lock"):
+            elif path != state and not (path.parent == self.path and path.name.startswith(".lock")):
                 path.unlink()
         state.unlink()
 

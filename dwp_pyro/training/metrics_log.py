@@ -48,6 +48,8 @@ class MetricsLog:
         self._writer.close()
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        with written(self.path):
+            self.path.stat()  # a folder that was removed must not come back
         with self._exclusive(), written(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **metrics}) + "\n")
         for name, value in metrics.items():

@@ -150,7 +150,7 @@ def _train_bootstrap(
         weight_decay=config.weight_decay,
         validate_every=max(1, config.steps // config.snapshots),
     )
-    with locked(folder, ".lock-training"):  # a worker of a cluster outlives its command
+    with locked(run, f".lock-{stage}"):  # a worker of a cluster outlives its command
         train_network(
             TrainingSetup(network),
             network_config=network_config,
