@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dwp_pyro.runtime.errors import ConfigError, Interrupted, RunError, UserError, with_task_name
@@ -16,6 +18,7 @@ __all__ = ["map_on_cluster"]
 _POLL = 0.5  # seconds between two checks for a signal
 _LOST_WORKERS = 10  # a task may lose before it fails
 _TIMEOUT = 10.0  # seconds to find the scheduler
+_FILE_TIMEOUT = 60.0  # seconds until the file of a scheduler that is starting must exist
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +53,11 @@ def map_on_cluster(
     except ImportError as problem:
         raise ConfigError("cluster: Dask is not installed; pip install 'dwp-pyro[cluster]'") from problem
     where: dict[str, Any] = {"address": cluster} if "://" in cluster else {"scheduler_file": cluster}
+    end = time.monotonic() + _FILE_TIMEOUT
+    while "://" not in cluster and not Path(cluster).exists():  # Dask would wait forever
+        if time.monotonic() > end:
+            raise RunError(f"{cluster}: no such file of a scheduler; start one with 'dask scheduler --scheduler-file'")
+        time.sleep(_POLL)
     try:
         client = Client(**where, timeout=_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as problem:

@@ -159,9 +159,10 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
             trained = trainer.train_members(options)
             if unlabelled:
                 trainer.posterior(trained).save(run.path / _TEACHER)
-                trainer = trainer.student(unlabelled)
-                trained = trainer.train_members(options)
-                for each in trained:  # the summary is that of the labeled cases
+                trained = trainer.student(unlabelled).train_members(options)
+                # The summary is that of the labeled cases.
+                trainer = replace(trainer, repeats=1)
+                for each in trained:
                     each.model.num_cases, each.model.evidence = len(data.train), method.evidence
             if method.make_nulls is not None:
                 run.record("summary", trainer.summarize(trained, method.make_nulls))

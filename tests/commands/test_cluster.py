@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
+import dwp_pyro.runtime.cluster as cluster_module
 from tests.commands.conftest import TINY, call
 from tests.commands.test_experiment import STUDY, runs_of, without_seconds, write
 
@@ -128,6 +129,13 @@ def test_members_bootstraps_and_cases_are_those_of_one_process(cluster, in_world
     assert (prior / "prior.safetensors").read_bytes() == (alone / "prior-ms/prior.safetensors").read_bytes()
     assert len(list(maps.glob("*_seg.nii.gz"))) == 2
     assert len((run / "evaluation.csv").read_text().splitlines()) > 2
+
+
+def test_a_scheduler_file_that_is_missing_is_not_waited_for_forever(in_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "_FILE_TIMEOUT", 0.1)
+    result = call("experiment", write(tmp_path), "--out", tmp_path / "out", "--cluster", "none.json")
+    assert result.exit_code == 2
+    assert "none.json: no such file of a scheduler; start one" in result.output
 
 
 def test_without_a_scheduler_the_error_names_it(in_world, tmp_path):
