@@ -44,6 +44,8 @@ def test_members(in_world, tmp_path, command):
     assert [result.exit_code for result in results] == [0, 0], results[1].output
     assert same_files(tmp_path / "parallel", tmp_path / "one", ["posterior.safetensors", "split.json", "run.json"])
     assert records(tmp_path / "parallel") == records(tmp_path / "one")
+    # Only a process that trains a member reports its progress, and workers are silent.
+    assert ["-member1: " in result.stderr for result in results] == [True, False]
     assert not list((tmp_path / "parallel").glob("checkpoint*"))
 
 
@@ -96,6 +98,16 @@ def test_a_worker_that_outlives_its_command_locks_its_member(in_world, tmp_path)
             assert "another process writes to it; wait for it, or stop it" in result.output
     assert (out / "metrics.jsonl").exists()
     assert call(*SVI, "--out", out, "--overwrite").exit_code == 0
+
+
+def test_a_worker_that_outlives_its_command_locks_its_case(copy_of_world, tmp_path):
+    out, run = tmp_path / "maps", "runs/svi-brats-dwp-n2-seed0"
+    case = sorted(path.name for path in Path("data/two/HGG").iterdir())[0]
+    with locked(out, f".lock-{case}"):
+        result = call("predict", run, "data/two", "--samples", 1, "--out", out, "--workers", 1)
+    assert result.exit_code == 2
+    assert f"case {case}: {out}: another process writes to it" in result.output
+    assert not (out / f"{case}.json").exists()
 
 
 def test_a_posterior_that_changes_meanwhile_is_an_error(in_world):
