@@ -74,7 +74,7 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
         >>> list(prior.block_infos), prior.block_infos["input"].kernels
         (['input', 'scale1', 'scale2', 'bottom', 'up1', 'up2', 'up3'], 16)
     """
-    torch_device(options.device)
+    torch_device(options.device)  # an unknown device is an error before anything is written
     check_tracker(options)
     if config.kernels is None:
         config = resolve(config, None)
