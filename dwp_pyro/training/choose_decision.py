@@ -73,8 +73,8 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     gain = dice[half] - dice[expected]
     error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     best = half if gain.mean() >= error else expected
-    found, without = dice[best].mean(), dice[Decision()].mean()
-    _logger.info("decision: %s; Dice %.3f on validation cases, %.3f without it", best, found, without)
+    found, half_alone = dice[best].mean(), dice[Decision()].mean()
+    _logger.info("decision: %s; validation Dice %.3f, of probability above 1/2 alone %.3f", best, found, half_alone)
     return best
 
 
