@@ -33,7 +33,7 @@ def map_in_processes(
     workers: int,
     finished: Callable[[_Task, _Result], None],
 ) -> None:
-    """Run tasks in order, `workers` at a time, and divide the CPU cores among the processes.
+    """Run tasks in order, `workers` at a time; they share the cores, with at most the threads of this process each.
 
     After SIGINT, SIGTERM or a failed task, the running tasks receive SIGTERM and are joined. If this process is killed,
     its workers exit.
@@ -50,7 +50,8 @@ def map_in_processes(
         RunError: if a worker was killed.
     """
     others = set(active_children())  # of the calling program
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (max(1, _cores() // workers),))
+    threads = max(1, min(torch.get_num_threads(), _cores() // workers))  # OMP_NUM_THREADS sets the first
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (threads,))
     waiting = iter(tasks)
     running: dict[Future[_Result], _Task] = {}
     processes: set[BaseProcess] = set()

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from dwp_pyro.runtime.errors import DataError, Interrupted, OutOfMemory, RunError, with_task_name
 from dwp_pyro.runtime.processes import map_in_processes
@@ -95,6 +96,22 @@ def test_workers_are_refused_within_torchrun_and_only_where_they_are_asked_for()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "ConfigError: workers, cluster: torchrun starts the processes" in result.stderr
     assert "dwp_pyro/study/runner.py" not in result.stderr
+
+
+def _threads(_: str) -> int:
+    return torch.get_num_threads()
+
+
+def test_a_worker_has_no_more_threads_than_this_process():
+    """OMP_NUM_THREADS=1 beside other work: more threads than free cores make every step several times slower."""
+    found: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        map_in_processes(_threads, ["task"], 1, lambda task, threads: found.append(threads))
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1]
 
 
 def test_no_more_processes_than_tasks():
