@@ -12,7 +12,6 @@ import click
 from dwp_pyro.commands.console import count_cases, exit_with_error, print_rows
 from dwp_pyro.commands.options import CommaSeparated
 from dwp_pyro.config.data import DATASETS, data_root
-from dwp_pyro.runtime.progress import progress
 
 __all__ = ["check_data", "phantom"]
 
@@ -29,8 +28,7 @@ def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
     """
     from dwp_pyro.data.phantom import write_phantoms
 
-    with progress(f"{dataset} scans", cases) as advance:
-        ids = write_phantoms(dataset, out, cases, seed, progress=lambda: advance(""))  # type: ignore[arg-type]
+    ids = write_phantoms(dataset, out, cases, seed)  # type: ignore[arg-type]
     click.echo(f"{count_cases(len(ids))} in {out}: {ids[0]} to {ids[-1]}")
 
 

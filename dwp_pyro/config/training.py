@@ -261,13 +261,11 @@ class SviConfig(TargetConfig):
         minimum=1e-6,
     )
     anneal: float = setting(
-        0.25, "Fraction of the steps over which the weight of the KL term rises from 0 to 1.", minimum=0
+        0.25, "Fraction of the steps over which the weight of the KL term rises from 0 to 1.", minimum=0, maximum=1
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.anneal > 1:
-            raise ConfigError(f"anneal: must be a fraction of the steps, from 0 to 1, got {self.anneal:g}")
         if self.prior != "dwp" and (self.particles > 1 or self.train_reverse_model):
             raise ConfigError(f"prior: '{self.prior}' is not a VAE; omit particles and train-reverse-model")
         if self.prior == "log-uniform" and (self.center == "source" or self.prior_scale not in (None, 1)):

@@ -11,7 +11,6 @@ Lengths are in mm of a head that fills the grid (at the default shape a voxel is
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ from scipy import ndimage
 
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import atomic_path, new_folder
+from dwp_pyro.runtime.progress import each
 
 __all__ = ["write_phantoms"]
 
@@ -98,7 +98,6 @@ def write_phantoms(
     seed: int = 0,
     shape: Shape = (48, 56, 48),
     spacing: float = 3.0,
-    progress: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Write generated cases in the layout of open_ms_data (``"ms"``) or BraTS 2018 (``"brats"``).
 
@@ -114,7 +113,6 @@ def write_phantoms(
         seed: Seed, at least 0.
         shape: Number of voxels along each axis [x, y, z]; the head fills the grid.
         spacing: Side of a voxel in the affine, in mm; it does not change the voxels.
-        progress: Callback after each case.
 
     Returns:
         Ids of the cases, in order; they are the names of their folders.
@@ -125,14 +123,13 @@ def write_phantoms(
     folders = [out / _LAYOUTS[dataset].folder.format(i + 1) for i in range(cases)]
     if existing := [path for path in folders if os.path.lexists(path)]:
         raise DataError(f"{existing[0]}: exists already and is not overwritten; choose another folder")
-    for i, folder in enumerate(folders):
+    for i, folder in enumerate(each(folders, f"{dataset} scans")):
         rng = np.random.default_rng([seed, i, list(_LAYOUTS).index(dataset)])
         volumes = _case(dataset, rng, shape)
         with new_folder(folder) as unfinished:
             for name, volume in volumes.items():
                 with atomic_path(unfinished / f"{folder.name}_{name}.nii.gz") as path:
                     nib.save(_image(dataset, volume, spacing), path)
-        progress()
     return [folder.name for folder in folders]
 
 

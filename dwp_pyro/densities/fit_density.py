@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +13,7 @@ from dwp_pyro.densities import DENSITIES
 from dwp_pyro.densities.gaussian import fit_gaussian
 from dwp_pyro.densities.kernel_distribution import BlockKernels, FitSettings, KernelDistribution
 
-__all__ = ["fit_density", "score_batches", "score_kernels"]
+__all__ = ["fit_density", "score_kernels"]
 
 _MAX_KERNELS = 10_000  # sufficient to choose or to score on
 _CHUNK = 25_000  # kernels × samples evaluated at once, sized for a CPU's cache
@@ -32,9 +31,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def fit_density(
-    family: str, block: BlockKernels, settings: FitSettings, advance: Callable[[], None] = lambda: None
-) -> tuple[KernelDistribution, dict[str, float]]:
+def fit_density(family: str, block: BlockKernels, settings: FitSettings) -> tuple[KernelDistribution, dict[str, float]]:
     """Fit a kernel distribution and score it on held-out kernels.
 
     The last bootstrap is held out to score, the one before it to choose (the optimization step to stop at, the number
@@ -45,7 +42,6 @@ def fit_density(
         family: One of `DENSITIES`.
         block: Kernels to fit to.
         settings: Settings of the fit.
-        advance: Progress callback, called `2 * settings.steps` times in all.
 
     Returns:
         The distribution, in evaluation mode and frozen, and its held-out nats per kernel beside those of its controls;
@@ -56,48 +52,34 @@ def fit_density(
     """
     torch.manual_seed(settings.seed)
     fitted, validation, test = _hold_out(block)
-    calls = 0
-
-    def count() -> None:
-        nonlocal calls
-        calls += 1
-        advance()
-
     kernel_shape = block.kernels.shape[1:]
     trial, final = (DENSITIES[family].from_settings(kernel_shape, settings) for _ in range(2))
     for density, part in ((trial, fitted), (final, block)):
         gaussian = fit_gaussian(part.kernels, part.identities)
         density.standardize_by(gaussian.loc, gaussian.scale_tril)
-    chosen = trial.fit(fitted.kernels, settings, count, validation=validation)
-    final.fit(block.kernels, settings, count, chosen=chosen)
-    for _ in range(2 * settings.steps - calls):
-        advance()
+    chosen = trial.fit(fitted.kernels, settings, validation=validation)
+    final.fit(block.kernels, settings, chosen=chosen)
     for density in (trial, final):
         density.eval().requires_grad_(False)
     return final, score_kernels(trial, test)
 
 
 @torch.no_grad()
-def score_kernels(
-    density: KernelDistribution, kernels: Tensor, samples: int = 500, advance: Callable[[], None] = lambda: None
-) -> dict[str, float]:
+def score_kernels(density: KernelDistribution, kernels: Tensor, samples: int = 500) -> dict[str, float]:
     """Return mean log-densities of kernels, in nats per kernel in the kernels' raw units.
 
     Args:
         density: Fitted distribution.
         kernels: Kernels, [n, k₁, …, k_d].
         samples: Number of samples K of a VAE's importance-weighted bound, per kernel.
-        advance: Callback after each batch of kernels; see `score_batches`.
 
     Returns:
         "prior": the density, or the VAE's bound on it; "standard_normal": N(0, 1) on each weight; "isotropic" and
         "full_gaussian": independent weights around 0 and the full-covariance Gaussian, with the moments of the kernels
         that the distribution was fitted to.
     """
-    total = 0.0
-    for chunk in kernels.split(_chunk(samples)):
-        total += float(density.log_prob_estimate(chunk, samples).double().sum())
-        advance()
+    chunks = kernels.split(max(1, _CHUNK // samples))
+    total = sum(float(density.log_prob_estimate(chunk, samples).double().sum()) for chunk in chunks)
     flat = kernels.flatten(1)
     gaussian = MultivariateNormal(density.loc, scale_tril=density.scale_tril)
     return {
@@ -106,15 +88,6 @@ def score_kernels(
         "isotropic": float(Normal(0.0, density.root_mean_square()).log_prob(flat).double().sum(1).mean()),
         "full_gaussian": float(gaussian.log_prob(flat).double().mean()),
     }
-
-
-def score_batches(kernels: int, samples: int) -> int:
-    """Return the number of batches in which `score_kernels` evaluates this number of kernels."""
-    return math.ceil(kernels / _chunk(samples))
-
-
-def _chunk(samples: int) -> int:
-    return max(1, _CHUNK // samples)
 
 
 def _hold_out(block: BlockKernels) -> tuple[BlockKernels, Tensor, Tensor]:

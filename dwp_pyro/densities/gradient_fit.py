@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,7 +39,6 @@ class GradientFitted(KernelDistribution):
         self,
         kernels: Tensor,
         settings: FitSettings,
-        advance: Callable[[], None],
         *,
         validation: Tensor | None = None,
         chosen: int | None = None,
@@ -77,7 +75,6 @@ class GradientFitted(KernelDistribution):
                     f"kernels between {float(kernels.min()):.2g} and {float(kernels.max()):.2g}; exclude kernels of "
                     "diverged networks, or fit the family 'gaussian'"
                 )
-            advance()
         if validation is None:
             return steps
         self.load_state_dict(best)

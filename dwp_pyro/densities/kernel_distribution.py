@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -75,7 +75,6 @@ class KernelDistribution(nn.Module, ABC):
         size = self.kernel_shape.numel()
         self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("scale_tril", torch.eye(size))
-        self._whitening: tuple[Tensor | None, int, Tensor] = (None, 0, self.scale_tril)
 
     @classmethod
     def from_settings(cls, kernel_shape: Sequence[int], settings: FitSettings) -> Self:
@@ -90,7 +89,6 @@ class KernelDistribution(nn.Module, ABC):
         self,
         kernels: Tensor,
         settings: FitSettings,
-        advance: Callable[[], None],
         *,
         validation: Tensor | None = None,
         chosen: int | None = None,
@@ -102,7 +100,6 @@ class KernelDistribution(nn.Module, ABC):
         Args:
             kernels: Kernels to fit to, [n, k₁, …, k_d].
             settings: Settings of the fit.
-            advance: Callback after each optimization step.
             validation: Kernels to choose the complexity on, [m, k₁, …, k_d]; None to fit without a choice.
             chosen: Complexity to fit with, where there is no `validation`: what an earlier fit returned.
 
@@ -179,16 +176,6 @@ class KernelDistribution(nn.Module, ABC):
 
     def whitening(self) -> Tensor:
         """Return A⁻¹, [D, D]."""
-        if self.scale_tril.requires_grad or self.scale_tril.is_inference():
-            return self._inverse()
-        # Every block and chunk of a training step needs A⁻¹: solve again only if A was replaced or modified in place.
-        root, version, inverse = self._whitening
-        if root is not self.scale_tril or version != self.scale_tril._version:
-            inverse = self._inverse()
-            self._whitening = (self.scale_tril, self.scale_tril._version, inverse)
-        return inverse
-
-    def _inverse(self) -> Tensor:
         identity = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
         inverse: Tensor = torch.linalg.solve_triangular(self.scale_tril, identity, upper=False)
         return inverse

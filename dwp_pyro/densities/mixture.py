@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,6 @@ class KernelMixture(KernelDistribution):
         self,
         kernels: Tensor,
         settings: FitSettings,
-        advance: Callable[[], None],
         *,
         validation: Tensor | None = None,
         chosen: int | None = None,

@@ -20,7 +20,7 @@ from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_m
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted
 from dwp_pyro.runtime.errors import ConfigError, RunError
 from dwp_pyro.runtime.files import read_json, read_yaml, write_bytes
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each
 from dwp_pyro.training.metrics_log import read_metrics
 from dwp_pyro.training.posterior_summary import NULLS
 
@@ -54,11 +54,10 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     missing = not_predicted(run / "predictions", data.cases, trained, prediction)
     if missing:
         raise _outdated(run, f"does not match the prediction of '{missing[0].id}' in {run / 'predictions'}")
-    views = {}
-    with progress("reading scans", len(chosen)) as advance:
-        for rank, name in chosen.items():
-            views[rank] = (name, _view(run, data.by_id[name], data, trained, shown))
-            advance(name)
+    views = {
+        rank: (name, _view(run, data.by_id[name], data, trained, shown))
+        for rank, name in each(chosen.items(), "reading scans")
+    }
     predicted = {name: read_case_metrics(run / "predictions", name, network_config) for name in data.by_id}
     decision = read_decision(run / "predictions", data.cases[0].id)  # that of all
     split = read_roles(run / "split.json", RunError)

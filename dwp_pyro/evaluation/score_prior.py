@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dwp_pyro.densities.fit_density import score_batches, score_kernels
+from dwp_pyro.densities.fit_density import score_kernels
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.kernel_prior import ANY_SITE, KernelPrior
 from dwp_pyro.runtime.errors import PriorError
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each
 
 __all__ = ["score_prior"]
 
@@ -40,10 +39,8 @@ def score_prior(prior: Path, kernels: Path, *, samples: int = 500, seed: int = 0
         raise PriorError(f"{kernels}: does not fit {prior}; {problem}") from problem
     torch.manual_seed(seed)
     totals: dict[str, float] = {}
-    batches = sum(score_batches(len(values), samples) for values in bank.kernels.values())
-    with progress("scoring kernels", batches) as advance:
-        for site, values in bank.kernels.items():
-            for key, nats in score_kernels(blocks[site], values, samples, partial(advance, "")).items():
-                totals[key] = totals.get(key, 0.0) + nats * len(values)
+    for site, values in each(bank.kernels.items(), "scoring kernels"):
+        for key, nats in score_kernels(blocks[site], values, samples).items():
+            totals[key] = totals.get(key, 0.0) + nats * len(values)
     count = sum(map(len, bank.kernels.values()))
     return {"nats_per_kernel": {key: total / count for key, total in totals.items()}, "kernels": count}

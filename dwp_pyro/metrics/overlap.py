@@ -1,15 +1,17 @@
-"""Overlap of two masks, and mean overlap of many."""
+"""Overlap of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from monai.metrics import compute_dice
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
 
-__all__ = ["PairwiseDice", "as_batch", "dice", "mean_dice"]
+__all__ = ["as_batch", "dice", "mean_dice", "pairwise_dice"]
 
 
 def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -37,34 +39,12 @@ def as_batch(mask: NDArray[np.bool_]) -> torch.Tensor:
     return torch.from_numpy(mask)[None, None]
 
 
-class PairwiseDice:
-    """Running mean of Dice over all pairs of masks; 1 for a pair of empty masks.
+def pairwise_dice(masks: Sequence[NDArray[np.bool_]]) -> float:
+    """Return the mean Dice over all pairs of masks [voxels]; 1 for a pair of empty masks, NaN for a single mask.
 
-    Over the segmentations of S weight samples it measures their agreement; low values predict a failed segmentation
-    (Roy et al. 2019; Zenk et al. 2025). Masks are kept at one bit per voxel.
+    Over the segmentations of weight samples it measures their agreement; low values predict a failed segmentation
+    (Roy et al. 2019; Zenk et al. 2025).
     """
-
-    def __init__(self) -> None:
-        self._masks: list[NDArray[np.uint64]] = []
-        self._sizes: list[int] = []
-        self._total = 0.0
-
-    def add(self, mask: NDArray[np.bool_]) -> None:
-        """Compare a mask with all earlier ones; all must have the same number of voxels."""
-        packed = np.packbits(mask)
-        bits = np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
-        size = _count(bits)
-        for other, other_size in zip(self._masks, self._sizes, strict=True):
-            both = size + other_size
-            self._total += 2 * _count(bits & other) / both if both else 1.0
-        self._masks.append(bits)
-        self._sizes.append(size)
-
-    def mean(self) -> float:
-        """Return the mean over S (S − 1) / 2 pairs; NaN if there are none."""
-        pairs = len(self._masks) * (len(self._masks) - 1) // 2
-        return self._total / pairs if pairs else float("nan")
-
-
-def _count(bits: NDArray[np.uint64]) -> int:
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+    if len(masks) < 2:
+        return math.nan
+    return 1 - float(np.nan_to_num(pdist(np.stack(masks), "dice")).mean())  # NaN: two empty masks

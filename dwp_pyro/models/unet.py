@@ -27,9 +27,9 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, affine: bool) -> None:
         super().__init__()
-        self.norm1 = InstanceNorm3d(in_channels, affine)
+        self.norm1 = InstanceNorm3d(in_channels, affine=affine)
         self.conv1 = _conv3x3x3(in_channels, out_channels, stride)
-        self.norm2 = InstanceNorm3d(out_channels, affine)
+        self.norm2 = InstanceNorm3d(out_channels, affine=affine)
         self.conv2 = _conv3x3x3(out_channels, out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -112,7 +112,7 @@ class ResidualUNet3d(nn.Module):
         self.up1 = _UpBlock(widths[3], widths[2], affine=affine)
         self.up2 = _UpBlock(widths[2], widths[1], affine=affine)
         self.up3 = _UpBlock(widths[1], widths[0], affine=affine)
-        self.norm = InstanceNorm3d(widths[0], affine)
+        self.norm = InstanceNorm3d(widths[0], affine=affine)
         self.output = nn.Conv3d(widths[0], out_channels, 1, bias=not paper)
         if paper:
             for module in self.modules():

@@ -31,7 +31,7 @@ from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_e
 from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
 from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_json
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each, progress
 from dwp_pyro.runtime.signals import resumable
 from dwp_pyro.runtime.workers import Workers
 
@@ -181,12 +181,10 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
 def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config: PredictConfig) -> list[Case]:
     """Return the cases without a complete prediction from the same scans, posterior and settings."""
     missing = []
-    with progress("looking for predictions", len(cases)) as advance:
-        for case in cases:
-            path = out / f"{case.id}.json"
-            if not path.exists() or read_json(path).get("settings") != _settings(trained, case, config):
-                missing.append(case)
-            advance("")
+    for case in each(cases, "looking for predictions"):
+        path = out / f"{case.id}.json"
+        if not path.exists() or read_json(path).get("settings") != _settings(trained, case, config):
+            missing.append(case)
     return missing
 
 

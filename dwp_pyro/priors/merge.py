@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dwp_pyro.densities.moments import Moments
 from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
 from dwp_pyro.priors.pack import MOMENTS, read_moments
 from dwp_pyro.runtime.errors import PriorError
-from dwp_pyro.runtime.progress import each, progress
+from dwp_pyro.runtime.progress import each
 
 __all__ = ["merge_priors"]
 
@@ -104,14 +103,13 @@ def _fit_to_samples(
             drawn[name].append(prior.block(name).rsample([round(owed[name])]))
             owed[name] -= round(owed[name])
     densities = {}
-    for number, (name, parts) in enumerate(drawn.items()):
+    for number, (name, parts) in enumerate(each(drawn.items(), f"{first.family} prior of each block")):
         form = first.block(name).init_args()
         settings = FitSettings(form.get("latent_size", 8), form.get("hidden", (32,)), _STEPS, seed * 1009 + number)
         kernels = torch.cat(parts)
         origin = torch.cat([torch.full([len(part)], index) for index, part in enumerate(parts)])
-        with progress(f"{first.family} prior of block '{name}'", 2 * _STEPS) as advance:
-            block = BlockKernels(kernels, origin, torch.arange(len(kernels)))
-            densities[name], _ = fit_density(first.family, block, settings, partial(advance, ""))
+        block = BlockKernels(kernels, origin, torch.arange(len(kernels)))
+        densities[name], _ = fit_density(first.family, block, settings)
     return densities
 
 

@@ -33,7 +33,7 @@ def map_in_processes(
     workers: int,
     finished: Callable[[_Task, _Result], None],
 ) -> None:
-    """Run tasks in order, `workers` at a time; they share the cores, with at most the threads of this process each.
+    """Run tasks in order, `workers` at a time, and divide the threads of this process among the workers.
 
     After SIGINT, SIGTERM or a failed task, the running tasks receive SIGTERM and are joined. If this process is killed,
     its workers exit.
@@ -50,7 +50,7 @@ def map_in_processes(
         RunError: if a worker was killed.
     """
     others = set(active_children())  # of the calling program
-    threads = max(1, min(torch.get_num_threads(), _cores() // workers))  # OMP_NUM_THREADS sets the first
+    threads = max(1, torch.get_num_threads() // workers)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (threads,))
     waiting = iter(tasks)
     running: dict[Future[_Result], _Task] = {}
@@ -98,11 +98,6 @@ def map_in_processes(
         finally:
             for process in processes:
                 process.terminate()
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _initialize(threads: int) -> None:

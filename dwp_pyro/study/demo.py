@@ -15,7 +15,6 @@ from dwp_pyro.evaluation.evaluate import evaluate
 from dwp_pyro.metrics import Summary
 from dwp_pyro.runtime.errors import FolderTaken
 from dwp_pyro.runtime.files import new_folder, read_json, write_json
-from dwp_pyro.runtime.progress import progress
 from dwp_pyro.study.runner import run_if_unfinished
 from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.fit_prior import fit_prior
@@ -51,8 +50,8 @@ def demo(out: Path, device: str = "auto", seed: int = 0) -> tuple[dict[str, dict
     _logger.info(f"1. Generated scans: {_MS_CASES} of multiple sclerosis, {_BRATS_CASES} of tumors, in {data}")
     for dataset, cases in (("ms", _MS_CASES), ("brats", _BRATS_CASES)):
         if not (data / dataset).exists():
-            with new_folder(data / dataset) as folder, progress(f"{dataset} scans", cases) as advance:
-                write_phantoms(dataset, folder, cases, seed, progress=partial(advance, ""))  # type: ignore[arg-type]
+            with new_folder(data / dataset) as folder:
+                write_phantoms(dataset, folder, cases, seed)  # type: ignore[arg-type]
 
     common = {"widths": _WIDTHS, "validation": 2, "seed": seed}
     prior = out / "runs" / "prior-ms"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from dwp_pyro.priors.private import check_networks, privacy_statement, private_m
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import FolderTaken, PriorError, RunOutdated
 from dwp_pyro.runtime.files import file_digest
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 from dwp_pyro.training.network_training import network_config_for
@@ -192,7 +191,8 @@ def _best_fits(
     """Return the family with the highest held-out density of all kernels, its densities and the held-out nats."""
     fits = {
         family: {
-            name: _fit(config, family, name, number, block, run) for number, (name, block) in enumerate(kernels.items())
+            name: _fit(config, family, name, number, block, run)
+            for number, (name, block) in enumerate(each(kernels.items(), f"{family} prior of each block"))
         }
         for family in (FAMILIES if config.family == "auto" else (config.family,))
     }
@@ -220,8 +220,7 @@ def _fit(
     path = run / "blocks" / f"{name}-{family}.safetensors"
     if not path.exists():
         settings = FitSettings(config.latent_size, config.hidden, config.density_steps, config.seed * 1009 + number)
-        with progress(f"{family} prior of block '{name}'", 2 * config.density_steps) as advance:
-            density, nats = fit_density(family, block, settings, partial(advance, ""))
+        density, nats = fit_density(family, block, settings)
         save_tensors(path, density.state_dict(), {"form": density.init_args(), "nats": nats})
     tensors, metadata = load_tensors(path)
     try:

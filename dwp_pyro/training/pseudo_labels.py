@@ -13,7 +13,7 @@ from dwp_pyro.data.mapped import mapped
 from dwp_pyro.data.preprocessing import Example, class_indices
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import binary_entropy
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each
 from dwp_pyro.training.choose_decision import predict_example
 from dwp_pyro.training.training_data import TrainingData
 
@@ -29,11 +29,9 @@ def with_pseudo_labels(
 
     Training cases are repeated a whole number of times, so that about half of the patches come from them.
     """
-    labeled = []
-    with progress("labeling further scans", len(unlabelled)) as advance:
-        for example in unlabelled:
-            labeled.append(mapped(pseudo_label(posterior, example, device)))
-            advance("")
+    labeled = [
+        mapped(pseudo_label(posterior, example, device)) for example in each(unlabelled, "labeling further scans")
+    ]
     repeats = max(1, round(len(labeled) / len(data.train)))
     return replace(data, train=(*data.train * repeats, *labeled))
 

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dwp_pyro.prediction import predict
-from dwp_pyro.runtime import processes
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import locked
 from dwp_pyro.training.metrics_log import read_metrics
@@ -26,8 +27,11 @@ UNLABELLED = (*SVI[:-2], "--members", "2", "--unlabelled", "data/two")
 
 
 @pytest.fixture(autouse=True)
-def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_cores", lambda: 2)
+def one_thread_each() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def same_files(found: Path, expected: Path, names: list[str]) -> bool:

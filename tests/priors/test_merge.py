@@ -88,7 +88,7 @@ def test_another_family_is_as_good_as_a_fit_to_all_kernels(tmp_path, family):
 def test_priors_are_sampled_in_proportion_to_their_kernels(tmp_path, monkeypatch):
     blocks = []
 
-    def fit(family, block, settings, advance):
+    def fit(family, block, settings):
         blocks.append(block)
         return random_density("mixture", SHAPE), {}
 

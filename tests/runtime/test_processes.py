@@ -102,7 +102,7 @@ def _threads(_: str) -> int:
     return torch.get_num_threads()
 
 
-def test_a_worker_has_no_more_threads_than_this_process():
+def test_the_workers_divide_the_threads_of_this_process():
     """OMP_NUM_THREADS=1 beside other work: more threads than free cores make every step several times slower."""
     found: list[int] = []
     before = torch.get_num_threads()

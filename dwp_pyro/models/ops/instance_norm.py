@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 __all__ = ["InstanceNorm3d"]
 
@@ -22,16 +21,10 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     instead of an error, and there are no second derivatives. On other devices PyTorch's implementation is used.
     """
 
-    def __init__(self, num_features: int, affine: bool = False) -> None:
-        super().__init__(num_features, affine=affine)
-
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() != 5:
-            return super().forward(input)
-        if input.device.type == "cuda":
+        if input.device.type == "cuda" and input.dim() == 5:
             return _instance_norm(input, self.weight, self.bias, self.eps)
-        # The parent's forward accesses running statistics, which do not exist here.
-        return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
+        return super().forward(input)
 
 
 def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

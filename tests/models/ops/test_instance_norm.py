@@ -46,5 +46,5 @@ def test_on_a_cpu_it_uses_pytorch():
     x = torch.randn(1, 4, 6, 6, 6)
     for volume in (x, x[0]):
         for affine in (False, True):
-            assert torch.equal(InstanceNorm3d(4, affine)(volume), nn.InstanceNorm3d(4, affine=affine)(volume))
+            assert torch.equal(InstanceNorm3d(4, affine=affine)(volume), nn.InstanceNorm3d(4, affine=affine)(volume))
     assert not list(InstanceNorm3d(4).parameters())
