@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,15 +72,7 @@ def runs_reported(printed: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def one_core() -> Iterator[None]:
-    """Give each worker one thread, so that results agree to the bit for any number of workers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(world, one_core, tmp_path_factory) -> tuple[Path, str]:
+def finished(world, one_thread, tmp_path_factory) -> tuple[Path, str]:
     """Run the study; return its folder, which tests must not change, and the output."""
     folder = tmp_path_factory.mktemp("experiment")
     with pytest.MonkeyPatch.context() as patch:
@@ -230,9 +222,9 @@ def test_validation_cases_and_a_run_that_fails(command, in_world, tmp_path):
 
 
 def start(study: Path, out: Path) -> subprocess.Popen[str]:
-    code = "import os; os.sched_getaffinity = lambda pid: {0}; from dwp_pyro.cli import main; main()"
-    line = [sys.executable, "-c", code, "experiment", str(study), "--out", str(out)]
-    return subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    line = [sys.executable, "-m", "dwp_pyro", "experiment", str(study), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -242,7 +234,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_called_again_with_more_workers(command, in_world, one_core, finished, tmp_path):
+def test_killed_and_called_again_with_more_workers(command, in_world, one_thread, finished, tmp_path):
     """Finished runs are kept, and the table equals that of an uninterrupted study."""
     study, out = write(tmp_path), tmp_path / "out"
     process = start(study, out)

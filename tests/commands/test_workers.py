@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from dwp_pyro.prediction import predict
 from dwp_pyro.runtime.errors import RunError
@@ -20,18 +18,10 @@ from dwp_pyro.runtime.files import locked
 from dwp_pyro.training.metrics_log import read_metrics
 from tests.commands.conftest import TINY, call
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SVI = ("svi", "--dataset", "brats", "--prior", "dwp", "--n", "2", *TINY, "--members", "2")
 UNLABELLED = (*SVI[:-2], "--members", "2", "--unlabelled", "data/two")
-
-
-@pytest.fixture(autouse=True)
-def one_thread_each() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def same_files(found: Path, expected: Path, names: list[str]) -> bool:
