@@ -54,10 +54,9 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     missing = not_predicted(run / "predictions", data.cases, trained, prediction)
     if missing:
         raise _outdated(run, f"does not match the prediction of '{missing[0].id}' in {run / 'predictions'}")
-    views = {
-        rank: (name, _view(run, data.by_id[name], data, trained, shown))
-        for rank, name in each(chosen.items(), "reading scans")
-    }
+    views = {}
+    for rank, name in each(chosen.items(), "reading scans"):
+        views[rank] = (name, _view(run, data.by_id[name], data, trained, shown))
     predicted = {name: read_case_metrics(run / "predictions", name, network_config) for name in data.by_id}
     decision = read_decision(run / "predictions", data.cases[0].id)  # that of all
     split = read_roles(run / "split.json", RunError)

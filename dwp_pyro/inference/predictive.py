@@ -71,7 +71,7 @@ def posterior_predictive(
 ) -> Moments:
     """Return the moments over weight samples, each of which is used in all windows of the image.
 
-    Memory grows by one byte per voxel of the brain with each sample; the maps are running sums.
+    Memory grows by one byte per voxel of the brain and region with each sample; the maps are running sums.
 
     Args:
         posterior: Posterior, on the image's device.

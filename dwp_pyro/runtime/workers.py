@@ -23,7 +23,7 @@ class Workers:
     """Where the parts of a command run that do not depend on each other.
 
     Args:
-        count: Number of worker processes, which share the cores of this machine.
+        count: Number of worker processes, which share the threads of the command (OMP_NUM_THREADS).
         cluster: Address of the scheduler of a Dask cluster ("tcp://host:8786"), or its file; its workers run the tasks
             instead, and need the same paths.
 
@@ -47,7 +47,7 @@ class Workers:
             )
 
     def at_most(self, count: int) -> Workers:
-        """Return no more processes than `count`, so that their threads use all cores."""
+        """Return no more processes than `count`, so that these use all threads."""
         return replace(self, count=min(self.count, max(1, count)))
 
     def map(

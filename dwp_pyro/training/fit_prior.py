@@ -189,13 +189,11 @@ def _best_fits(
     config: FitPriorConfig, kernels: Mapping[str, BlockKernels], run: Path
 ) -> tuple[str, dict[str, KernelDistribution], dict[str, dict[str, float]]]:
     """Return the family with the highest held-out density of all kernels, its densities and the held-out nats."""
-    fits = {
-        family: {
-            name: _fit(config, family, name, number, block, run)
-            for number, (name, block) in enumerate(each(kernels.items(), f"{family} prior of each block"))
-        }
-        for family in (FAMILIES if config.family == "auto" else (config.family,))
-    }
+    fits: dict[str, dict[str, tuple[KernelDistribution, dict[str, float]]]] = {}
+    for family in FAMILIES if config.family == "auto" else (config.family,):
+        fits[family] = {}
+        for number, (name, block) in enumerate(each(kernels.items(), f"{family} prior of each block")):
+            fits[family][name] = _fit(config, family, name, number, block, run)
     best = max(fits, key=lambda family: sum(len(kernels[name]) * fits[family][name][1]["prior"] for name in kernels))
     densities = {name: density for name, (density, _) in fits[best].items()}
     nats = {name: of_block for name, (_, of_block) in fits[best].items()}

@@ -29,9 +29,9 @@ def with_pseudo_labels(
 
     Training cases are repeated a whole number of times, so that about half of the patches come from them.
     """
-    labeled = [
-        mapped(pseudo_label(posterior, example, device)) for example in each(unlabelled, "labeling further scans")
-    ]
+    labeled = []
+    for example in each(unlabelled, "labeling further scans"):
+        labeled.append(mapped(pseudo_label(posterior, example, device)))
     repeats = max(1, round(len(labeled) / len(data.train)))
     return replace(data, train=(*data.train * repeats, *labeled))
 

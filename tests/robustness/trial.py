@@ -156,4 +156,3 @@ def _patch() -> None:
 
     dwp_pyro.runtime.processes._initialize = initialize_without_locks
     dwp_pyro.runtime.processes.get_context = lambda method: get_context("fork")
-    os.sched_getaffinity = lambda pid: {0}

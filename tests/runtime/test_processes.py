@@ -102,16 +102,17 @@ def _threads(_: str) -> int:
     return torch.get_num_threads()
 
 
-def test_the_workers_divide_the_threads_of_this_process():
-    """OMP_NUM_THREADS=1 beside other work: more threads than free cores make every step several times slower."""
+@pytest.mark.parametrize(("threads", "each"), [(4, 2), (1, 1)])
+def test_the_workers_divide_the_threads_of_this_process(threads, each):
+    """With more threads than free cores, every step would be several times slower."""
     found: list[int] = []
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
-        map_in_processes(_threads, ["task"], 1, lambda task, threads: found.append(threads))
+        map_in_processes(_threads, ["a", "b"], 2, lambda task, threads: found.append(threads))
     finally:
         torch.set_num_threads(before)
-    assert found == [1]
+    assert found == [each, each]
 
 
 def test_no_more_processes_than_tasks():

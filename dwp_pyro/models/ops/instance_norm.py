@@ -22,7 +22,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cuda" and input.dim() == 5:
+        if input.device.type == "cuda" and input.dim() == 5 and not self.track_running_stats:
             return _instance_norm(input, self.weight, self.bias, self.eps)
         return super().forward(input)
 
