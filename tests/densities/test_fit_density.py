@@ -29,7 +29,6 @@ def fit(
     steps: int,
     bootstraps: int = 2,
     identities: Tensor | None = None,
-    **options: object,
 ) -> tuple[KernelDistribution, dict[str, float]]:
     """Fit kernels of consecutive bootstraps of equal size, all distinct unless `identities` are given."""
     n = len(kernels)
@@ -37,7 +36,7 @@ def fit(
         kernels, torch.arange(n) * bootstraps // n, torch.arange(n) if identities is None else identities
     )
     settings = FitSettings(latent_size=4, hidden=(32,), steps=steps, seed=0)
-    return fit_density(family, block, settings, **options)
+    return fit_density(family, block, settings)
 
 
 def correlated(size: int = 9) -> MultivariateNormal:
@@ -202,6 +201,18 @@ def test_the_same_seed_gives_the_same_fit(family):
     kernels = torch.randn(200, 3, 3)
     a, b = (fit(family, kernels, steps=15)[0] for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_choice_is_made_without_the_held_out_kernels_and_the_final_fit_has_all(monkeypatch):
+    counts = []
+
+    def record(self, kernels, settings, *, validation=None, chosen=None):
+        counts.append(len(kernels))
+        return 0
+
+    monkeypatch.setattr(KernelMixture, "fit", record)
+    fit("mixture", torch.randn(60, 2, 2), steps=1, bootstraps=3)
+    assert counts == [20, 60]
 
 
 def test_the_number_of_threads_is_restored():

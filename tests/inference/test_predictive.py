@@ -300,3 +300,7 @@ def test_the_decision_is_saved_with_the_posterior(tmp_path):
     posterior.decision = Decision("expected-dice", 0.25, ("x",))
     posterior.save(tmp_path / "p.safetensors")
     assert Posterior.load(tmp_path / "p.safetensors").decision == posterior.decision
+
+
+def test_a_mean_that_rounds_to_more_than_one_has_no_entropy():
+    assert (module.binary_entropy(torch.tensor([1 + 2e-7, 1.0, 0.0])) == 0).all()
