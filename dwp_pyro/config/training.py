@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from dwp_pyro.config.base import PRECISION_HELP, setting
 from dwp_pyro.config.data import DataConfig
-from dwp_pyro.config.names import FAMILIES, LEARNED, PRIORS
+from dwp_pyro.config.names import FAMILIES, LEARNED, MAX_UNITS, PRIORS
 from dwp_pyro.runtime.errors import ConfigError
 
 __all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig"]
@@ -22,6 +23,9 @@ DEFAULT_WIDTHS = (16, 32, 64, 128)
 
 #: Prior and source networks that come with the package.
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "ms"
+_PRETRAINED = "pretrained"  # its name as a setting
+
+_DELTA, _CLIP = 1e-5, 2.0
 
 _CENTERED_MEMBERS = 3
 
@@ -132,9 +136,9 @@ class FitPriorConfig(TrainingConfig):
         "[default: no noise]",
         minimum=1e-6,
     )
-    delta: float = setting(1e-5, "δ of a private prior.", minimum=1e-12, maximum=0.5)
+    delta: float = setting(_DELTA, "δ of a private prior.", minimum=1e-12, maximum=0.5)
     clip: float = setting(
-        2.0,
+        _CLIP,
         "Bound on the norm of a source network's second moments in a private prior, from public knowledge; networks of "
         "the prior that comes with the package have up to 1.8.",
         minimum=1e-6,
@@ -153,10 +157,16 @@ class FitPriorConfig(TrainingConfig):
                 f"epsilon: only a prior of the family 'gaussian' can be private, got '{self.family}'; "
                 "choose that family or omit epsilon"
             )
+        if self.epsilon is None and (self.delta, self.clip) != (_DELTA, _CLIP):
+            raise ConfigError("delta, clip: are settings of a private prior; give epsilon, too, or omit them")
+        if self.kernels is not None and (self.root is not None or self.more_roots):
+            raise ConfigError("kernels: are fitted without scans; omit root")
+        if self.latent_size + sum(self.hidden) > MAX_UNITS:
+            raise ConfigError(f"hidden: latent-size and all hidden widths together must not exceed {MAX_UNITS}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetConfig(TrainingConfig):
+class TargetConfig(TrainingConfig, ABC):
     """Settings of training on the target scans."""
 
     n: int = setting(
@@ -172,8 +182,8 @@ class TargetConfig(TrainingConfig):
     )
     prior_dir: str | None = setting(
         None,
-        "Output folder of fit-prior, with the kernel prior and the source networks.  [default: runs/prior-ms, if it "
-        "exists; otherwise those that come with the package, for one FLAIR image]",
+        "Output folder of fit-prior, with the kernel prior and the source networks; pretrained for those that come "
+        "with the package, for FLAIR.  [default: runs/prior-ms, if it holds a prior; otherwise pretrained]",
     )
     unlabelled: str | None = setting(
         None,
@@ -190,10 +200,20 @@ class TargetConfig(TrainingConfig):
     @property
     def prior_folder(self) -> Path:
         """Folder of the prior and the source networks."""
-        if self.prior_dir is not None:
-            return Path(self.prior_dir)
         own = Path("runs/prior-ms")
-        return own if own.exists() else PRETRAINED
+        chosen = self.prior_dir or (str(own) if (own / "prior.json").exists() else _PRETRAINED)
+        return PRETRAINED if chosen == _PRETRAINED else Path(chosen)
+
+    def fix_prior(self) -> Self:
+        """Return the settings with the folder of the prior that they use: another command may make one during a run."""
+        if self.prior_dir is not None or not self.learned_from():
+            return self
+        folder = self.prior_folder
+        return dataclasses.replace(self, prior_dir=_PRETRAINED if folder == PRETRAINED else str(folder))
+
+    @abstractmethod
+    def learned_from(self) -> tuple[Path, ...]:
+        """Return the files that a run reads besides the scans: those of the prior and of the blocks."""
 
     def _learned_files(self, *, prior: bool, source: bool) -> tuple[Path, ...]:
         chosen = {"prior.safetensors": prior, "source.safetensors": source}

@@ -69,6 +69,11 @@ class Case:
     def __str__(self) -> str:
         return f"case {self.id}"
 
+    def files(self, modalities: Sequence[str]) -> tuple[Path, ...]:
+        """Return the files of these modalities and the brain mask; modalities may share a file."""
+        images = [self.images[name] for name in modalities if name in self.images]
+        return tuple(dict.fromkeys([*images, *([] if self.brain_mask is None else [self.brain_mask])]))
+
 
 @dataclass(frozen=True)
 class Volume:

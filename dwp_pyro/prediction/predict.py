@@ -366,8 +366,6 @@ def _passes(posterior: Posterior, config: PredictConfig) -> int:
 
 def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:
     """Return everything that a prediction depends on."""
-    files = [case.images[name] for name in trained.posterior.network_config.modalities if name in case.images]
-    files += [case.brain_mask] if case.brain_mask is not None else []
     return {
         "samples": _passes(trained.posterior, config) if config.samples else 0,
         "overlap": config.overlap,
@@ -376,5 +374,5 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "decision": _decision(trained.posterior, config).to_mapping(),
         "posterior": trained.digest,
         "regions": list(trained.posterior.network_config.regions),
-        "scans": [file_digest(path) for path in dict.fromkeys(files)],  # modalities may share a file
+        "scans": [file_digest(path) for path in case.files(trained.posterior.network_config.modalities)],
     }

@@ -20,7 +20,7 @@ __all__ = ["KernelBank", "KernelSource", "collect_kernels", "read_kernels"]
 
 FORMAT_VERSION = 1
 
-_MAX_WEIGHTS = 2048  # per kernel; its covariance has the square of that
+MAX_WEIGHTS = 1331  # per kernel; its covariance has the square of that
 _MAX_SIZE = 1e12  # of a weight; sums of its square stay finite in float32
 
 _MAX_SOURCES = 10**6  # source networks, and snapshots of one
@@ -108,9 +108,9 @@ def read_kernels(path: Path) -> KernelBank:
         raise PriorError(f"{path}: kernels are read from .safetensors and .npy files; convert it first")
     for site, kernels in bank.kernels.items():
         where = path if site == "*" else f"{path}, '{site}'"
-        if kernels.dim() not in (3, 4) or len(kernels) < 2 or not 2 <= kernels[0].numel() <= _MAX_WEIGHTS:
+        if kernels.dim() not in (3, 4) or len(kernels) < 2 or not 2 <= kernels[0].numel() <= MAX_WEIGHTS:
             raise PriorError(
-                f"{where}: expected at least two kernels, [n, k, k] or [n, k, k, k], of 2 to {_MAX_WEIGHTS} weights "
+                f"{where}: expected at least two kernels, [n, k, k] or [n, k, k, k], of 2 to {MAX_WEIGHTS} weights "
                 f"each, found {list(kernels.shape)}"
             )
         if len(bank.identities(site).unique()) < 2:

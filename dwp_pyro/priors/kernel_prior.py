@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dwp_pyro.config.names import MAX_UNITS
 from dwp_pyro.densities import DENSITIES, KernelDistribution, KernelGaussian
+from dwp_pyro.priors.bank import MAX_WEIGHTS
 from dwp_pyro.runtime.errors import PriorError
 from dwp_pyro.runtime.files import read_json, write_json
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["ANY_SITE", "BlockInfo", "KernelPrior"]
-
-# Limits against files that would exhaust memory, far above real priors.
-_MAX_WEIGHTS_PER_KERNEL = 1331
-_MAX_UNITS = 8192  # of all layers of a density together
 
 FORMAT_VERSION = 2
 
@@ -116,17 +114,17 @@ class KernelPrior(nn.Module):
     def assign_sites(self, blocks: Mapping[str, str], *, override: bool = False) -> KernelPrior:
         """Return this prior with the kernel sites of a network assigned to its blocks.
 
-        A prior that knows all of these sites, or one with `ANY_SITE`, is returned unchanged.
+        A prior that knows all of these sites, or one with `ANY_SITE`, is returned unchanged without `override`.
 
         Args:
             blocks: Site → block.
-            override: Whether to replace the sites that the prior knows, too; `ANY_SITE` stays.
+            override: Whether to replace the sites that the prior knows, too.
 
         Raises:
             PriorError: If the prior lacks one of these blocks.
         """
         known = {site for info in self.block_infos.values() for site in info.sites}
-        if ANY_SITE in known or (blocks.keys() <= known and not override):
+        if (ANY_SITE in known or blocks.keys() <= known) and not override:
             return self
         for site, block in blocks.items():
             if block not in self.block_infos:
@@ -267,5 +265,5 @@ class KernelPrior(nn.Module):
 def _check_size(kernel_shape: Sequence[int], init_args: Mapping[str, Any]) -> None:
     """Raise ValueError for a distribution that would exhaust memory."""
     numbers = [number for value in init_args.values() for number in (value if isinstance(value, list) else [value])]
-    if math.prod(kernel_shape) > _MAX_WEIGHTS_PER_KERNEL or sum(map(abs, numbers)) > _MAX_UNITS:
+    if math.prod(kernel_shape) > MAX_WEIGHTS or sum(map(abs, numbers)) > MAX_UNITS:
         raise ValueError(f"kernels of {list(kernel_shape)} and a distribution of {dict(init_args)} exceed the limits")

@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -183,6 +183,11 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 in hexadecimal for several files, in this order."""
+    return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
 
 
 _locks: set[IO[str]] = set()

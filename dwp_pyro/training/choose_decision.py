@@ -36,8 +36,9 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
 
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
     filter of the training labels, remove at most 1 % of a case's volume on average. The threshold of highest expected
-    Dice is right if probabilities are; 1/2 must be better by a standard error over the cases, of which there are few.
-    Without validation cases, the largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no mirroring.
+    Dice is right if probabilities are; 1/2 must be better by a standard error over the cases, of which there are few,
+    or equal. Without validation cases, the largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no
+    mirroring.
 
     The posterior is on `device`; `mirror` holds the axes along which training patches were mirrored, or "none".
     """

@@ -29,7 +29,7 @@ from dwp_pyro.priors.pack import save_pack
 from dwp_pyro.priors.private import check_networks, privacy_statement, private_moments
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import FolderTaken, PriorError, RunOutdated
-from dwp_pyro.runtime.files import file_digest
+from dwp_pyro.runtime.files import file_digest, files_digest
 from dwp_pyro.runtime.progress import each
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
@@ -91,7 +91,9 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     else:
         data = load_training_data(config, None)
         blocks = by_block(assign_blocks(network_config_for(config, data).build(), config.blocks))
-    digests = {file: file_digest(Path(file)) for file in (config.kernels, config.blocks) if file is not None}
+    digests = {Path(file).name: file_digest(Path(file)) for file in (config.kernels, config.blocks) if file is not None}
+    if config.kernels is None:
+        digests["scans"] = files_digest(data.files)
     with (
         RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
         tracked(run.path, config.to_mapping(), options) as track,
@@ -159,7 +161,9 @@ def _fit_blocks(
         densities = {name: kernel_gaussian(block.kernels.shape[1:], moments[name]) for name, block in kernels.items()}
     # The block of an unknown network is used for every site of the target.
     block_infos = {
-        name: BlockInfo((ANY_SITE,) if name == _FOREIGN else sites, len(kernels[name]), nats[name])
+        name: BlockInfo(
+            (ANY_SITE,) if name == _FOREIGN and config.blocks is None else sites, len(kernels[name]), nats[name]
+        )
         for name, sites in blocks.items()
     }
     network = dict(bank.sources[0].network) if bank.sources else None

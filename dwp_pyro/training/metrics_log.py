@@ -39,7 +39,7 @@ class MetricsLog:
             kept = [line for line in lines if not self._is_later(line, start)]
             write_bytes(self.path, b"".join(line + b"\n" for line in kept))
         # One folder per stage, because purging drops all later events of a folder.
-        self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=start + 1 if start else None)
+        self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=start + 1)
 
     def __enter__(self) -> Self:
         return self

@@ -169,17 +169,18 @@ def report_nulls(summary: Mapping[str, Any]) -> None:
 def report_unconverged(records: Sequence[Mapping[str, Any]], stage: str, steps: int) -> None:
     """Warn if the last tenth of a stage's steps raised the ELBO by more than two standard errors.
 
-    A line is fitted to the losses of the last third; records as from `read_metrics`.
+    A line is fitted to the ELBO at β = 1 of the last third; records as from `read_metrics`.
     """
+    terms = {"log_likelihood", "kl", "log_prior"}
     points = [
-        (record["step"], record["loss"])
+        (record["step"], record["log_likelihood"] - record["kl"] + record["log_prior"])
         for record in records
-        if record.get("stage") == stage and "loss" in record and record["step"] > steps * 2 / 3
+        if record.get("stage") == stage and terms <= record.keys() and record["step"] > steps * 2 / 3
     ]
     if len(points) < 5:
         return
     fitted = linregress(*zip(*points, strict=True))
-    rise, error = -fitted.slope * steps / 10, fitted.stderr * steps / 10
+    rise, error = fitted.slope * steps / 10, fitted.stderr * steps / 10
     if rise > 2 * error:
         _logger.warning(
             "%s: the last tenth of the steps still raised the ELBO by %.0f ± %.0f nats; train for more steps",

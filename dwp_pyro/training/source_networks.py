@@ -188,8 +188,8 @@ def count_source_networks(folder: Path) -> int:
 def load_source_network(folder: Path, network_config: NetworkConfig, member: int) -> nn.Module:
     """Load a source network that fit-prior saved, for a target of the same architecture; member 0 is the best.
 
-    If it segments one region and the target several, each of them starts from that region. Input kernels of modalities
-    that the source network lacks start at 0.
+    If it segments one region and the target several, each of them starts from that region; as many regions of other
+    names start from its regions in order. Input kernels of modalities that the source network lacks start at 0.
 
     Raises:
         RunError: if there is no such network, or its architecture, modalities, widths or regions do not fit.
@@ -205,9 +205,14 @@ def load_source_network(folder: Path, network_config: NetworkConfig, member: int
             f"{path}: holds {len(source.members)} source networks, one per bootstrap, and each member needs its own; "
             f"give at most {len(source.members)} members, or fit the prior with more bootstraps"
         )
-    found, expected = len(source.network_config.regions), len(network_config.regions)
-    if 1 < found != expected:
-        raise SourceMissing(f"{path}: the source network segments {found} regions, the target {expected}")
+    found, expected = source.network_config.regions, network_config.regions
+    if 1 < len(found) != len(expected):
+        raise SourceMissing(f"{path}: the source network segments {len(found)} regions, the target {len(expected)}")
+    if found != expected and set(found) == set(expected):
+        raise SourceMissing(
+            f"{path}: the source network segments {', '.join(found)}, the target {', '.join(expected)}; "
+            "give the regions in the order of the source network"
+        )
     network = _with_channels(source.members[member].network, source.network_config, network_config)
     return network.requires_grad_(True)
 

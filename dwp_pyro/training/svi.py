@@ -64,6 +64,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         >>> len(posterior.members), posterior.network_config.regions
         (1, ('whole',))
     """
+    config = config.fix_prior()
     resolved = config.resolve()
     assert resolved.members is not None
     if config.members is None and resolved.center == "source":
@@ -124,9 +125,9 @@ def _make_nulls(
     config: SviConfig, network_config: NetworkConfig, device: torch.device, member: int, fitted: TrainingSetup
 ) -> dict[str, TrainingSetup]:
     """Return the setups of a fitted member's null models: kernels at their start, or drawn from the fitted prior."""
+    if config.prior == "log-uniform":  # it cannot be sampled, and its KL is known up to a constant only
+        return {}
     frozen = _make_setup(config, network_config, device, member, null="frozen")
-    if config.prior == "log-uniform":  # improper, so it cannot be sampled
-        return {"frozen": frozen}
     scales = copy.deepcopy(fitted.prior_modules.get("scales"))
     assert isinstance(scales, PriorScales | None)
     prior = _make_setup(config, network_config, device, member, null="prior", scales=scales)

@@ -21,7 +21,7 @@ from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
-from dwp_pyro.runtime.files import file_digest, locked
+from dwp_pyro.runtime.files import file_digest, files_digest, locked
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.training.choose_decision import choose_decision
 from dwp_pyro.training.metrics_log import Track, no_track, read_metrics
@@ -139,16 +139,16 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     blocks: Mapping[str, str] = {}
     for member in range(method.members):  # an invalid prior or a missing source network fails here
         blocks = method.setup(network_config, device, member).blocks
-    digests = {str(path): file_digest(path) for path in config.learned_from()}
+    digests = {path.name: file_digest(path) for path in config.learned_from()}
     if digests:
-        _logger.info("learned from: %s", ", ".join(digests))
+        _logger.info("learned from: %s", ", ".join(map(str, config.learned_from())))
     with (
         RunFolder.start(*folder, resume=options.resume, overwrite=options.overwrite) as run,
         tracked(run.path, config.to_mapping(), options) as track,
     ):
         others = {"unlabelled": [example.id for example in unlabelled]} if unlabelled else {}
         run.pin("split.json", asdict(data.split) | others)
-        run.pin("learned_from.json", digests)
+        run.pin("learned_from.json", {"scans": files_digest(data.files), **digests})
         if blocks:
             write_blocks(run.path, blocks)
         path = run.path / "posterior.safetensors"

@@ -57,6 +57,7 @@ class TrainingData:
         validation: Validation examples.
         patch: Shape of a training patch, [x, y, z].
         patients: Case id → patient.
+        files: Scans and labels that they were read from.
     """
 
     layout: str
@@ -66,6 +67,7 @@ class TrainingData:
     validation: tuple[Example, ...]
     patch: tuple[int, int, int]
     patients: Mapping[str, str]
+    files: tuple[Path, ...] = ()
 
 
 _MAX_SCANS = 20  # from which the spacing is chosen
@@ -199,7 +201,9 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
         )
     validation = tuple(examples[name] for name in split.validation)
     patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
-    return TrainingData(data.layout, regions, split, train, validation, patch, data.patients)
+    cases = [data.by_id[name] for name in ids]
+    files = tuple(path for case in cases for path in (*case.files(settings.modality), case.label) if path is not None)
+    return TrainingData(data.layout, regions, split, train, validation, patch, data.patients, files)
 
 
 def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tuple[Example, ...]:

@@ -59,20 +59,21 @@ def test_a_prior_fits_another_network_with_other_channels(copy_of_world, command
 
 def test_blocks_can_be_given(copy_of_world, command):
     blocks = copy_of_world / "blocks.yaml"
-    blocks.write_text("early: [input, down1, down2, down3]\nlate: [down4, down5, down6, up1, up2, up3]\n")
+    blocks.write_text("early: [input, down1, down2, down3]\nall: [down4, down5, down6, up1, up2, up3]\n")
     form = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2")
     fit = ("fit-prior", *form, "--bootstraps", "1", "--snapshots", "1", "--density-steps", "2", "--blocks", blocks)
     assert command(*fit, "--out", "prior").exit_code == 0
-    assert set(json.loads((copy_of_world / "prior" / "prior.json").read_text())["blocks"]) == {"early", "late"}
+    fitted = json.loads((copy_of_world / "prior" / "prior.json").read_text())["blocks"]
+    assert set(fitted) == {"early", "all"} and "up3.conv2.weight" in fitted["all"]["sites"]  # a name as any other
     result = command("svi", "--n", "1", *form, "--prior-dir", "prior", "--members", "1", "--out", "run")
     assert result.exit_code == 0, result.output
     written = (copy_of_world / "run" / "blocks.yaml").read_text()
-    assert written.startswith("early:") and "late:" in written
+    assert written.startswith("early:") and "all:" in written
     # Given blocks override those of the prior: another prior, another posterior.
-    blocks.write_text("late: [input, down1, down2, down3, down4, down5, down6, up1, up2, up3]\n")
+    blocks.write_text("all: [input, down1, down2, down3, down4, down5, down6, up1, up2, up3]\n")
     chosen = ("--prior-dir", "prior", "--members", "1", "--blocks", blocks)
     assert command("svi", "--n", "1", *form, *chosen, "--out", "late").exit_code == 0
-    assert (copy_of_world / "late" / "blocks.yaml").read_text().startswith("late:")
+    assert (copy_of_world / "late" / "blocks.yaml").read_text().startswith("all:")
     one, other = (copy_of_world / run / "posterior.safetensors" for run in ("run", "late"))
     assert one.read_bytes() != other.read_bytes()
     # A resumed fit uses the blocks file of its start.

@@ -62,6 +62,19 @@ def test_bad_settings_are_named(values, says):
         SviConfig.from_mapping(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"delta": 1e-9}, "delta, clip: are settings of a private prior"),
+        ({"kernels": "kernels.npy", "root": "data/ms"}, "kernels: are fitted without scans; omit root"),
+        ({"hidden": [4096, 4096]}, "latent-size and all hidden widths together must not exceed 8192"),
+    ],
+)
+def test_settings_of_a_prior_that_do_not_fit(values, says):
+    with pytest.raises(ConfigError, match=says):
+        FitPriorConfig.from_mapping(values)
+
+
 def test_a_bad_file_is_named(tmp_path):
     for content in ("- 1", "a: [", "!!python/object/apply:os.system ['true']"):
         path = tmp_path / "config.yaml"

@@ -69,7 +69,7 @@ def test_arrays_that_would_run_code_are_refused(tmp_path):
         (np.full((5, 3, 3), np.nan), "NaN"),
         (np.zeros((5, 3, 3)), "every weight is 0"),
         (np.full((5, 3, 3), 1e25), "holds a weight of 1e\\+25, the limit is 1e\\+12"),
-        (np.ones((3, 20, 20, 20)), "of 2 to 2048 weights"),
+        (np.ones((3, 20, 20, 20)), "of 2 to 1331 weights"),
         (np.array(["a", "b"]), "one array of numbers"),
     ],
 )

@@ -125,6 +125,9 @@ def test_any_site_takes_kernels_without_names():
     vae = KernelVAE((3, 3, 3))
     prior = KernelPrior("dwp", {"all": vae}, {"all": BlockInfo((ANY_SITE,), 1)})
     assert prior.block_at("whatever.weight", (1, 1, 3, 3, 3)) is vae
+    assert prior.assign_sites({"a.weight": "input"}) is prior
+    with pytest.raises(PriorError, match="no block 'mine' for 'b.weight' \\(blocks: all\\)"):
+        prior.assign_sites({"a.weight": "all", "b.weight": "mine"}, override=True)
 
 
 def test_an_unknown_site_is_named(prior):

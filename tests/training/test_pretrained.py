@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ from dwp_pyro.config.training import DEFAULT_WIDTHS, PRETRAINED, FinetuneConfig,
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
+from dwp_pyro.runtime.errors import RunOutdated
 from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import SOURCE, resolve
@@ -42,10 +44,10 @@ def test_without_a_prior_of_ones_own_it_is_used(folder):
     settings = yaml.safe_load((folder / "run/config.yaml").read_text())
     source = Posterior.load(PRETRAINED / SOURCE).network_config
     assert tuple(settings["widths"]) == posterior.network_config.widths == source.widths
-    assert settings["prior_dir"] is None and settings["center"] == "source"
-    assert set(json.loads((folder / "run/learned_from.json").read_text())) == {
-        str(PRETRAINED / "prior.safetensors"), str(PRETRAINED / SOURCE)
-    }  # fmt: skip
+    assert settings["prior_dir"] == "pretrained" and settings["center"] == "source"
+    # Without their folder, which is another in another environment.
+    learned_from = json.loads((folder / "run/learned_from.json").read_text())
+    assert learned_from.keys() == {"scans", "prior.safetensors", SOURCE}
 
 
 def test_a_prior_of_ones_own_comes_first(folder):
@@ -53,6 +55,31 @@ def test_a_prior_of_ones_own_comes_first(folder):
     KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
     assert SviConfig().prior_folder == Path("runs/prior-ms")
     assert SviConfig(prior_dir="elsewhere").prior_folder == Path("elsewhere")
+    assert SviConfig(prior_dir="pretrained").prior_folder == PRETRAINED
+
+
+def test_the_prior_is_fixed_at_the_start(folder):
+    """A fit-prior that begins or ends during a run changes nothing in it."""
+    (folder / "runs/prior-ms").mkdir(parents=True)  # begun
+    fixed = SviConfig().fix_prior()
+    KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
+    assert fixed.prior_folder == PRETRAINED and SviConfig().fix_prior().prior_dir == "runs/prior-ms"
+    assert FinetuneConfig().fix_prior().prior_dir is None  # a random start uses none
+
+
+def test_a_changed_label_is_detected(folder, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr("dwp_pyro.training.target._Trainer.summarize", stop)
+        svi(SviConfig(**FEW, spacing=4.0), RunOptions(folder / "run"))
+    case = json.loads((folder / "run/split.json").read_text())["train"][0]
+    (label,) = (folder / "data/brats").rglob(f"{case}_seg.nii*")
+    scan = nibabel.load(label)
+    nibabel.save(nibabel.Nifti1Image(scan.get_fdata()[::-1].astype("uint8"), scan.affine), label)
+    with pytest.raises(RunOutdated, match=r"learned_from\.json: cannot resume, because the scans"):
+        svi(SviConfig(**FEW, spacing=4.0), RunOptions(folder / "run", resume=True))
 
 
 def test_widths_without_a_source_network(folder):

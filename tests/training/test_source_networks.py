@@ -138,6 +138,16 @@ def test_a_source_of_several_regions_is_no_start_for_another_number(tmp_path):
         load_source_network(tmp_path, NETWORK, 0)
 
 
+def test_the_regions_of_a_source_in_another_order_are_no_start(tmp_path):
+    """Their rows of the output layer would be swapped."""
+    network_config = dataclasses.replace(NETWORK, **THREE)
+    Posterior(network_config, [Member(network_config.build(), None)]).save(tmp_path / "source.safetensors")
+    for regions in (("whole", "core", "enhancing"), ("oedema", "necrosis", "cyst")):
+        load_source_network(tmp_path, dataclasses.replace(network_config, regions=regions), 0)
+    with pytest.raises(RunError, match="segments whole, core, enhancing, the target core, whole, enhancing; give"):
+        load_source_network(tmp_path, dataclasses.replace(network_config, regions=("core", "whole", "enhancing")), 0)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_further_modalities_start_at_zero(tmp_path, name):
     """The target gives what the source network gives for its modality, whatever the others hold."""

@@ -67,7 +67,7 @@ def test_in_the_frozen_null_only_kernels_are_fixed(folder):
     for name, parameter in frozen.network.named_parameters():
         assert parameter.requires_grad == (name not in sites), name
     config, fitted = build(folder, prior="log-uniform")
-    assert _make_nulls(config, NETWORK, CPU, 0, fitted).keys() == {"frozen"}
+    assert _make_nulls(config, NETWORK, CPU, 0, fitted) == {}  # its ELBO is known up to a constant
 
 
 @pytest.mark.parametrize(
