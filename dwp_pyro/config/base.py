@@ -86,8 +86,9 @@ class Settings:
                 raise ConfigError(f"'{key}' is not a setting of this command (settings: {', '.join(sorted(known))})")
             if isinstance(value, list):
                 value = tuple(value)
-            if isinstance(value, str) and hints[name] == tuple[str, ...] | None:
-                value = (value,)
+            if isinstance(value, str) and hints[name] == tuple[str, ...] | None:  # as the option is written
+                split = known[name].metadata["repeats"] is None
+                value = tuple(part.strip() for part in value.split(",")) if split else (value,)
             if hints[name] is float and _matches(value, int) and abs(value) <= _MAX_NUMBER:
                 value = float(value)
             arguments[name] = value

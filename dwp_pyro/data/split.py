@@ -66,6 +66,9 @@ def read_roles(path: Path, error: type[UserError] = DataError) -> dict[str, list
         UserError: of class `error`, if the file cannot be read or a role is not a list of case ids.
     """
     content = read_json(path, error)
+    unknown = sorted(content.keys() - {"train", "validation", "test", "unlabelled"})  # the last in the file of a run
+    if unknown:
+        raise error(f"{path}: '{unknown[0]}' is not a role; use 'train', 'validation' and 'test'")
     lists: dict[str, list[str]] = {role: content[role] for role in ("train", "validation", "test") if role in content}
     for role, names in lists.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

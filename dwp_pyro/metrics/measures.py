@@ -41,7 +41,8 @@ HEADLINE = ("dice", "hd95", "nsd", "lesion_f1", "nll", "ece", "qu_brats")
 #: Values for empty masks; written with every result.
 EMPTY_MASK_POLICY = (
     "two masks both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of them empty: "
-    "these 0, HD95 the diagonal of the scan"
+    "these 0, HD95 the diagonal of the scan. For lesion Dice and lesion F1 a truth without a lesion above 50 mm³ is "
+    "empty"
 )
 
 _CURVE_POINTS = 100

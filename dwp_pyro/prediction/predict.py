@@ -48,6 +48,8 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
+_MAPS = ("prob", "entropy", "mi")
+
 
 def predict(
     run: Path,
@@ -182,8 +184,10 @@ def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config:
     """Return the cases without a complete prediction from the same scans, posterior and settings."""
     missing = []
     for case in each(cases, "looking for predictions"):
-        path = out / f"{case.id}.json"
-        if not path.exists() or read_json(path).get("settings") != _settings(trained, case, config):
+        path, network_config = out / f"{case.id}.json", trained.posterior.network_config
+        maps = [map_path(out, case.id, k, region, network_config) for region in network_config.regions for k in _MAPS]
+        complete = all(file.exists() for file in (path, out / f"{case.id}_seg.nii.gz", *maps))
+        if not complete or read_json(path).get("settings") != _settings(trained, case, config):
             missing.append(case)
     return missing
 
@@ -333,7 +337,7 @@ def _save(
     pictures, metrics = [], {}
     _, shown = shown_image(scan, case, network_config)
     for number, region in enumerate(network_config.regions):
-        maps = {"prob": probability[number], "entropy": entropy[number], "mi": mutual_information[number]}
+        maps = dict(zip(_MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
         truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None

@@ -83,7 +83,7 @@ def map_on_cluster(
                 if stopped() and running:
                     raise Interrupted(stopped(), saved=True)
         except CancelledError as problem:
-            raise RunError(f"{cluster}: the scheduler has ended; run the same command again to resume") from problem
+            raise RunError(f"{cluster}: the scheduler has ended; start it, and resume the command") from problem
         finally:
             for future in running:
                 future.cancel()

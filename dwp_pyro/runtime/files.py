@@ -139,6 +139,17 @@ def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, yaml.safe_dump(dict(value), sort_keys=False).encode())
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which would keep the last of several equal names without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1 and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
     """Read a YAML mapping; an empty file is an empty mapping.
 
@@ -146,7 +157,7 @@ def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
         UserError: of class `error`, if the file is missing or is not a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
     except (ValueError, RecursionError, yaml.YAMLError) as problem:

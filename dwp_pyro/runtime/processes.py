@@ -92,8 +92,8 @@ def map_in_processes(
             if stopped():
                 raise Interrupted(stopped(), saved=True) from None
             raise RunError(
-                f"{' or '.join(map(str, running.values()))}: a worker process was killed (out of memory?); run the "
-                "same command again to resume, with fewer workers"
+                f"{' or '.join(map(str, running.values()))}: a worker process was killed (out of memory?); "
+                "resume with fewer workers"
             ) from problem
         finally:
             for process in processes:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from dwp_pyro.config.base import RunOptions
@@ -61,9 +61,10 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
     """
     torch_device(device)
     tasks = []
+    digest = cache(file_digest)  # runs share scans
     with progress("checking runs", len(study.runs)) as advance:
         for study_run in study.runs:
-            tasks.append(_task(study, study_run, out, device))
+            tasks.append(_task(study, study_run, out, device, digest))
             advance("")
     results = out / "results.csv"
     if out.exists() and not out.is_dir():
@@ -141,7 +142,7 @@ class _Task:
         return str(self.study_run)
 
 
-def _task(study: Study, study_run: StudyRun, out: Path, device: str) -> _Task:
+def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: Callable[[Path], str]) -> _Task:
     """Prepare a run; raise ConfigError if its scans, split, prior or source network are missing."""
     try:
         config = resolve(study_run.config, study_run.config.n)
@@ -154,6 +155,8 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str) -> _Task:
             missing = [modality for modality in config.modality if modality not in cases[name].images]
             if missing and not (config.modality_dropout and len(missing) < len(config.modality)):
                 raise DataError(f"case {name}: has no {missing[0]} scan; add it, or exclude the case")
+        named = [cases[name] for name in (*split.train, *split.validation, *measured)]
+        scans = [path for case in named for path in (*case.files(config.modality), case.label) if path is not None]
         files = config.learned_from()
         for path in files:
             if not path.exists():
@@ -164,7 +167,8 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str) -> _Task:
         "command": "svi" if isinstance(config, SviConfig) else "finetune",
         "config": config.to_mapping(),
         "split": asdict(split),
-        "learned_from": [file_digest(path) for path in files],
+        "learned_from": [digest_of(path) for path in files],
+        "scans": [digest_of(path) for path in scans],
         "evaluate": study.evaluate,
         "samples": study.samples,
     }

@@ -676,6 +676,9 @@ def test_a_prediction_is_overwritten_only_on_request(command, copy_of_world):
     check(command("predict", SVI_RUN, scan, "--samples", 1), before, copy_of_world, "already holds a prediction")
     kept = command("predict", SVI_RUN, scan, "--samples", 1, "--resume")
     assert kept.exit_code == 0 and snapshot(copy_of_world) == before
+    next(Path(SVI_RUN, "predictions").glob("*_mi.nii.gz")).unlink()
+    repaired = command("predict", SVI_RUN, scan, "--samples", 1, "--resume")
+    assert repaired.exit_code == 0 and snapshot(copy_of_world).keys() == before.keys()
     assert command("predict", SVI_RUN, scan, "--samples", 1, "--overwrite").exit_code == 0
     assert snapshot(copy_of_world) != before
 

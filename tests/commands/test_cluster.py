@@ -104,7 +104,7 @@ def test_a_scheduler_that_ends_is_one_line_and_the_command_resumes(cluster, tmp_
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 2
     (line,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
-    assert "the scheduler has ended; run the same command again to resume" in line
+    assert "the scheduler has ended; start it, and resume the command" in line
     cluster.stop()
     resumed = begin(study, out)
     _, errors = resumed.communicate(timeout=300)

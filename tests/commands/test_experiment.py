@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import pytest
 import yaml
 
@@ -164,6 +165,15 @@ def test_other_settings_are_refused(command, in_world, copied, tmp_path, changes
     study = write(tmp_path, **changes)
     before = snapshot(copied)
     check(command("experiment", study, "--out", copied), before, copied, "DWP, n 2, seed 0 was run with other settings")
+
+
+def test_a_changed_label_is_refused(command, copy_of_world, copied, tmp_path):
+    for label in (copy_of_world / "data/brats").rglob("*_seg.nii*"):
+        scan = nibabel.load(label)
+        nibabel.save(nibabel.Nifti1Image(scan.get_fdata()[::-1].astype("uint8"), scan.affine), label)
+    before = snapshot(copied)
+    study = write(tmp_path)
+    check(command("experiment", study, "--out", copied), before, copied, "was run with other settings, scans or priors")
 
 
 @pytest.mark.parametrize(

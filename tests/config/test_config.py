@@ -75,6 +75,19 @@ def test_settings_of_a_prior_that_do_not_fit(values, says):
         FitPriorConfig.from_mapping(values)
 
 
+def test_text_in_a_file_is_read_as_that_of_the_option(tmp_path):
+    (tmp_path / "config.yaml").write_text("label-map: 1=oedema, 2=necrosis\nregion: whole\n")
+    config = FitPriorConfig.from_yaml(tmp_path / "config.yaml")
+    assert config.label_map == ("1=oedema", "2=necrosis") and config.region == ("whole",)
+    assert FitPriorConfig.from_mapping({"more_roots": "a,b"}).more_roots == ("a,b",)  # a path
+
+
+def test_a_setting_that_is_there_twice_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\nn: 2\nsteps: 4\n")
+    with pytest.raises(ConfigError, match="'steps' is there twice"):
+        SviConfig.from_yaml(tmp_path / "config.yaml")
+
+
 def test_a_bad_file_is_named(tmp_path):
     for content in ("- 1", "a: [", "!!python/object/apply:os.system ['true']"):
         path = tmp_path / "config.yaml"

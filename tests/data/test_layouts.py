@@ -452,13 +452,26 @@ def test_masks_of_bids(tmp_path):
     assert case.label == tmp_path / f"{derived}_space-MNI_mask.nii.gz"
     assert case.images == {"flair": tmp_path / f"{derived}_space-MNI_FLAIR.nii.gz"}
     assert case.brain_mask == tmp_path / f"{derived}_space-MNI_desc-brain_mask.nii.gz"
-    touch(tmp_path, f"{derived}_desc-other_mask.nii.gz")
-    with pytest.raises(DataError, match="is a second lesion mask beside"):
+    touch(tmp_path, f"{raw}_mask.nii.gz")
+    with pytest.raises(DataError, match="is a second mask beside"):
         open_dataset(tmp_path)
+    touch(tmp_path, f"{derived}_desc-other_mask.nii.gz")
     (tmp_path / f"{derived}_desc-other_mask.json").write_text('{"Type": "Lesion"}')
     (case,) = open_dataset(tmp_path).cases
     assert case.label == tmp_path / f"{derived}_desc-other_mask.nii.gz"
     assert case.images == {"flair": tmp_path / f"{raw}_FLAIR.nii.gz"}
+
+
+def test_a_mask_of_bids_that_is_none_of_lesions(tmp_path):
+    """Masks of anatomy are no labels, beside those of lesions of other subjects and in a session named after one."""
+    touch(tmp_path, *(f"sub-{n}/anat/sub-{n}_FLAIR.nii.gz" for n in (1, 2)))
+    touch(tmp_path, *(f"derivatives/x/sub-{n}/anat/sub-{n}_desc-ribbon_mask.nii.gz" for n in (1, 2)))
+    touch(tmp_path, "sub-3/ses-stroke/anat/sub-3_ses-stroke_FLAIR.nii.gz")
+    touch(tmp_path, "derivatives/x/sub-3/ses-stroke/anat/sub-3_ses-stroke_desc-brain_mask.nii.gz")
+    assert all(case.label is None for case in open_dataset(tmp_path).cases)
+    touch(tmp_path, "derivatives/x/sub-1/anat/sub-1_label-lesion_mask.nii.gz", "sub-2/anat/sub-2_mask.nii.gz")
+    labels = {case.id: case.label and case.label.name for case in open_dataset(tmp_path).cases}
+    assert labels == {"sub-1": "sub-1_label-lesion_mask.nii.gz", "sub-2": None, "sub-3_ses-stroke": None}
 
 
 def test_a_manifest(tmp_path):

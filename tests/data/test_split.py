@@ -65,6 +65,7 @@ def test_a_file_names_the_roles(tmp_path):
         ('{"train": ["case00", "nobody"]}', "'nobody' is not among the scans"),
         ('{"train": ["case00"], "test": ["case00"]}', "'case00' is named twice"),
         ('{"train": "case00"}', "should be a list"),
+        ('{"train": ["case00"], "val": ["case01"]}', "'val' is not a role"),
         ("[1]", "JSON object"),
         ("{", "not valid JSON"),
     ],

@@ -27,8 +27,8 @@ from dwp_pyro.runtime.files import read_json
 __all__ = ["LAYOUT"]
 
 _IMAGE = re.compile(r"flair|t1w|t2w|pdw|t1|t2|pd|t2star|t2starw|inplanet[12]|unit1|pet|swi|adc|dwi|bold|ct")
-_LESION = re.compile(r"lesion|stroke|tumou?r|label-l_|label-l$")
-_ANATOMY = re.compile(r"(label|desc)-(brain|gm|wm|csf|bg|head|skull|sgm|cgm|hippocampus|sc|cord)(_|$)")
+_LESION = re.compile(r"lesion|stroke|tumou?r|wmh|infarct|label-l(_|$)")
+_DESCRIBED = re.compile(r"(label|desc)-")
 _BRAIN = re.compile(r"(desc|label)-brain(_|$)")
 
 
@@ -54,7 +54,7 @@ class _File:
     @property
     def is_lesion(self) -> bool:
         """Whether the name or the sidecar marks the file as a lesion mask."""
-        if _LESION.search(self.stem.partition("_")[2]):
+        if _LESION.search("_".join(part for part in self.stem.split("_") if not part.startswith(("sub-", "ses-")))):
             return True
         sidecar = self.path.with_name(re.sub(r"\.nii(\.gz)?$", ".json", self.path.name, flags=re.IGNORECASE))
         return os.path.isfile(sidecar) and str(read_json(sidecar, DataError).get("Type", "")).casefold() == "lesion"
@@ -68,9 +68,12 @@ def _find(root: Path) -> LayoutMatch | None:
                 name = subject.name if folder == subject else f"{subject.name}_{folder.name}"
                 files = nifti_files(folder / "anat")
                 sessions.setdefault(name, []).extend(_File(path, stem, derived) for stem, path in files.items())
-    masks = {name: _mask(files) for name, files in sessions.items()}
     labels: Mapping[int, str] | None = {1: "lesion"}
-    if not any(masks.values()):  # fall back to segmentations with several values
+    for find_mask in (_lesion_mask, _plain_mask):  # one kind for all sessions: a control has no lesion mask
+        masks = {name: find_mask(files) for name, files in sessions.items()}
+        if any(masks.values()):
+            break
+    else:  # fall back to segmentations with several values
         masks = {name: _segmentation(files) for name, files in sessions.items()}
         labels = _label_names(root, [mask for mask in masks.values() if mask is not None])
     return match_cases((_case(name, files, masks[name]) for name, files in sessions.items()), labels)
@@ -83,12 +86,15 @@ def _subject_parents(root: Path) -> list[tuple[Path, bool]]:
     return [*((folder, False) for folder in distinct(raw)), *((folder, True) for folder in distinct(pipelines))]
 
 
-def _mask(files: Iterable[_File]) -> _File | None:
-    """Return the lesion mask of a session."""
-    masks = [file for file in files if file.suffix in ("mask", "seg", "lesion-manual")]
-    lesions = [file for file in masks if file.is_lesion]
-    plain = [file for file in masks if file.suffix == "mask" and not _ANATOMY.search(file.stem)]
-    return _single(lesions or plain, "lesion mask")
+def _lesion_mask(files: Iterable[_File]) -> _File | None:
+    """Return the mask of a session that its name or sidecar marks as one of lesions."""
+    masks = (file for file in files if file.suffix in ("mask", "seg", "lesion-manual"))
+    return _single((file for file in masks if file.is_lesion), "lesion mask")
+
+
+def _plain_mask(files: Iterable[_File]) -> _File | None:
+    """Return the mask of a session whose name does not say of what."""
+    return _single((f for f in files if f.suffix == "mask" and not _DESCRIBED.search(f.stem)), "mask")
 
 
 def _segmentation(files: Iterable[_File]) -> _File | None:

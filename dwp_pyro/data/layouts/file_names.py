@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from dwp_pyro.data.case import Case
@@ -12,6 +14,8 @@ from dwp_pyro.data.dataset import LayoutMatch
 from dwp_pyro.runtime.errors import DataError
 
 __all__ = ["case_from_stems", "distinct", "entries", "match_cases", "modality_name", "nifti_files", "subfolders"]
+
+_logger = logging.getLogger(__name__)
 
 # Modality → names in data sets.
 _MODALITIES = {
@@ -31,11 +35,19 @@ def modality_name(name: str) -> str:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return the sorted entries of a folder without hidden ones; empty if it cannot be read."""
+    """Return the sorted entries of a folder without hidden ones; empty, with a warning, if it cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as problem:
+        _warn_once(f"{folder}: cannot be read ({problem.strerror}); its scans are skipped")
+        return []
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    _logger.warning(message)  # each layout looks into the folder
 
 
 def subfolders(folder: Path, pattern: str = ".+") -> list[Path]:
