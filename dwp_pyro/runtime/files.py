@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,9 +144,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, which would keep the last of several equal names without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1 and name != "<<":
+        for name, count in Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)).items():
+            if count > 1 and name != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
