@@ -183,7 +183,7 @@ class TargetConfig(TrainingConfig, ABC):
     prior_dir: str | None = setting(
         None,
         "Output folder of fit-prior, with the kernel prior and the source networks; pretrained for those that come "
-        "with the package, for FLAIR.  [default: runs/prior-ms, if it holds a prior; otherwise pretrained]",
+        "with the package, for FLAIR.  [default: runs/prior-ms, if it exists; otherwise pretrained]",
     )
     unlabelled: str | None = setting(
         None,
@@ -201,7 +201,7 @@ class TargetConfig(TrainingConfig, ABC):
     def prior_folder(self) -> Path:
         """Folder of the prior and the source networks."""
         own = Path("runs/prior-ms")
-        chosen = self.prior_dir or (str(own) if (own / "prior.json").exists() else _PRETRAINED)
+        chosen = self.prior_dir or (str(own) if own.exists() else _PRETRAINED)
         return PRETRAINED if chosen == _PRETRAINED else Path(chosen)
 
     def fix_prior(self) -> Self:

@@ -60,7 +60,6 @@ def test_a_prior_of_ones_own_comes_first(folder):
 
 def test_the_prior_is_fixed_at_the_start(folder):
     """A fit-prior that begins or ends during a run changes nothing in it."""
-    (folder / "runs/prior-ms").mkdir(parents=True)  # begun
     fixed = SviConfig().fix_prior()
     KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
     assert fixed.prior_folder == PRETRAINED and SviConfig().fix_prior().prior_dir == "runs/prior-ms"
