@@ -204,8 +204,8 @@ class TargetConfig(TrainingConfig, ABC):
         chosen = self.prior_dir or (str(own) if own.exists() else _PRETRAINED)
         return PRETRAINED if chosen == _PRETRAINED else Path(chosen)
 
-    def fix_prior(self) -> Self:
-        """Return the settings with the folder of the prior that they use: another command may make one during a run."""
+    def resolve_prior(self) -> Self:
+        """Return the settings with `prior_dir` filled in if they use it: another command may make one during a run."""
         if self.prior_dir is not None or not self.learned_from():
             return self
         folder = self.prior_folder

@@ -69,10 +69,11 @@ class Case:
     def __str__(self) -> str:
         return f"case {self.id}"
 
-    def files(self, modalities: Sequence[str]) -> tuple[Path, ...]:
-        """Return the files of these modalities and the brain mask; modalities may share a file."""
+    def files(self, modalities: Sequence[str], *, label: bool) -> tuple[Path, ...]:
+        """Return the files of these modalities, the brain mask and, on request, the label; none twice."""
         images = [self.images[name] for name in modalities if name in self.images]
-        return tuple(dict.fromkeys([*images, *([] if self.brain_mask is None else [self.brain_mask])]))
+        others = (self.brain_mask, self.label if label else None)
+        return tuple(dict.fromkeys([*images, *(path for path in others if path is not None)]))
 
 
 @dataclass(frozen=True)

@@ -378,5 +378,5 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "decision": _decision(trained.posterior, config).to_mapping(),
         "posterior": trained.digest,
         "regions": list(trained.posterior.network_config.regions),
-        "scans": [file_digest(path) for path in case.files(trained.posterior.network_config.modalities)],
+        "scans": [file_digest(path) for path in case.files(trained.posterior.network_config.modalities, label=False)],
     }

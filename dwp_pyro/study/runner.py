@@ -151,12 +151,12 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: 
         if not measured:
             raise DataError(f"the split has no {study.evaluate} cases to measure")
         cases = data.by_id
+        scans: list[Path] = []
         for name in (*split.train, *split.validation, *measured):
+            scans += cases[name].files(config.modality, label=True)
             missing = [modality for modality in config.modality if modality not in cases[name].images]
             if missing and not (config.modality_dropout and len(missing) < len(config.modality)):
                 raise DataError(f"case {name}: has no {missing[0]} scan; add it, or exclude the case")
-        named = [cases[name] for name in (*split.train, *split.validation, *measured)]
-        scans = [path for case in named for path in (*case.files(config.modality), case.label) if path is not None]
         files = config.learned_from()
         for path in files:
             if not path.exists():

@@ -64,7 +64,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         >>> len(posterior.members), posterior.network_config.regions
         (1, ('whole',))
     """
-    config = config.fix_prior()
+    config = config.resolve_prior()
     resolved = config.resolve()
     assert resolved.members is not None
     if config.members is None and resolved.center == "source":

@@ -67,7 +67,7 @@ class TrainingData:
     validation: tuple[Example, ...]
     patch: tuple[int, int, int]
     patients: Mapping[str, str]
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...]
 
 
 _MAX_SCANS = 20  # from which the spacing is chosen
@@ -201,8 +201,7 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
         )
     validation = tuple(examples[name] for name in split.validation)
     patch = patch_shape(train, settings.patch, NETWORKS[settings.network].stride)
-    cases = [data.by_id[name] for name in ids]
-    files = tuple(path for case in cases for path in (*case.files(settings.modality), case.label) if path is not None)
+    files = tuple(path for name in ids for path in data.by_id[name].files(settings.modality, label=True))
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients, files)
 
 

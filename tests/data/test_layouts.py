@@ -1,7 +1,7 @@
 """Detection and reading of layouts in generated folders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel
@@ -472,6 +472,21 @@ def test_a_mask_of_bids_that_is_none_of_lesions(tmp_path):
     touch(tmp_path, "derivatives/x/sub-1/anat/sub-1_label-lesion_mask.nii.gz", "sub-2/anat/sub-2_mask.nii.gz")
     labels = {case.id: case.label and case.label.name for case in open_dataset(tmp_path).cases}
     assert labels == {"sub-1": "sub-1_label-lesion_mask.nii.gz", "sub-2": None, "sub-3_ses-stroke": None}
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch, caplog):
+    """Once, although each layout looks into it; a user who runs as root can read all."""
+    touch(tmp_path, *(f"HGG/Brats18_{n}_1/Brats18_{n}_1_flair.nii.gz" for n in "AB"))
+    entries = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "Brats18_B_1":
+            raise PermissionError(13, "Permission denied")
+        return entries(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert [case.id for case in open_dataset(tmp_path, needs_labels=False).cases] == ["Brats18_A_1"]
+    assert caplog.text.count(f"{tmp_path}/HGG/Brats18_B_1: cannot be read (Permission denied)") == 1
 
 
 def test_a_manifest(tmp_path):

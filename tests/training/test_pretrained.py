@@ -60,10 +60,10 @@ def test_a_prior_of_ones_own_comes_first(folder):
 
 def test_the_prior_is_fixed_at_the_start(folder):
     """A fit-prior that begins or ends during a run changes nothing in it."""
-    fixed = SviConfig().fix_prior()
+    fixed = SviConfig().resolve_prior()
     KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
-    assert fixed.prior_folder == PRETRAINED and SviConfig().fix_prior().prior_dir == "runs/prior-ms"
-    assert FinetuneConfig().fix_prior().prior_dir is None  # a random start uses none
+    assert fixed.prior_folder == PRETRAINED and SviConfig().resolve_prior().prior_dir == "runs/prior-ms"
+    assert FinetuneConfig().resolve_prior().prior_dir is None  # a random start uses none
 
 
 def test_a_changed_label_is_detected(folder, monkeypatch):

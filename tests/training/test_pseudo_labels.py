@@ -65,7 +65,7 @@ def test_half_of_the_cases_are_labeled_ones(posterior):
     label = MetaTensor(torch.ones(1, 2, 3, 3, dtype=torch.uint8))
     one = example("a", [1.0, 1.0])
     labeled = [Example(name, one.image, one.brain_mask, label, class_indices(label, one.brain_mask)) for name in "ab"]
-    data = TrainingData("brats", {}, None, tuple(labeled), (), (16, 16, 16), {})
+    data = TrainingData("brats", {}, None, tuple(labeled), (), (16, 16, 16), {}, ())
     both = with_pseudo_labels(data, [example(f"u{n}", [0.9, 0.0]) for n in range(5)], posterior, CPU)
     assert [each.id for each in both.train] == ["a", "b", "a", "b", "u0", "u1", "u2", "u3", "u4"]
     assert all(np.array_equal(slab(each.label), [1, 0]) for each in both.train[4:])
