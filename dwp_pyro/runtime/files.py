@@ -146,7 +146,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for name, count in Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)).items():
             if count > 1 and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(problem=f"'{name}' is there twice")
         return super().construct_mapping(node, deep)
 
 

@@ -84,7 +84,7 @@ def test_text_in_a_file_is_read_as_that_of_the_option(tmp_path):
 
 def test_a_setting_that_is_there_twice_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\nn: 2\nsteps: 4\n")
-    with pytest.raises(ConfigError, match="'steps' is there twice"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: is not valid YAML \('steps' is there twice\)"):
         SviConfig.from_yaml(tmp_path / "config.yaml")
 
 
