@@ -24,14 +24,15 @@ from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarize_cases
+from dwp_pyro.metrics.lesions import lesion_matching
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure
 from dwp_pyro.plots.style import save_figure
 from dwp_pyro.prediction.labels import read_scan
 from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
-from dwp_pyro.prediction.predict import load_run, not_predicted, predict_case, predict_cases
+from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted, predict_case, predict_cases
 from dwp_pyro.runtime.errors import ConfigError, DataError, RunError
-from dwp_pyro.runtime.files import read_yaml, write_bytes, write_json
+from dwp_pyro.runtime.files import file_digest, locked, read_yaml, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.workers import Workers
 
@@ -50,8 +51,8 @@ def evaluate(
 
     Test cases without a prediction with these settings in `run/predictions` are predicted first. Writes
     `evaluation.csv`, one line per case and region; `evaluation.json`, with cases, summary and curves per region, the
-    settings of the run and the policy on empty masks; and `reliability.png` and `risk_coverage.png`, per region if
-    there are several (`reliability_core.png`).
+    settings of the run, the policy on empty masks and digests of the labels; and `reliability.png` and
+    `risk_coverage.png`, per region if there are several (`reliability_core.png`).
 
     Args:
         run: Folder of a finished `svi` or `finetune` run.
@@ -76,13 +77,19 @@ def evaluate(
         2
     """
     trained = load_run(run)
-    network_config = trained.posterior.network_config
-    settings = read_yaml(run / "config.yaml")
     data = find_test_cases(run, root)
-    out = run / "predictions"
-    missing = not_predicted(out, data.cases, trained, config)
-    predict_cases(trained, missing, data, config, out, device, workers)
-    measure_one = partial(_measure_predicted, out, network_config, replace(data, cases=()))
+    with locked(run):  # another evaluation, with other settings, would replace predictions that this one measures
+        missing = not_predicted(run / "predictions", data.cases, trained, config)
+        predict_cases(trained, missing, data, config, run / "predictions", device, workers)
+        return _write(run, config, data, _measure_all(trained, data, workers))
+
+
+def _measure_all(
+    trained: TrainedRun, data: DataSet, workers: Workers | None
+) -> dict[str, dict[str, tuple[CaseMetrics, float]]]:
+    """Return case → the result of `_measure_predicted`."""
+    network_config = trained.posterior.network_config
+    measure_one = partial(_measure_predicted, trained.folder / "predictions", network_config, replace(data, cases=()))
     results: dict[str, dict[str, tuple[CaseMetrics, float]]] = {}
     with progress("evaluating", len(data.cases)) as advance:
 
@@ -95,7 +102,21 @@ def evaluate(
                 finished(case, measure_one(case))
         else:
             workers.at_most(len(data.cases)).map(measure_one, data.cases, finished)
-    regions = network_config.regions
+    return results
+
+
+def _write(
+    run: Path, config: PredictConfig, data: DataSet, results: Mapping[str, Mapping[str, tuple[CaseMetrics, float]]]
+) -> dict[str, dict[str, Summary]]:
+    """Write the files of `evaluate`, and return region → metric → summary.
+
+    Args:
+        run: Run folder.
+        config: Settings of the predictions.
+        data: Test cases.
+        results: Case → region → metrics and mean entropy.
+    """
+    regions = list(results[data.cases[0].id])
     measured = {region: {case.id: results[case.id][region][0] for case in data.cases} for region in regions}
     entropies = {region: [results[case.id][region][1] for case in data.cases] for region in regions}
     table = io.StringIO()
@@ -120,9 +141,10 @@ def evaluate(
     write_json(
         run / "evaluation.json",
         {
-            "run": settings,
+            "run": read_yaml(run / "config.yaml"),
             "prediction": config.to_mapping(),
             "empty_masks": EMPTY_MASK_POLICY,
+            "labels": {case.id: file_digest(case.label) for case in data.cases if case.label is not None},
             "regions": written,
         },
     )
@@ -214,7 +236,7 @@ def _measure(
     truth = np.isin(scan.label, sorted(values))
     if scan.ignored is not None:
         probability, segmented = probability * ~scan.ignored, segmented & ~scan.ignored
-    measured = case_metrics(probability, segmented, entropy, truth, scan.counted, scan.spacing)
+    measured = case_metrics(probability, segmented, entropy, truth, scan.counted, scan.spacing, lesion_matching(region))
     if not math.isnan(pairwise_dice):
         measured.measures["pairwise_dice"] = pairwise_dice
     return measured

@@ -19,7 +19,7 @@ from dwp_pyro.prediction.labels import read_scan, shown_image
 from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted
 from dwp_pyro.runtime.errors import ConfigError, RunError
-from dwp_pyro.runtime.files import read_json, read_yaml, write_bytes
+from dwp_pyro.runtime.files import file_digest, read_json, read_yaml, write_bytes
 from dwp_pyro.runtime.progress import each
 from dwp_pyro.training.metrics_log import read_metrics
 from dwp_pyro.training.posterior_summary import NULLS
@@ -34,7 +34,8 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     worst by Dice of `region`, by default the first. Return the path of the page, by default `run/report.html`.
 
     Raises:
-        UserError: if the run is not evaluated, or its predictions or scans have changed since; nothing is written.
+        UserError: if the run is not evaluated, or its predictions, scans or labels have changed since; nothing is
+            written.
     """
     out = out or run / "report.html"
     if out.is_dir():
@@ -44,12 +45,15 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     shown = region or network_config.regions[0]
     if shown not in network_config.regions:
         raise ConfigError(f"region: '{shown}' is not one of {', '.join(network_config.regions)}, which {run} segments")
-    regions, curves, prediction = _read_evaluation(run)
+    regions, curves, prediction, labels = _read_evaluation(run)
     data = find_test_cases(run, root)
     if regions.keys() != set(network_config.regions) or any(
         data.by_id.keys() != metrics.keys() for metrics in regions.values()
     ):
         raise _outdated(run, "is of other test cases or regions than the run")
+    changed = [case.id for case in data.cases if case.label and file_digest(case.label) != labels.get(case.id)]
+    if changed:
+        raise _outdated(run, f"is of another label of '{changed[0]}' than {data.by_id[changed[0]].label}")
     chosen = _best_median_worst(regions[shown])
     missing = not_predicted(run / "predictions", data.cases, trained, prediction)
     if missing:
@@ -128,11 +132,14 @@ def _outdated(run: Path, how: str) -> RunError:
     return RunError(f"{run / 'evaluation.json'}: {how}; run 'dwp-pyro evaluate {run}' again")
 
 
-def _read_evaluation(run: Path) -> tuple[dict[str, dict[str, Metrics]], dict[str, dict[str, Any]], PredictConfig]:
+def _read_evaluation(
+    run: Path,
+) -> tuple[dict[str, dict[str, Metrics]], dict[str, dict[str, Any]], PredictConfig, dict[str, str]]:
     """Read evaluation.json.
 
     Returns:
-        Region → case → metric → value; region → curve → points; settings of the predictions.
+        Region → case → metric → value; region → curve → points; settings of the predictions; case → digest of its
+        label.
     """
     path = run / "evaluation.json"
     if not path.exists():
@@ -144,10 +151,11 @@ def _read_evaluation(run: Path) -> tuple[dict[str, dict[str, Metrics]], dict[str
         for cases in regions.values():
             if not cases or not all(_numbers([*metrics.values(), metrics["dice"]]) for metrics in cases.values()):
                 raise ValueError
+        labels = dict(evaluation["labels"])
         curves = {name: _curves(region.get("curves", {})) for name, region in evaluation["regions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
         raise _outdated(run, "is not an evaluation of this version") from problem
-    return regions, curves, prediction
+    return regions, curves, prediction, labels
 
 
 def _curves(of_region: Mapping[str, Any]) -> dict[str, Any]:

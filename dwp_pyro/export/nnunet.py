@@ -7,7 +7,7 @@ from typing import Any
 
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
-from dwp_pyro.prediction.labels import overlay_order, to_label_map
+from dwp_pyro.prediction.labels import overlay_order, to_label_map, warn_of_crossing_regions
 from dwp_pyro.prediction.outputs import map_path, read_decision, read_maps, save_like
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.errors import RunError
@@ -30,6 +30,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
         RunError: if the run has no predictions, or `out` exists; nothing is written then.
     """
     network_config = load_run(run).posterior.network_config
+    warn_of_crossing_regions(network_config)
     predictions = run / "predictions"
     cases = sorted(path.stem for path in predictions.glob("[!.]*.json"))
     if not cases:

@@ -9,9 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["LesionScores", "lesion_scores"]
+__all__ = ["TUMORS", "LesionMatching", "LesionScores", "lesion_matching", "lesion_scores"]
 
 _NEIGHBORS_18, _NEIGHBORS_26 = (ndimage.generate_binary_structure(3, order) for order in (2, 3))
+
+
+class LesionMatching(NamedTuple):
+    """What counts as one lesion.
+
+    Args:
+        dilation: Number of dilations of the truth to the 18 neighbors, which join what lies closer together.
+        smallest: Volume in mm³ up to which true lesions are ignored, found or not; false lesions always count.
+    """
+
+    dilation: int
+    smallest: float
+
+
+#: Gliomas, as in BraTS 2023 (Saluja et al. 2023).
+TUMORS = LesionMatching(3, 50.0)
+
+#: Lesions of multiple sclerosis, of which many are small and close together: those up to 3 mm³ are ignored, as in the
+#: challenges MSSEG (Commowick et al. 2018) and MSSEG-2.
+_LESIONS = LesionMatching(0, 3.0)
+
+
+def lesion_matching(region: str) -> LesionMatching:
+    """Return the matching of a region: that of multiple sclerosis for "lesion", otherwise that of gliomas."""
+    return _LESIONS if region == "lesion" else TUMORS
 
 
 class LesionScores(NamedTuple):
@@ -30,11 +55,9 @@ def lesion_scores(
     predicted: NDArray[np.bool_],
     truth: NDArray[np.bool_],
     spacing: Sequence[float],
-    *,
-    dilation: int = 3,
-    smallest: float = 50.0,
+    matching: LesionMatching = TUMORS,
 ) -> LesionScores:
-    """Return lesion-wise Dice and F1 with the matching of BraTS 2023 (Saluja et al. 2023); defaults are for gliomas.
+    """Return lesion-wise Dice and F1, matched as in BraTS 2023 (Saluja et al. 2023).
 
     True voxels in one 26-connected component of the dilated truth are one lesion. Its match is the union of all
     26-connected components of the prediction that touch the dilated component; a component can match several lesions.
@@ -45,9 +68,9 @@ def lesion_scores(
         predicted: Predicted mask [X, Y, Z].
         truth: True mask [X, Y, Z].
         spacing: Voxel sides in mm.
-        dilation: Number of dilations to the 18 neighbors.
-        smallest: Volume in mm³ up to which true lesions are ignored, found or not; false lesions always count.
+        matching: What counts as one lesion.
     """
+    dilation, smallest = matching
     parts, number_of_parts = ndimage.label(predicted, _NEIGHBORS_26)
     # SciPy repeats a dilation of 0 iterations until nothing changes.
     merged = ndimage.binary_dilation(truth, _NEIGHBORS_18, dilation) if dilation else truth

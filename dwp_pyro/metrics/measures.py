@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dwp_pyro.metrics.calibration import Reliability, ace, brier, nll
-from dwp_pyro.metrics.lesions import lesion_scores
+from dwp_pyro.metrics.lesions import TUMORS, LesionMatching, lesion_scores
 from dwp_pyro.metrics.overlap import dice
 from dwp_pyro.metrics.surface import hd95, surface_dice
 from dwp_pyro.metrics.uncertainty import RiskCoverage, qu_brats, risk_coverage
@@ -41,8 +41,8 @@ HEADLINE = ("dice", "hd95", "nsd", "lesion_f1", "nll", "ece", "qu_brats")
 #: Values for empty masks; written with every result.
 EMPTY_MASK_POLICY = (
     "two masks both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of them empty: "
-    "these 0, HD95 the diagonal of the scan. For lesion Dice and lesion F1 a truth without a lesion above 50 mm³ is "
-    "empty"
+    "these 0, HD95 the diagonal of the scan. For lesion Dice and lesion F1 a truth whose lesions are all ignored is "
+    "empty: those up to 50 mm³, of the region “lesion” up to 3 mm³"
 )
 
 _CURVE_POINTS = 100
@@ -69,6 +69,7 @@ def case_metrics(
     truth: NDArray[np.bool_],
     brain_mask: NDArray[np.bool_],
     spacing: tuple[float, ...],
+    matching: LesionMatching = TUMORS,
 ) -> CaseMetrics:
     """Measure one region of one case; for empty masks see `EMPTY_MASK_POLICY`.
 
@@ -79,13 +80,14 @@ def case_metrics(
         truth: True mask of the region, [X, Y, Z].
         brain_mask: Voxels of calibration and uncertainty metrics, [X, Y, Z]; at least one.
         spacing: Voxel sides in mm.
+        matching: What counts as one lesion, for "lesion_dice" and "lesion_f1".
     """
     diagonal = math.hypot(*(side * voxels for side, voxels in zip(spacing, truth.shape, strict=True)))
     # Crop both masks to their bounding box, which is small compared with the scan.
     (box,) = ndimage.find_objects((segmented | truth).view(np.uint8)) or [...]
     masks = segmented[box], truth[box]
     overlap = dice(*masks)
-    lesions = lesion_scores(*masks, spacing)
+    lesions = lesion_scores(*masks, spacing, matching)
     p, y, predicted = probability[brain_mask], truth[brain_mask], segmented[brain_mask]
     uncertainty = entropy[brain_mask] * (100 / math.log(2))
     reliability = Reliability.of(p, y)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,17 @@ from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.inference.posterior import NetworkConfig
 
-__all__ = ["known_regions", "label_values", "overlay_order", "read_scan", "shown_image", "to_label_map"]
+__all__ = [
+    "known_regions",
+    "label_values",
+    "overlay_order",
+    "read_scan",
+    "shown_image",
+    "to_label_map",
+    "warn_of_crossing_regions",
+]
+
+_logger = logging.getLogger(__name__)
 
 
 def read_scan(case: Case, network_config: NetworkConfig, data: DataSet) -> Scan:
@@ -63,3 +75,12 @@ def to_label_map(masks: NDArray[np.bool_], network_config: NetworkConfig, values
     for number in overlay_order(network_config):
         label[masks[number]] = values[number]
     return label
+
+
+def warn_of_crossing_regions(network_config: NetworkConfig) -> None:
+    """Warn if a label map cannot hold the regions: two share voxels, and neither contains the other."""
+    for first, second in combinations(overlay_order(network_config), 2):
+        outer, inner = (set(network_config.values[number]) for number in (first, second))
+        if outer & inner and not inner <= outer:
+            names = network_config.regions[first], network_config.regions[second]
+            _logger.warning("label maps show only '%s' where it overlaps '%s'; _prob has both", names[1], names[0])

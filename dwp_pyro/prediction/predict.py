@@ -25,7 +25,14 @@ from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import Moments, posterior_predictive
 from dwp_pyro.plots.cases import save_case_figure
-from dwp_pyro.prediction.labels import known_regions, label_values, read_scan, shown_image, to_label_map
+from dwp_pyro.prediction.labels import (
+    known_regions,
+    label_values,
+    read_scan,
+    shown_image,
+    to_label_map,
+    warn_of_crossing_regions,
+)
 from dwp_pyro.prediction.outputs import map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
 from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
@@ -95,6 +102,7 @@ def predict(
         (9, 9)
     """
     trained = load_run(run)
+    warn_of_crossing_regions(trained.posterior.network_config)
     data = cases_to_predict(scans, trained.posterior)
     cases = list(data.cases)
     out = out or run / "predictions"

@@ -134,7 +134,9 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     folder = (options.out, method.command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
-    unlabelled = () if config.unlabelled is None else load_unlabelled(config, Path(config.unlabelled), data.split)
+    unlabelled, files = (
+        ((), ()) if config.unlabelled is None else load_unlabelled(config, Path(config.unlabelled), data.split)
+    )
     network_config = network_config_for(config, data)
     blocks: Mapping[str, str] = {}
     for member in range(method.members):  # an invalid prior or a missing source network fails here
@@ -148,7 +150,7 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     ):
         others = {"unlabelled": [example.id for example in unlabelled]} if unlabelled else {}
         run.pin("split.json", asdict(data.split) | others)
-        run.pin("learned_from.json", {"scans": files_digest(data.files), **digests})
+        run.pin("learned_from.json", {"scans": files_digest([*data.files, *files]), **digests})
         if blocks:
             write_blocks(run.path, blocks)
         path = run.path / "posterior.safetensors"
@@ -305,6 +307,7 @@ def _train_in_worker(method: Method, run: Path, device: str, student: bool, stag
     trainer = _Trainer(method, load_training_data(config, config.n), torch_device(device), run, no_track)
     if student:
         assert config.unlabelled is not None
-        trainer = trainer.student(load_unlabelled(config, Path(config.unlabelled), trainer.data.split))
+        unlabelled, _ = load_unlabelled(config, Path(config.unlabelled), trainer.data.split)
+        trainer = trainer.student(unlabelled)
     with catch_out_of_memory(str(run)):
         trainer.fit_member(trainer.stages.index(stage))

@@ -205,11 +205,16 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients, files)
 
 
-def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tuple[Example, ...]:
+def load_unlabelled(
+    settings: TrainingConfig, folder: Path, split: Split
+) -> tuple[tuple[Example, ...], tuple[Path, ...]]:
     """Read and preprocess the scans of a folder or CSV file, without labels, as resolved settings say.
 
     Cases with a file of a case of the split are left out, and in the data set of the labeled cases those of their
     patients: test patients stay unseen. Copies of a scan are not recognized.
+
+    Returns:
+        The examples, and the files that they were read from.
 
     Raises:
         DataError: if a scan is invalid, or there is none beside those of the split.
@@ -234,7 +239,7 @@ def load_unlabelled(settings: TrainingConfig, folder: Path, split: Split) -> tup
             scan = _read(dataclasses.replace(case, label=None), settings, data)
             examples.append(mapped(preprocess(scan, ())))
             advance("")
-    return tuple(examples)
+    return tuple(examples), tuple(path for case in cases for path in case.files(settings.modality, label=False))
 
 
 def _read(case: Case, settings: DataConfig, data: DataSet) -> Scan:

@@ -1,6 +1,7 @@
 """Whole commands on generated scans, in process."""
 
 import csv
+import gzip
 import json
 import shutil
 import subprocess
@@ -408,6 +409,11 @@ def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, n
     assert not list(Path("run").glob("checkpoint*"))
     # The ELBO of the members is that of the labeled cases, as that of the null models is.
     assert {(model.num_cases, model.evidence) for model in evaluated} == ({(2, 50_000)} if name == "svi" else set())
+    Path("run/run.json").write_text(json.dumps({"format": 1, "command": name, "finished": False}))
+    scan = next(Path("more").rglob("*_flair.nii.gz"))
+    scan.write_bytes(gzip.compress(gzip.decompress(scan.read_bytes()), 1))
+    changed = command(name, "--n", 2, *TINY, "--unlabelled", "more", "--out", "run", "--resume")
+    assert changed.exit_code == 2 and "learned_from.json: cannot resume" in changed.stderr
     again = command(name, "--n", 2, *TINY, "--root", "data/brats", "--unlabelled", "data/brats", "--out", "other")
     assert again.exit_code == 0, again.output
     roles = json.loads(Path("other/split.json").read_text())

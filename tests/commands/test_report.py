@@ -1,5 +1,6 @@
 """The command report: a page about an evaluated run, or one line about what is missing."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dwp_pyro.evaluation.report import _best_median_worst
+from dwp_pyro.runtime.files import locked
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 
@@ -72,6 +74,11 @@ def other_cases(run: Path) -> None:
     (run / "split.json").write_text(json.dumps(split | {"test": split["test"][:1]}))
 
 
+def other_label(run: Path) -> None:
+    label = next(Path("data/brats").rglob(f"{json.loads((run / 'split.json').read_text())['test'][0]}_seg.nii.gz"))
+    label.write_bytes(gzip.compress(gzip.decompress(label.read_bytes()), 1))  # other bytes are enough
+
+
 def moved(run: Path) -> None:
     Path("data/brats").rename("elsewhere")
 
@@ -87,6 +94,7 @@ def folder_in_the_way(run: Path) -> None:
         (prediction_gone, f"run 'dwp-pyro evaluate {SVI_RUN}' again"),
         (damaged, "evaluation.json: is not an evaluation of this version"),
         (other_cases, "evaluation.json: is of other test cases or regions than the run"),
+        (other_label, "evaluation.json: is of another label of '"),
         (moved, "data/brats: no such folder"),
         (folder_in_the_way, "report.html: is a folder"),
     ],
@@ -98,6 +106,12 @@ def test_missing_inputs_are_reported_in_one_line(command, copy_of_evaluated, dam
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert result.exit_code == 2 and len(lines) == 1 and culprit in lines[0], result.output
     assert sorted(copy_of_evaluated.rglob("*")) == before
+
+
+def test_a_run_is_evaluated_by_one_process_at_a_time(command, copy_of_evaluated):
+    with locked(Path(SVI_RUN)):
+        result = command("evaluate", SVI_RUN, "--samples", 4)
+    assert result.exit_code == 2 and "another process writes" in result.stderr
 
 
 @pytest.mark.parametrize(

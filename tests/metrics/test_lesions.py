@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from dwp_pyro.metrics import case_metrics
-from dwp_pyro.metrics.lesions import lesion_scores
+from dwp_pyro.metrics.lesions import LesionMatching, lesion_matching, lesion_scores
 
 SPACING = (1.0, 1.0, 1.0)
 
@@ -49,7 +49,7 @@ def test_random_lesions_are_scored_as_if_one_by_one(seed):
     field = np.pad(field[:, 4:30, 6:30, 2:30], ((0, 0), (4, 10), (6, 6), (2, 2)))
     truth, predicted = field[0] > 0.28, field[0] + field[1] > 0.4
     expected = one_by_one(predicted, truth, 1, 5.0)
-    assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=5.0) == pytest.approx(expected)
+    assert lesion_scores(predicted, truth, SPACING, LesionMatching(1, 5.0)) == pytest.approx(expected)
     assert 0.05 < expected[0] < expected[1] < 1
     brain_mask = np.ones(truth.shape, bool)
     zeros = np.zeros(truth.shape, np.float32)
@@ -62,43 +62,43 @@ def test_found_missed_and_false():
     truth = line(0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23)
     # First lesion: half found, as much beside it; second: missed; third: found in two parts; and a false one.
     predicted = line(2, 3, 4, 5, 20, 21, 23, 28)
-    scores = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
+    scores = lesion_scores(predicted, truth, SPACING, LesionMatching(1, 0))
     assert scores.dice == pytest.approx((2 * 2 / 8 + 0 + 2 * 3 / 7) / (3 + 1))
     assert scores.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
 
 
 def test_dilation_merges_what_is_near():
     truth, predicted = line(0, 1, 4, 5), line(0, 1)
-    together = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
+    together = lesion_scores(predicted, truth, SPACING, LesionMatching(1, 0))
     assert together == pytest.approx((2 * 2 / 6, 1.0))
-    apart = lesion_scores(predicted, truth, SPACING, dilation=0, smallest=0)
+    apart = lesion_scores(predicted, truth, SPACING, LesionMatching(0, 0))
     assert apart == pytest.approx((0.5, 2 / 3))
 
 
 def test_one_part_may_match_several_lesions_and_counts_whole_in_each():
     truth, predicted = line(0, 1, 8, 9), line(*range(10))
-    scores = lesion_scores(predicted, truth, SPACING, dilation=1, smallest=0)
+    scores = lesion_scores(predicted, truth, SPACING, LesionMatching(1, 0))
     assert scores == pytest.approx((2 * 2 / (2 + 10), 1.0))
 
 
 def test_dilation_goes_to_18_neighbours():
     truth = point(4, 4, 4)
-    assert lesion_scores(point(5, 5, 4), truth, SPACING, dilation=1, smallest=0) == (0, 1)  # found, nothing covered
-    assert lesion_scores(point(5, 5, 5), truth, SPACING, dilation=1, smallest=0) == (0, 0)
+    assert lesion_scores(point(5, 5, 4), truth, SPACING, LesionMatching(1, 0)) == (0, 1)  # found, nothing covered
+    assert lesion_scores(point(5, 5, 5), truth, SPACING, LesionMatching(1, 0)) == (0, 0)
 
 
 def test_voxels_that_share_a_corner_are_one_lesion():
     both = point(4, 4, 4) | point(5, 5, 5)
-    assert lesion_scores(point(4, 4, 4), both, SPACING, dilation=0, smallest=0) == pytest.approx((2 / 3, 1.0))
+    assert lesion_scores(point(4, 4, 4), both, SPACING, LesionMatching(0, 0)) == pytest.approx((2 / 3, 1.0))
 
 
 def test_small_lesions_do_not_count():
     truth, predicted = line(0, 1, 2, 10), line(0, 1, 2)
-    assert lesion_scores(predicted, truth, SPACING, dilation=1, smallest=1) == (1, 1)
-    assert lesion_scores(predicted, truth, (1.5, 1.0, 1.0), dilation=1, smallest=1) == pytest.approx((0.5, 2 / 3))
+    assert lesion_scores(predicted, truth, SPACING, LesionMatching(1, 1)) == (1, 1)
+    assert lesion_scores(predicted, truth, (1.5, 1.0, 1.0), LesionMatching(1, 1)) == pytest.approx((0.5, 2 / 3))
     # A small lesion that is found is not false either; a prediction without any lesion is.
-    assert lesion_scores(line(10), line(10), SPACING, dilation=1, smallest=1) == (1, 1)
-    assert lesion_scores(line(20), line(10), SPACING, dilation=1, smallest=1) == (0, 0)
+    assert lesion_scores(line(10), line(10), SPACING, LesionMatching(1, 1)) == (1, 1)
+    assert lesion_scores(line(20), line(10), SPACING, LesionMatching(1, 1)) == (0, 0)
 
 
 def test_the_defaults_are_those_of_gliomas():
@@ -116,6 +116,13 @@ def test_the_defaults_are_those_of_gliomas():
 
 def test_empty_masks():
     full, empty = line(*range(4)), line()
-    assert lesion_scores(empty, empty, SPACING, smallest=0) == (1, 1)
+    assert lesion_scores(empty, empty, SPACING, LesionMatching(3, 0)) == (1, 1)
     for masks in ((full, empty), (empty, full)):
-        assert lesion_scores(*masks, SPACING, smallest=0) == (0, 0)
+        assert lesion_scores(*masks, SPACING, LesionMatching(3, 0)) == (0, 0)
+
+
+def test_small_lesions_of_multiple_sclerosis_count_apart():
+    """Two lesions of 4 mm³ with a gap of 2 mm, and one of 3 mm³, which is ignored."""
+    truth = line(0, 1, 2, 3, 6, 7, 8, 9, 20, 21, 22)
+    assert lesion_scores(line(0, 1), truth, SPACING, lesion_matching("lesion")) == pytest.approx((2 * 2 / 6 / 2, 2 / 3))
+    assert lesion_scores(line(0, 1), truth, SPACING, lesion_matching("whole")) == (1, 1)  # all up to 50 mm³

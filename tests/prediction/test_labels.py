@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dwp_pyro.inference.posterior import NetworkConfig
-from dwp_pyro.prediction.labels import label_values, overlay_order, to_label_map
+from dwp_pyro.prediction.labels import label_values, overlay_order, to_label_map, warn_of_crossing_regions
 
 
 def config_of(**regions: list[int]) -> NetworkConfig:
@@ -42,3 +42,14 @@ def test_values_above_255_need_16_bits():
     label = to_label_map(masks, config, label_values(config))
     assert label.dtype == np.uint16
     assert label.ravel().tolist() == [1, 300]
+
+
+def test_regions_that_a_label_map_cannot_hold_are_warned_about(caplog):
+    warn_of_crossing_regions(config_of(**BRATS))
+    warn_of_crossing_regions(config_of(left=[1], right=[2], whole=[1, 2]))
+    assert not caplog.records
+    config = config_of(a=[1, 2, 3], b=[3, 4])
+    warn_of_crossing_regions(config)
+    assert "show only 'b' where it overlaps 'a'" in caplog.text
+    both = np.ones((2, 1, 1, 1), bool)
+    assert to_label_map(both, config, label_values(config)) == label_values(config)[1]

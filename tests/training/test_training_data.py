@@ -88,11 +88,12 @@ def test_unlabelled_scans_are_of_other_patients(tmp_path):
         label_map=("1=necrosis", "2=oedema", "4=enhancing"),
     )  # fmt: skip
     split = find_split(config, 1)[1]
-    found = load_unlabelled(config, tmp_path / "scans.csv", split)
+    found, files = load_unlabelled(config, tmp_path / "scans.csv", split)
     assert [example.id for example in found] == ["d"]
     assert found[0].label is None
+    assert [path.name for path in files] == ["d.nii.gz"]
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert len(load_unlabelled(config, tmp_path / "link", split)) == 2  # b2 and d: another set knows no patients
+    assert len(load_unlabelled(config, tmp_path / "link", split)[0]) == 2  # b2 and d: another set knows no patients
     (tmp_path / "only.csv").write_text(f"id,flair\nx,{tmp_path}/link/{scans[1].relative_to(tmp_path / 'data')}\n")
     with pytest.raises(DataError, match="holds no scan beside those of the split"):
         load_unlabelled(config, tmp_path / "only.csv", split)

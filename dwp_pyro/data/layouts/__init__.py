@@ -56,7 +56,10 @@ def open_dataset(
     labels = match.labels
     if len(matches) > 1:
         if any(list(other.cases) != list(match.cases) for other in matches.values()):
-            raise DataError(f"{root}: has several layouts ({', '.join(matches)}); choose one")
+            raise DataError(
+                f"{root}: has several layouts ({', '.join(matches)}); choose one, or list the scans in a CSV file and "
+                "give that file instead"
+            )
         labels = None  # the layouts differ only in the meaning of the label values
     cases = tuple(sorted(match.cases, key=lambda case: case.id))
     _check_ids(root, [case.id for case in cases])
