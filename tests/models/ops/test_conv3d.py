@@ -29,7 +29,7 @@ def batches(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("stride", [1, 2, (1, 2, 1), 3])
 @pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (3, 0), ((5, 1, 3), (2, 0, 1)), (2, 0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradients_are_those_of_pytorch(batches, outputs, stride, kernel, padding, bias):
+def test_small_volumes_have_the_values_and_gradients_of_pytorch(batches, outputs, stride, kernel, padding, bias):
     """`outputs` along the depth for stride 1."""
     torch.manual_seed(0)
     ours = Conv3d(2, 3, kernel, stride=stride, padding=padding, bias=bias)
@@ -51,6 +51,34 @@ def test_values_and_gradients_are_those_of_pytorch(batches, outputs, stride, ker
         assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kernel", "padding"), [(5, 2), (3, 0), ((5, 3, 4), (2, 0, 1)), (7, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_depthwise_values_and_gradients_are_those_of_pytorch(kernel, padding, bias):
+    torch.manual_seed(0)
+    ours = Conv3d(6, 6, kernel, padding=padding, groups=6, bias=bias)
+    stock = nn.Conv3d(6, 6, kernel, padding=padding, groups=6, bias=bias).double()
+    stock.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 6, 7, 8, 9)
+    inputs = image.clone().requires_grad_(), image.double().requires_grad_()
+    results = ours(inputs[0]), stock(inputs[1])
+    assert "Depthwise" in str(results[0].grad_fn) or bias
+    assert_close(results[0].double(), results[1], rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(results[0])
+    (results[0] * weights).sum().backward()
+    (results[1] * weights.double()).sum().backward()
+    pairs = [(inputs[0], inputs[1]), *zip(ours.parameters(), stock.parameters(), strict=True)]
+    for mine, theirs in pairs:
+        assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_depthwise_gradients_are_computed_only_where_they_are_needed():
+    layer = Conv3d(2, 2, 3, padding=1, groups=2, bias=False)
+    image = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
+    layer.weight.requires_grad_(False)
+    layer(image).sum().backward()
+    assert image.grad is not None and layer.weight.grad is None
+
+
 @pytest.mark.parametrize(
     ("layer", "image"),
     [
@@ -61,10 +89,11 @@ def test_values_and_gradients_are_those_of_pytorch(batches, outputs, stride, ker
         (Conv3d(1, 1, 3, padding="same"), torch.zeros(1, 1, 8, 8, 8)),
         (Conv3d(1, 1, 3, padding=1, padding_mode="circular"), torch.zeros(1, 1, 8, 8, 8)),
         (Conv3d(1, 1, 3, dilation=2), torch.zeros(1, 1, 8, 8, 8)),
-        (Conv3d(2, 2, 3, groups=2), torch.zeros(1, 2, 8, 8, 8)),
+        (Conv3d(2, 4, 3, groups=2), torch.zeros(1, 2, 8, 8, 8)),
+        (Conv3d(2, 2, 3, padding=3, groups=2), torch.zeros(1, 2, 8, 8, 8)),
         (Conv3d(1, 1, 3, padding=1), torch.zeros(1, 1, 144, 144, 1)),
     ],
-    ids=["a batch", "no batch", "1×1×1", "float64", "same", "circular", "dilated", "grouped", "large"],
+    ids=["a batch", "no batch", "1×1×1", "float64", "same", "circular", "dilated", "grouped", "wide margin", "large"],
 )
 def test_other_inputs_use_pytorch(batches, layer, image):
     layer(image)
