@@ -26,7 +26,7 @@ from dwp_pyro.densities.vae import KernelVAE
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
-from dwp_pyro.inference.loop import pyro_svi
+from dwp_pyro.inference.optimization import pyro_svi
 from dwp_pyro.models.bayesianize import SitePrior, bayesianize
 from dwp_pyro.models.likelihoods import dice_ce
 from dwp_pyro.models.ops.conv3d import Conv3d

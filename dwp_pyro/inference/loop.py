@@ -1,23 +1,20 @@
-"""The SVI loop of all methods: annealing, progress, checkpoint, resume."""
+"""The SVI loop of all methods: progress, checkpoint, resume."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pyro
 import torch
-from pyro.infer import SVI
-from pyro.optim import PyroOptim
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dwp_pyro.data.patches import Batch, PatchDataset
@@ -25,168 +22,19 @@ from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.checkpoint import load_checkpoint, save_checkpoint
 from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
+from dwp_pyro.inference.optimization import adamw, pyro_svi
+from dwp_pyro.inference.schedule import TrainingSchedule, step_seed
 from dwp_pyro.models.segmentation import SegmentationModel
-from dwp_pyro.runtime.cuda_graph import GraphedCallable
-from dwp_pyro.runtime.distributed import any_signal, average, lost_processes, process_count, process_number
+from dwp_pyro.runtime.distributed import any_signal, lost_processes, process_count, process_number
 from dwp_pyro.runtime.errors import Diverged, Interrupted, ProcessLost
 from dwp_pyro.runtime.non_finite_guard import MAX_IN_A_ROW, NonFiniteGuard
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.signals import defer_signals, interrupt_on_signal
 
-__all__ = ["GraphedLoss", "OneOptimizer", "TrainingSchedule", "fit", "patch_loader", "pyro_svi", "step_seed"]
+__all__ = ["fit", "patch_loader"]
 
 _CHECKPOINT_INTERVAL = 60.0  # seconds
 _LOG_EVERY = 10  # steps
-_WARM_UP = 50  # steps
-#: Learning rates of a guide's means (in units of the prior) and of log-scales, as multiples of the rate of network
-#: weights, which are of the order of 0.1. Adam moves a parameter by about its rate per step whatever the gradient: at
-#: one rate for all, standard deviations would stay near their start.
-_SHIFT_RATE, _SCALE_RATE = 12.5, 50.0
-#: The Fisher information of a log standard deviation is 2, so its gradients have a natural unit. Far below 1 they are
-#: noise, which Adam would otherwise amplify to steps of the full rate.
-_SCALE_EPS = 1.0
-#: Squared gradients are averaged over 20 steps instead of 1,000: those of the first steps are orders of magnitude
-#: larger, whatever the initial scale, and would slow down all later steps.
-_GUIDE_BETAS = (0.9, 0.95)
-
-
-@dataclass(frozen=True)
-class TrainingSchedule:
-    """How to optimize. All rates are functions of the step alone, so that a resumed run equals an uninterrupted one.
-
-    Args:
-        steps: Optimization steps.
-        learning_rate: Step → learning rate of AdamW; 12.5 times as high for a guide's means, 50 times for log-scales.
-        seed: Seed of the weight samples; step t draws from a generator seeded by (seed, t).
-        beta: Step → weight of the KL term, above 0.
-        weight_decay: Weight decay of AdamW, on the network's deterministic parameters.
-        estimator: "weight-sample" or "local".
-        validate_every: Steps between two calls of `validate`.
-    """
-
-    steps: int
-    learning_rate: Callable[[int], float]
-    seed: int
-    beta: Callable[[int], float] = lambda step: 1.0
-    weight_decay: float = 0.0
-    estimator: str = "weight-sample"
-    validate_every: int = 100
-
-    def warmed_up_rate(self, step: int) -> float:
-        """Return the learning rate of a step, which rises from 0 over the first 50 steps or the first tenth of them.
-
-        At full rate from the start one network in ten learned nothing: its output saturated at the background.
-        """
-        return self.learning_rate(step) * min(1.0, (step + 1) / min(_WARM_UP, self.steps / 10))
-
-    def set(self, step: int, beta: Tensor, rates: Sequence[Tensor]) -> None:
-        """Set β and the learning rates of network weights, guide means, and log-scales to those of a step."""
-        beta.fill_(self.beta(step))
-        for rate, factor in zip(rates, (1.0, _SHIFT_RATE, _SCALE_RATE), strict=True):
-            rate.fill_(factor * self.warmed_up_rate(step))
-
-
-class OneOptimizer(PyroOptim):
-    """Step one torch optimizer over all parameters in `SVI`, instead of one per tensor, so that its state can be saved.
-
-    The set of parameters that SVI passes is unordered and ignored. The loss is read from the last terms of the ELBO.
-    """
-
-    def __init__(self, take_step: NonFiniteGuard, elbo: MeanFieldELBO) -> None:
-        self.take_step = take_step
-        self.elbo = elbo
-
-    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.take_step(torch.as_tensor(sum(self.elbo.terms.values())))
-
-
-class GraphedLoss:
-    """−ELBO and its gradients as a CUDA graph, in place of `elbo.loss_and_grads`.
-
-    Args:
-        elbo: ELBO; a `beta` that changes must be a tensor on the GPU.
-        parameters: Parameters on a GPU; their gradients must be set to None after each step, as `NonFiniteGuard` does.
-
-    Raises:
-        ValueError: if a batch has other shapes than the first.
-    """
-
-    def __init__(self, elbo: MeanFieldELBO, parameters: Sequence[nn.Parameter]) -> None:
-        self.elbo = elbo
-        self.parameters = parameters
-        self._batch: list[Tensor] = []
-        self._recorded: GraphedCallable[tuple[Tensor, dict[str, Tensor], list[Tensor | None]]] | None = None
-
-    def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
-        """Return the loss and set the gradients; model and guide must be those of the first call."""
-        if self._recorded is None:
-            self._batch = [torch.empty_like(part) for part in batch]
-            function = partial(_loss_and_grads, self.elbo, self.parameters, model, guide, self._batch)
-            self._recorded = GraphedCallable(function, self.parameters[0].device)
-        if [part.shape for part in batch] != [part.shape for part in self._batch]:
-            raise ValueError("a recorded loss needs batches of one shape")
-        for place, part in zip(self._batch, batch, strict=True):
-            place.copy_(part)
-        loss, self.elbo.terms, gradients = self._recorded()
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return loss
-
-
-# Not a method: a reference cycle would keep a graph's memory until garbage collection.
-def _loss_and_grads(
-    elbo: MeanFieldELBO, parameters: Sequence[nn.Parameter], model: Any, guide: Any, batch: Sequence[Tensor]
-) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
-    loss = elbo.differentiable_loss(model, guide, *batch)
-    loss.backward()
-    return loss.detach(), elbo.terms, [parameter.grad for parameter in parameters]
-
-
-class _DistributedLoss(nn.Module):
-    """−ELBO and its gradients, means over the processes of the run, in place of `elbo.loss_and_grads`."""
-
-    def __init__(self, elbo: MeanFieldELBO, model: SegmentationModel, guide: MeanFieldNormal | None) -> None:
-        super().__init__()
-        self.elbo = elbo
-        self.model = model
-        self.guide = guide
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        return self.elbo.differentiable_loss(self.model, _draw(self.guide), *batch)
-
-    def averaged(self) -> Callable[..., Tensor]:
-        """Return the function that SVI calls. DDP starts with the parameters of process 0 and averages gradients."""
-        parallel = DistributedDataParallel(self)
-
-        def loss_and_grads(model: Any, guide: Any, *batch: Tensor) -> Tensor:
-            loss: Tensor = parallel(*batch)
-            loss.backward()
-            means = average({"loss": loss.detach(), **self.elbo.terms})
-            loss, self.elbo.terms = means.pop("loss"), means
-            return loss
-
-        return loss_and_grads
-
-
-def _draw(guide: MeanFieldNormal | None) -> Callable[..., Any]:
-    # `forward`, because calling the guide itself registers each of its parameters with Pyro at each step.
-    return (lambda *batch: {}) if guide is None else guide.forward
-
-
-def pyro_svi(
-    model: SegmentationModel, guide: MeanFieldNormal | None, guard: NonFiniteGuard, elbo: MeanFieldELBO
-) -> SVI:
-    """Return Pyro's SVI with one optimizer for all parameters.
-
-    With several processes, gradients are averaged; with one on a GPU, loss, gradients and step are CUDA graphs.
-    """
-    arguments: tuple[Any, Any, OneOptimizer] = (model, _draw(guide), OneOptimizer(guard, elbo))
-    if process_count() > 1:
-        return SVI(*arguments, elbo.loss, _DistributedLoss(elbo, model, guide).averaged())
-    if guard.parameters[0].device.type != "cuda":
-        return SVI(*arguments, elbo)
-    guard.record()
-    return SVI(*arguments, elbo.loss, GraphedLoss(elbo, guard.parameters))
 
 
 def fit(
@@ -232,7 +80,7 @@ def fit(
     device = next(iter(parameters.values())).device
     # Tensors, because a CUDA graph reads them.
     beta, *rates = (torch.ones((), device=device) for _ in range(4))
-    guard = NonFiniteGuard(_optimizer(parameters, schedule.weight_decay, rates))
+    guard = NonFiniteGuard(adamw(parameters, schedule.weight_decay, rates))
     elbo = MeanFieldELBO(beta)
     with lost_processes():
         svi = pyro_svi(model, guide, guard, elbo)
@@ -365,30 +213,6 @@ def _trainable(model: nn.Module, guide: MeanFieldNormal | None) -> dict[str, nn.
     if guide is not None:
         parameters |= {f"guide.{name}": parameter for name, parameter in guide.named_parameters()}
     return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-
-
-def _optimizer(
-    parameters: Mapping[str, nn.Parameter], weight_decay: float, rates: Sequence[Tensor]
-) -> torch.optim.Optimizer:
-    """Return AdamW with groups for deterministic weights (with weight decay), means, log-scales, and the rest."""
-    settings: dict[str, dict[str, Any]] = {
-        "network.": {"lr": rates[0], "weight_decay": weight_decay},
-        "guide.shifts.": {"lr": rates[1], "betas": _GUIDE_BETAS},
-        "guide.log_scales.": {"lr": rates[2], "betas": _GUIDE_BETAS, "eps": _SCALE_EPS},
-        "prior_modules.scales.": {"lr": rates[2], "betas": _GUIDE_BETAS, "eps": _SCALE_EPS},
-        "": {"lr": rates[0]},
-    }
-    remaining = dict(parameters)
-    groups = []
-    for prefix, setting in settings.items():
-        members = [remaining.pop(name) for name in list(remaining) if name.startswith(prefix)]
-        groups.append({"params": members, "weight_decay": 0.0, **setting})
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rates[0], fused=True)
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of a step, distinct from those of other steps and of neighboring seeds."""
-    return (seed * 1_000_003 + step + 1) % 2**63
 
 
 def patch_loader(patches: Dataset[Batch], batch_size: int, device: torch.device) -> DataLoader[Batch]:

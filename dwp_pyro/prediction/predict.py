@@ -21,9 +21,9 @@ from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import detect_layouts, open_dataset
 from dwp_pyro.data.preprocessing import Preprocessing
 from dwp_pyro.inference.decision import Decision
-from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import Moments, posterior_predictive
+from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.plots.cases import save_case_figure
 from dwp_pyro.prediction.labels import (
     known_regions,

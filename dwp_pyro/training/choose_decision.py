@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.inference.decision import THRESHOLDS, Decision, remove_small_components
-from dwp_pyro.inference.loop import step_seed
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import posterior_predictive
+from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.progress import progress

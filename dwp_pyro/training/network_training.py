@@ -19,9 +19,10 @@ from dwp_pyro.data.patches import PatchDataset
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.checkpoint import steps_reported
-from dwp_pyro.inference.loop import TrainingSchedule, fit
+from dwp_pyro.inference.loop import fit
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import posterior_mean_probability
+from dwp_pyro.inference.schedule import TrainingSchedule
 from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.models.likelihoods import choose_activation, region_masks
 from dwp_pyro.models.segmentation import SegmentationModel

@@ -16,7 +16,9 @@ from torch.distributions import kl_divergence
 from dwp_pyro.data.patches import PatchDataset
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.elbo import MeanFieldELBO
-from dwp_pyro.inference.loop import patch_loader, step_seed
+from dwp_pyro.inference.loop import patch_loader
+from dwp_pyro.inference.optimization import guide_function
+from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.deep_weight_prior import DeepWeightPrior
 from dwp_pyro.training.network_training import TrainingSetup
@@ -54,7 +56,6 @@ def evaluate_elbo(
     device = next(model.network.parameters()).device
     batches = [[part.to(device) for part in batch] for batch in patch_loader(patches, _BATCH, device)]
     elbo = MeanFieldELBO()
-    draw = (lambda *batch: {}) if guide is None else guide.forward
     model.eval()
     rows: dict[str, list[Tensor]] = {"elbo": []}
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
@@ -62,7 +63,7 @@ def evaluate_elbo(
             sums: dict[str, Tensor] = {}
             for batch in batches:
                 torch.manual_seed(step_seed(seed, noise))  # the same weight sample for all patches
-                value = torch.tensor(-elbo.loss(model, draw, *batch))
+                value = torch.tensor(-elbo.loss(model, guide_function(guide), *batch))
                 for name, term in {"elbo": value, **elbo.terms}.items():
                     sums[name] = sums.get(name, torch.zeros(())) + term.cpu() * len(batch[0]) / len(patches)
             for name, total in sums.items():

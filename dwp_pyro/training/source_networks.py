@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.data.preprocessing import Example
-from dwp_pyro.inference.loop import TrainingSchedule
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
+from dwp_pyro.inference.schedule import TrainingSchedule
 from dwp_pyro.priors.bank import KernelSource
 from dwp_pyro.priors.blocks import kernel_sites
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device

@@ -16,8 +16,8 @@ from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import DEFAULT_EVIDENCE, FinetuneConfig, SviConfig
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.inference.checkpoint import steps_reported
-from dwp_pyro.inference.loop import TrainingSchedule
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
+from dwp_pyro.inference.schedule import TrainingSchedule
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device

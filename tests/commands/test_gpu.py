@@ -23,7 +23,7 @@ from dwp_pyro.densities.vae import KernelVAE
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.local_reparameterization import LocalReparameterization
-from dwp_pyro.inference.loop import OneOptimizer, pyro_svi
+from dwp_pyro.inference.optimization import OneOptimizer, pyro_svi
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.models.ops.instance_norm import InstanceNorm3d

@@ -22,7 +22,8 @@ from dwp_pyro.data.preprocessing import Preprocessing
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.elbo import MeanFieldELBO
-from dwp_pyro.inference.loop import TrainingSchedule, fit, step_seed
+from dwp_pyro.inference.loop import fit
+from dwp_pyro.inference.schedule import TrainingSchedule, step_seed
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d
@@ -233,7 +234,7 @@ def test_a_process_lost_after_a_step_leaves_its_report_to_the_resumed_run(tmp_pa
 
 def test_all_parameters_take_part():
     """Nothing that is trained is left out of the average: DDP sees the parameters of model and guide."""
-    from dwp_pyro.inference.loop import _DistributedLoss
+    from dwp_pyro.inference.optimization import _DistributedLoss
 
     model, guide = build(bayesian=True)
     loss = _DistributedLoss(MeanFieldELBO(), model, guide)

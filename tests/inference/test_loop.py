@@ -29,7 +29,9 @@ from dwp_pyro.densities.vae import KernelVAE
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.elbo import MeanFieldELBO
-from dwp_pyro.inference.loop import GraphedLoss, TrainingSchedule, fit, step_seed
+from dwp_pyro.inference.loop import fit
+from dwp_pyro.inference.optimization import GraphedLoss
+from dwp_pyro.inference.schedule import TrainingSchedule, step_seed
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d
@@ -452,7 +454,7 @@ def test_the_guide_registers_its_parameters_when_called_but_not_in_the_loop(patc
 
 def test_a_graphed_loss_is_that_of_the_elbo(patches, monkeypatch):
     """Without a GPU: each batch is copied to one buffer, loss and gradients are returned, other shapes are rejected."""
-    monkeypatch.setattr("dwp_pyro.inference.loop.GraphedCallable", lambda function, device: function)
+    monkeypatch.setattr("dwp_pyro.inference.optimization.GraphedCallable", lambda function, device: function)
     batches = [[part[None] for part in patches[number]] for number in range(2)]
     found = []
     with pyro.validation_enabled(False):
@@ -495,7 +497,7 @@ def test_beta_weighs_the_divergence_of_each_step(patches, tmp_path):
 
 def test_a_replay_sets_its_gradients_again(patches, monkeypatch):
     """The guard sets them to None after a step, while a replay writes to the same tensors, as for the terms."""
-    monkeypatch.setattr("dwp_pyro.inference.loop.GraphedCallable", lambda function, device: cache(function))
+    monkeypatch.setattr("dwp_pyro.inference.optimization.GraphedCallable", lambda function, device: cache(function))
     model, guide = build(bayesian=True)
     parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     elbo = MeanFieldELBO()
