@@ -32,6 +32,7 @@ NORMALIZATION = (
 )
 
 _PERCENTILES = (0.5, 99.5)
+_MIN_WEIGHT = 1e-3
 
 #: Axes of a volume in RAS orientation.
 AXES = ("x", "y", "z")
@@ -128,13 +129,17 @@ class Preprocessing:
         Returns:
             Maps [M, X, Y, Z] on the grid of the scan.
         """
+        # Outside of the crop there are no maps. Divide by the weight of those that there are, as if edges went on.
+        with_weight = torch.cat([maps.cpu().float(), torch.ones(1, *maps.shape[1:])])
         # MONAI inverts the operations that are recorded in the image.
-        carrier = MetaTensor(maps.cpu().float(), meta=example.image.meta)
+        carrier = MetaTensor(with_weight, meta=example.image.meta)
         carrier.applied_operations = example.image.applied_operations
         back = Invertd("maps", self._transform, orig_keys="image", nearest_interp=False, to_tensor=True)
         inverted = back({"image": example.image, "maps": carrier})["maps"]
         orientation = ornt_transform(_RAS, io_orientation(scan.affine))
-        return _reorient(np.asarray(inverted, dtype=np.float32), orientation) * scan.brain_mask
+        restored = _reorient(np.asarray(inverted, dtype=np.float32), orientation)
+        result: NDArray[np.float32] = restored[:-1] / restored[-1].clip(_MIN_WEIGHT) * scan.brain_mask
+        return result
 
 
 def class_indices(label: MetaTensor, brain_mask: MetaTensor) -> tuple[Tensor, ...]:

@@ -110,6 +110,19 @@ def test_the_inverse_of_resampling_is_on_the_grid_of_the_scan(scan):
     assert 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()) > 0.8
 
 
+@pytest.mark.parametrize("spacing", [None, 1.7, 3.0])
+def test_maps_do_not_fall_off_at_the_faces_of_the_brain(scan, spacing):
+    """They end at the bounding box of the brain on the network's grid, which is not that on the grid of the scan."""
+    box = np.zeros_like(scan.brain_mask)
+    box[3:17, 4:18, 2:15] = True
+    boxed = dataclasses.replace(scan, brain_mask=box)
+    preprocess = Preprocessing(spacing)
+    example = preprocess(boxed, [])
+    back = preprocess.invert(torch.full((2, *example.image.shape[1:]), 0.8), example, boxed)
+    np.testing.assert_allclose(back[:, box], 0.8, atol=1e-5)
+    assert (back[:, ~box] == 0).all()
+
+
 def test_patches_are_a_function_of_their_index(scan):
     example = Preprocessing(None)(scan, [frozenset({2, 4})])
     first, second = (PatchDataset([example], (16, 16, 8), 3, 50) for _ in range(2))
