@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.comparison import Row, report
 from dwp_pyro.config.training import FitPriorConfig
-from dwp_pyro.densities import BlockKernels, FitSettings
+from dwp_pyro.densities import BlockKernels
 from dwp_pyro.densities.fit_density import fit_density
 from dwp_pyro.priors.kernel_prior import KernelPrior
 
@@ -37,8 +37,8 @@ def rows() -> Iterator[Row]:
     config = FitPriorConfig()
 
     def fit(name: str, steps: int) -> float:
-        settings = FitSettings(config.latent_size, config.hidden, steps, 0)
-        return fit_density("dwp", blocks[name], settings)[1]["prior"]
+        form = {"latent_size": config.latent_size, "hidden": config.hidden}
+        return fit_density("dwp", blocks[name], steps, 0, form)[1]["prior"]
 
     start = time.perf_counter()
     nats = {name: fit(name, config.density_steps) for name in blocks}

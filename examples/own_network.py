@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dwp_pyro import KernelPrior, MeanFieldNormal, SegmentationModel, bayesianize
 from dwp_pyro.data.phantom import write_phantoms
-from dwp_pyro.densities import BlockKernels, FitSettings
+from dwp_pyro.densities import BlockKernels
 from dwp_pyro.densities.fit_density import fit_density
 from dwp_pyro.priors.blocks import by_block, kernel_sites, prior_blocks
 from dwp_pyro.priors.kernel_prior import BlockInfo
@@ -56,12 +56,11 @@ def fit_kernel_prior(scans: list[Scan], steps: int) -> KernelPrior:
         loss(network(image), label).backward()
         optimizer.step()
     weights, densities, infos = kernel_sites(network), {}, {}
-    settings = FitSettings(latent_size=8, hidden=(32,), steps=steps, seed=0)
     for block, sites in by_block(prior_blocks(network)).items():
         kernels = torch.cat([weights[site].detach().flatten(0, 1) for site in sites])
         numbers = torch.arange(len(kernels))
         data = BlockKernels(kernels, bootstraps=torch.zeros_like(numbers), identities=numbers)  # of one source network
-        densities[block], nats = fit_density("dwp", data, settings)
+        densities[block], nats = fit_density("dwp", data, steps, seed=0)
         infos[block] = BlockInfo(sites, len(kernels), nats)
         print(f"block {block}: {len(kernels)} kernels, held-out log-density {nats['prior']:.1f} nats per kernel")
     return KernelPrior("dwp", densities, infos).requires_grad_(False)

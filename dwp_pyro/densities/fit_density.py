@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from dwp_pyro.densities import DENSITIES
-from dwp_pyro.densities.gaussian import fit_gaussian
-from dwp_pyro.densities.kernel_distribution import BlockKernels, FitSettings, KernelDistribution
+from dwp_pyro.densities.gaussian import fold_moments, gaussian_of
+from dwp_pyro.densities.kernel_distribution import BlockKernels, KernelDistribution
 
 __all__ = ["fit_density", "score_kernels"]
 
@@ -31,7 +33,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def fit_density(family: str, block: BlockKernels, settings: FitSettings) -> tuple[KernelDistribution, dict[str, float]]:
+def fit_density(
+    family: str, block: BlockKernels, steps: int, seed: int, form: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[KernelDistribution, dict[str, float]]:
     """Fit a kernel distribution and score it on held-out kernels.
 
     The last bootstrap is held out to score, the one before it to choose (the optimization step to stop at, the number
@@ -41,7 +45,9 @@ def fit_density(family: str, block: BlockKernels, settings: FitSettings) -> tupl
     Args:
         family: One of `DENSITIES`.
         block: Kernels to fit to.
-        settings: Settings of the fit.
+        steps: Maximum number of optimization steps of a VAE or a flow.
+        seed: Seed of the initialization, the minibatches and the noise.
+        form: Arguments of the distribution besides the shape of a kernel; see `KernelDistribution.init_args`.
 
     Returns:
         The distribution, in evaluation mode and frozen, and its held-out nats per kernel beside those of its controls;
@@ -50,15 +56,15 @@ def fit_density(family: str, block: BlockKernels, settings: FitSettings) -> tupl
     Raises:
         PriorError: If the loss or its gradient stays NaN or infinite.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     fitted, validation, test = _hold_out(block)
     kernel_shape = block.kernels.shape[1:]
-    trial, final = (DENSITIES[family].from_settings(kernel_shape, settings) for _ in range(2))
+    trial, final = (DENSITIES[family](kernel_shape, **form) for _ in range(2))
     for density, part in ((trial, fitted), (final, block)):
-        gaussian = fit_gaussian(part.kernels, part.identities)
+        gaussian = gaussian_of(fold_moments(part.kernels, part.identities))
         density.standardize_by(gaussian.loc, gaussian.scale_tril)
-    chosen = trial.fit(fitted.kernels, settings, validation=validation)
-    final.fit(block.kernels, settings, chosen=chosen)
+    chosen = trial.fit(fitted.kernels, steps, validation=validation)
+    final.fit(block.kernels, steps, chosen=chosen)
     for density in (trial, final):
         density.eval().requires_grad_(False)
     return final, score_kernels(trial, test)

@@ -14,7 +14,7 @@ from dwp_pyro.densities.kernel_distribution import KernelDistribution
 from dwp_pyro.densities.kernel_normal import KernelNormal
 from dwp_pyro.densities.moments import Moments
 
-__all__ = ["FOLDS", "KernelGaussian", "fit_gaussian", "fold_moments", "gaussian_of", "kernel_gaussian"]
+__all__ = ["FOLDS", "KernelGaussian", "fold_moments", "gaussian_of", "kernel_gaussian"]
 
 _SHRINKAGES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -41,21 +41,6 @@ class KernelGaussian(KernelDistribution):
         return 0.5 * (square + len(self.loc) * math.log(2 * math.pi)) + self.log_abs_det(scale) - q.entropy()
 
 
-def fit_gaussian(kernels: Tensor, identities: Tensor) -> MultivariateNormal:
-    """Fit a Gaussian over flattened kernels; see `gaussian_of`.
-
-    Args:
-        kernels: Kernels, [n, k₁, …, k_d], n ≥ 1.
-        identities: Number of each kernel, shared by its snapshots, [n] integers. Snapshots of a kernel are held out
-            together: near copies in both parts would favor no shrinkage.
-
-    Returns:
-        A distribution over [D], in the kernels' dtype.
-    """
-    fit = gaussian_of(fold_moments(kernels, identities))
-    return MultivariateNormal(fit.loc.to(kernels.dtype), scale_tril=fit.scale_tril.to(kernels.dtype))
-
-
 def kernel_gaussian(kernel_shape: Sequence[int], folds: Sequence[Moments]) -> KernelGaussian:
     """Return the fit of `gaussian_of` as a density of kernels of this shape."""
     density, fit = KernelGaussian(kernel_shape), gaussian_of(folds)
@@ -64,7 +49,13 @@ def kernel_gaussian(kernel_shape: Sequence[int], folds: Sequence[Moments]) -> Ke
 
 
 def fold_moments(kernels: Tensor, identities: Tensor) -> list[Moments]:
-    """Return the moments of at most five folds of kernels; arguments as for `fit_gaussian`."""
+    """Return the moments of at most five folds of kernels.
+
+    Args:
+        kernels: Kernels, [n, k₁, …, k_d], n ≥ 1.
+        identities: Number of each kernel, shared by its snapshots, [n] integers. Snapshots of a kernel are held out
+            together: near copies in both parts would favor no shrinkage.
+    """
     numbers = identities.unique(return_inverse=True)[1] % FOLDS
     return [Moments.of(kernels[numbers == number]) for number in numbers.unique()]
 

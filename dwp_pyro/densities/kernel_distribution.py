@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dwp_pyro.densities.kernel_normal import KernelNormal
 
-__all__ = ["BlockKernels", "FitSettings", "KernelDistribution"]
+__all__ = ["BlockKernels", "KernelDistribution"]
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,6 @@ class BlockKernels:
         return len(self.kernels)
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """Settings of a fit.
-
-    Args:
-        latent_size: Latent size of a VAE.
-        hidden: Widths of a VAE's hidden layers.
-        steps: Maximum number of optimization steps of a VAE or a flow.
-        seed: Seed of the initialization, the minibatches and the noise.
-    """
-
-    latent_size: int
-    hidden: Sequence[int]
-    steps: int
-    seed: int
-
-
 class KernelDistribution(nn.Module, ABC):
     """p(w) of one kernel w = b + A u, given by a density of the standardized kernel u (D numbers).
 
@@ -76,30 +59,18 @@ class KernelDistribution(nn.Module, ABC):
         self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("scale_tril", torch.eye(size))
 
-    @classmethod
-    def from_settings(cls, kernel_shape: Sequence[int], settings: FitSettings) -> Self:
-        """Return a distribution to fit with these settings."""
-        return cls(kernel_shape)
-
     def init_args(self) -> dict[str, Any]:
         """Return the constructor arguments besides `kernel_shape`, as plain JSON values."""
         return {}
 
-    def fit(
-        self,
-        kernels: Tensor,
-        settings: FitSettings,
-        *,
-        validation: Tensor | None = None,
-        chosen: int | None = None,
-    ) -> int:
+    def fit(self, kernels: Tensor, steps: int, *, validation: Tensor | None = None, chosen: int | None = None) -> int:
         """Fit the parameters of p(u) to kernels whose mean and covariance root are (b, A), in place.
 
         Does nothing for a family whose p(u) has no parameters.
 
         Args:
             kernels: Kernels to fit to, [n, k₁, …, k_d].
-            settings: Settings of the fit.
+            steps: Maximum number of optimization steps of a VAE or a flow.
             validation: Kernels to choose the complexity on, [m, k₁, …, k_d]; None to fit without a choice.
             chosen: Complexity to fit with, where there is no `validation`: what an earlier fit returned.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dwp_pyro.densities.kernel_distribution import FitSettings, KernelDistribution
+from dwp_pyro.densities.kernel_distribution import KernelDistribution
 
 __all__ = ["KernelMixture"]
 
@@ -45,14 +45,7 @@ class KernelMixture(KernelDistribution):
         return {"components": len(self.log_weights)}
 
     @torch.no_grad()
-    def fit(
-        self,
-        kernels: Tensor,
-        settings: FitSettings,
-        *,
-        validation: Tensor | None = None,
-        chosen: int | None = None,
-    ) -> int:
+    def fit(self, kernels: Tensor, steps: int, *, validation: Tensor | None = None, chosen: int | None = None) -> int:
         if validation is None:
             self._expectation_maximization(kernels, chosen or len(self.log_weights))
             return len(self.log_weights)

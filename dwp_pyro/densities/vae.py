@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwp_pyro.densities.gradient_fit import GradientFitted
-from dwp_pyro.densities.kernel_distribution import FitSettings
 
 __all__ = ["KernelVAE"]
 
@@ -54,10 +53,6 @@ class KernelVAE(GradientFitted):
         size = self.kernel_shape.numel()
         self.encoder = _perceptron(size, hidden, 2 * latent_size)
         self.decoder = _perceptron(latent_size, tuple(reversed(self.hidden)), 2 * size)
-
-    @classmethod
-    def from_settings(cls, kernel_shape: Sequence[int], settings: FitSettings) -> Self:
-        return cls(kernel_shape, settings.latent_size, settings.hidden)
 
     def init_args(self) -> dict[str, Any]:
         return {"latent_size": self.latent_size, "hidden": list(self.hidden)}

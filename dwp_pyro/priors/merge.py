@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwp_pyro.densities import BlockKernels, FitSettings, KernelDistribution
+from dwp_pyro.densities import BlockKernels, KernelDistribution
 from dwp_pyro.densities.fit_density import fit_density
 from dwp_pyro.densities.gaussian import kernel_gaussian
 from dwp_pyro.densities.moments import Moments
@@ -105,11 +105,10 @@ def _fit_to_samples(
     densities = {}
     for number, (name, parts) in enumerate(each(drawn.items(), f"{first.family} prior of each block")):
         form = first.block(name).init_args()
-        settings = FitSettings(form.get("latent_size", 8), form.get("hidden", (32,)), _STEPS, seed * 1009 + number)
         kernels = torch.cat(parts)
         origin = torch.cat([torch.full([len(part)], index) for index, part in enumerate(parts)])
         block = BlockKernels(kernels, origin, torch.arange(len(kernels)))
-        densities[name], _ = fit_density(first.family, block, settings)
+        densities[name], _ = fit_density(first.family, block, _STEPS, seed * 1009 + number, form)
     return densities
 
 

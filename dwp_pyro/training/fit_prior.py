@@ -15,7 +15,7 @@ from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.names import FAMILIES
 from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.data.preprocessing import NORMALIZATION
-from dwp_pyro.densities import DENSITIES, BlockKernels, FitSettings
+from dwp_pyro.densities import DENSITIES, BlockKernels
 from dwp_pyro.densities.fit_density import fit_density
 from dwp_pyro.densities.gaussian import fold_moments, kernel_gaussian
 from dwp_pyro.densities.kernel_distribution import KernelDistribution
@@ -221,8 +221,8 @@ def _fit(
     """Return the density of one block and its held-out nats, loaded from `run/blocks` if fitted before."""
     path = run / "blocks" / f"{name}-{family}.safetensors"
     if not path.exists():
-        settings = FitSettings(config.latent_size, config.hidden, config.density_steps, config.seed * 1009 + number)
-        density, nats = fit_density(family, block, settings)
+        form = {"latent_size": config.latent_size, "hidden": config.hidden} if family == "dwp" else {}
+        density, nats = fit_density(family, block, config.density_steps, config.seed * 1009 + number, form)
         save_tensors(path, density.state_dict(), {"form": density.init_args(), "nats": nats})
     tensors, metadata = load_tensors(path)
     try:

@@ -21,7 +21,7 @@ from torch.distributions import MultivariateNormal
 
 from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.data.preprocessing import Example
-from dwp_pyro.densities import BlockKernels, FitSettings
+from dwp_pyro.densities import BlockKernels
 from dwp_pyro.densities.fit_density import fit_density
 from dwp_pyro.densities.gaussian import fold_moments, gaussian_of
 from dwp_pyro.densities.moments import Moments
@@ -235,7 +235,7 @@ def fitted_density(family: str, pack: Blocks, of_network: Sequence[Blocks]) -> A
     totals = np.zeros(len(of_network))
     for name, block in pack.items():
         with torch.enable_grad():
-            density, _ = fit_density(family, block, FitSettings(8, (32,), 500, 0))
+            density, _ = fit_density(family, block, 500, seed=0)
         for number, each in enumerate(of_network):
             totals[number] += float(density.log_prob_estimate(each[name].kernels, 20).double().sum())
     return totals / np.array([sum(map(len, each.values())) for each in of_network])

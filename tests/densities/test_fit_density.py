@@ -13,13 +13,12 @@ from dwp_pyro.config.names import FAMILIES
 from dwp_pyro.densities import (
     DENSITIES,
     BlockKernels,
-    FitSettings,
     KernelDistribution,
     KernelFlow,
     KernelMixture,
-    fit_gaussian,
 )
 from dwp_pyro.densities.fit_density import fit_density, score_kernels
+from dwp_pyro.densities.gaussian import fold_moments, gaussian_of
 from dwp_pyro.runtime.errors import PriorError
 
 
@@ -35,8 +34,7 @@ def fit(
     block = BlockKernels(
         kernels, torch.arange(n) * bootstraps // n, torch.arange(n) if identities is None else identities
     )
-    settings = FitSettings(latent_size=4, hidden=(32,), steps=steps, seed=0)
-    return fit_density(family, block, settings)
+    return fit_density(family, block, steps, 0, {"latent_size": 4} if family == "dwp" else {})
 
 
 def correlated(size: int = 9) -> MultivariateNormal:
@@ -128,7 +126,7 @@ def test_scores_are_of_held_out_kernels(family):
     kernels[800:] *= 5
     density, nats = fit(family, kernels, steps=5, bootstraps=3)
     measured = kernels[800:]
-    control = fit_gaussian(kernels[:400], torch.arange(400))
+    control = gaussian_of(fold_moments(kernels[:400], torch.arange(400)))
     assert abs(nats["full_gaussian"] - float(control.log_prob(measured.flatten(1)).mean())) < 0.01
     isotropic = Normal(0.0, kernels[:400].square().mean().sqrt())
     assert abs(nats["isotropic"] - float(isotropic.log_prob(measured).sum((1, 2)).mean())) < 0.1
