@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dwp_pyro.commands.console import count_cases, logger, print_table
-from dwp_pyro.commands.options import device, overwrite, resume, settings_options, workers_options
+from dwp_pyro.commands.options import PATH, device, overwrite, resume, settings_options, workers_options
 from dwp_pyro.config.prediction import PredictConfig
 
 if typing.TYPE_CHECKING:
@@ -18,10 +18,10 @@ __all__ = ["evaluate", "export", "predict", "report"]
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("scans", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("run", type=PATH)
+@click.argument("scans", type=PATH, nargs=-1, required=True)
 @settings_options(PredictConfig)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the predictions.  [default: RUN/predictions]")
+@click.option("--out", type=PATH, help="Folder of the predictions.  [default: RUN/predictions]")
 @device
 @workers_options(None, "predict cases")
 @resume
@@ -55,7 +55,7 @@ def predict(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @settings_options(PredictConfig)
 @click.option("--root", help="Folder of the scans, if it was moved after the run.")
 @device
@@ -79,8 +79,8 @@ def evaluate(run: Path, config: PredictConfig, root: str | None, device: str, wo
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Output file.  [default: RUN/report.html]")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, help="Output file.  [default: RUN/report.html]")
 @click.option("--root", help="Folder of the scans, if it was moved after the run.")
 @click.option("--region", help="Region to show in the viewer.  [default: the first of RUN]")
 def report(run: Path, out: Path | None, root: str | None, region: str | None) -> None:
@@ -96,8 +96,8 @@ def report(run: Path, out: Path | None, root: str | None, region: str | None) ->
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
     "--format", "format_", type=click.Choice(["monai-bundle", "nnunet"]), required=True, help="Format of OUT."
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dwp_pyro.commands.console import print_table, print_tables
-from dwp_pyro.commands.options import device, workers_options
+from dwp_pyro.commands.options import PATH, device, workers_options
 
 if typing.TYPE_CHECKING:
     from dwp_pyro.runtime.workers import Workers
@@ -17,13 +17,7 @@ __all__ = ["demo", "experiment"]
 
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs/demo"),
-    show_default=True,
-    help="Output folder.",
-)
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Output folder.")
 @device
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of scans and training.")
 def demo(out: Path, device: str, seed: int) -> None:
@@ -47,8 +41,8 @@ def demo(out: Path, device: str, seed: int) -> None:
 
 
 @click.command()
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: runs/<name of STUDY>]")
+@click.argument("study", type=PATH)
+@click.option("--out", type=PATH, help="Folder of the results.  [default: runs/<name of STUDY>]")
 @workers_options(1, "train runs")
 @device
 def experiment(study: Path, out: Path | None, workers: Workers, device: str) -> None:

@@ -8,16 +8,14 @@ from pathlib import Path
 import click
 
 from dwp_pyro.commands.console import print_rows, print_tables
-from dwp_pyro.commands.options import overwrite
+from dwp_pyro.commands.options import PATH, overwrite
 
 __all__ = ["inspect_prior", "merge_prior", "score_prior"]
 
 
 @click.command("score-prior")
-@click.argument("prior", type=click.Path(path_type=Path))
-@click.option(
-    "--kernels", type=click.Path(path_type=Path), required=True, help="Kernels: a .safetensors bank or an .npy array."
-)
+@click.argument("prior", type=PATH)
+@click.option("--kernels", type=PATH, required=True, help="Kernels: a .safetensors bank or an .npy array.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Samples K of the bound.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bound's samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -41,8 +39,8 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
 
 
 @click.command("inspect-prior")
-@click.argument("prior", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the plots.  [default: runs/inspect-PRIOR]")
+@click.argument("prior", type=PATH)
+@click.option("--out", type=PATH, help="Folder of the plots.  [default: runs/inspect-PRIOR]")
 def inspect_prior(prior: Path, out: Path | None) -> None:
     """Show the card of a PRIOR and plot it.
 
@@ -60,13 +58,9 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
 
 
 @click.command("merge-prior")
-@click.argument("priors", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("priors", type=PATH, nargs=-1, required=True)
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs/prior-merged"),
-    show_default=True,
-    help="Folder of the merged prior.",
+    "--out", type=PATH, default=Path("runs/prior-merged"), show_default=True, help="Folder of the merged prior."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of samples and fits.")
 @overwrite

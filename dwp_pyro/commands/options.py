@@ -14,7 +14,18 @@ import click
 
 from dwp_pyro.config.base import Settings
 
-__all__ = ["CommaSeparated", "device", "options_of_run", "overwrite", "resume", "settings_options", "workers_options"]
+__all__ = [
+    "PATH",
+    "CommaSeparated",
+    "device",
+    "options_of_run",
+    "overwrite",
+    "resume",
+    "settings_options",
+    "workers_options",
+]
+
+PATH = click.Path(path_type=Path)
 
 
 class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # not generic in the oldest supported click
@@ -64,12 +75,8 @@ def settings_options(config: type[Settings]) -> Callable[[Callable[..., Any]], C
                 multiple=field.name in repeated,
                 help=help_text,
             )(decorated)
-        return click.option(
-            "--config",
-            "config_file",
-            type=click.Path(path_type=Path),
-            help="YAML file of settings; options override it.",
-        )(decorated)
+        help_text = "YAML file of settings; options override it."
+        return click.option("--config", "config_file", type=PATH, help=help_text)(decorated)
 
     return decorate
 
@@ -93,9 +100,7 @@ def _load_settings(config: type[Settings], config_file: Path | None, given: dict
     return config.from_mapping(values) if config_file is None else config.from_yaml(config_file, **values)
 
 
-out = click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<command and main settings>]"
-)
+out = click.option("--out", type=PATH, help="Folder of the run.  [default: runs/<command and main settings>]")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 resume = click.option("--resume", is_flag=True, help="Resume an unfinished run.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace a previous run in the folder.")

@@ -108,20 +108,6 @@ class KernelVAE(GradientFitted):
         m, s = self.encode(w)
         return (0.5 * (m.square() + s.square() - 1) - s.log()).mean(0)
 
-    def latent_information(self, samples: int = 256) -> Tensor:
-        """Return the Fisher information of each z_j in the mean of p(u|z), [L]: E_p(z) Σ_i (∂μ_i/∂z_j / σ_i)².
-
-        Measures the use of a latent dimension without kernels to encode; 0 for one that the decoder ignores.
-
-        Args:
-            samples: Number of draws of z.
-        """
-        z = torch.randn(samples, self.latent_size, dtype=self.loc.dtype, device=self.loc.device, requires_grad=True)
-        with torch.enable_grad():
-            loc, scale = self.decode(z)
-            slopes = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in loc.unbind(-1)]
-        return (torch.stack(slopes, 1) / scale.detach().unsqueeze(-1)).square().sum(1).mean(0)
-
     def log_prob_standardized(self, u: Tensor, samples: int = 1) -> Tensor:
         """Return one draw of the K-sample bound, K = `samples`: [..., D] → [...]."""
         return self._bound(u, torch.randn(samples, *u.shape[:-1], self.latent_size, dtype=u.dtype, device=u.device))

@@ -84,18 +84,16 @@ def evaluate(
         return _write(run, config, data, _measure_all(trained, data, workers))
 
 
-def _measure_all(
-    trained: TrainedRun, data: DataSet, workers: Workers | None
-) -> dict[str, dict[str, tuple[CaseMetrics, float]]]:
-    """Return case → the result of `_measure_predicted`."""
+def _measure_all(trained: TrainedRun, data: DataSet, workers: Workers | None) -> dict[str, dict[str, CaseMetrics]]:
+    """Return case → region → metrics."""
     network_config = trained.posterior.network_config
     measure_one = partial(_measure_predicted, trained.folder / "predictions", network_config, replace(data, cases=()))
-    results: dict[str, dict[str, tuple[CaseMetrics, float]]] = {}
+    results: dict[str, dict[str, CaseMetrics]] = {}
     with progress("evaluating", len(data.cases)) as advance:
 
-        def finished(case: Case, result: dict[str, tuple[CaseMetrics, float]]) -> None:
+        def finished(case: Case, result: dict[str, CaseMetrics]) -> None:
             results[case.id] = result
-            advance(", ".join(f"Dice {metrics.measures['dice']:.3f}" for metrics, _ in result.values()))
+            advance(", ".join(f"Dice {metrics.measures['dice']:.3f}" for metrics in result.values()))
 
         if workers is None:
             for case in data.cases:
@@ -106,7 +104,7 @@ def _measure_all(
 
 
 def _write(
-    run: Path, config: PredictConfig, data: DataSet, results: Mapping[str, Mapping[str, tuple[CaseMetrics, float]]]
+    run: Path, config: PredictConfig, data: DataSet, results: Mapping[str, Mapping[str, CaseMetrics]]
 ) -> dict[str, dict[str, Summary]]:
     """Write the files of `evaluate`, and return region → metric → summary.
 
@@ -114,11 +112,10 @@ def _write(
         run: Run folder.
         config: Settings of the predictions.
         data: Test cases.
-        results: Case → region → metrics and mean entropy.
+        results: Case → region → metrics.
     """
     regions = list(results[data.cases[0].id])
-    measured = {region: {case.id: results[case.id][region][0] for case in data.cases} for region in regions}
-    entropies = {region: [results[case.id][region][1] for case in data.cases] for region in regions}
+    measured = {region: {case.id: results[case.id][region] for case in data.cases} for region in regions}
     table = io.StringIO()
     writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
@@ -136,7 +133,7 @@ def _write(
         written[region] = {
             "summary": {name: asdict(value) for name, value in summary[region].items()},
             "cases": rows,
-            "curves": _curves(run, suffix, list(of_region.values()), entropies[region]),
+            "curves": _curves(run, suffix, list(of_region.values())),
         }
     write_json(
         run / "evaluation.json",
@@ -151,10 +148,8 @@ def _write(
     return summary
 
 
-def _measure_predicted(
-    out: Path, network_config: NetworkConfig, data: DataSet, case: Case
-) -> dict[str, tuple[CaseMetrics, float]]:
-    """Return the metrics and the mean entropy of each region of a predicted case."""
+def _measure_predicted(out: Path, network_config: NetworkConfig, data: DataSet, case: Case) -> dict[str, CaseMetrics]:
+    """Return the metrics of each region of a predicted case."""
     scan = read_scan(case, network_config, data)
     predicted = read_case_metrics(out, case.id, network_config)
     probabilities, entropies = (read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy"))
@@ -163,8 +158,7 @@ def _measure_predicted(
     for region, probability, mask, entropy in zip(network_config.regions, probabilities, masks, entropies, strict=True):
         pairwise_dice = predicted[region]["pairwise_dice"]
         pairwise_dice = math.nan if pairwise_dice is None else pairwise_dice
-        metrics = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
-        measured[region] = metrics, float(entropy[scan.counted].mean())
+        measured[region] = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
     return measured
 
 
@@ -242,12 +236,12 @@ def _measure(
     return measured
 
 
-def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics], entropies: Sequence[float]) -> dict[str, Any]:
+def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics]) -> dict[str, Any]:
     """Draw the curves of a region over all cases, and return their points."""
     reliability = reduce(add, (case.reliability for case in cases))
     each = [case.risk_coverage for case in cases]
     of_voxels = RiskCoverage(each[0].coverage, np.mean([curve.risk for curve in each], 0))
-    score, of_cases = _case_risk_coverage([case.measures for case in cases], entropies)
+    score, of_cases = _case_risk_coverage(cases)
     points = {name: getattr(reliability, name).tolist() for name in ("confidence", "frequency", "count")}
     save_figure(run / f"reliability{suffix}.png", reliability_figure(**points))
     panels = {
@@ -262,16 +256,17 @@ def _curves(run: Path, suffix: str, cases: Sequence[CaseMetrics], entropies: Seq
     }
 
 
-def _case_risk_coverage(rows: Sequence[Mapping[str, float]], entropies: Sequence[float]) -> tuple[str, RiskCoverage]:
+def _case_risk_coverage(cases: Sequence[CaseMetrics]) -> tuple[str, RiskCoverage]:
     """Return the score that ranks cases, and the curve of the risk 1 − Dice under it.
 
     The score is the pairwise Dice of the weight samples or, if a case lacks it, the mean entropy of the brain.
     """
+    rows = [case.measures for case in cases]
     risk = np.array([1 - row["dice"] for row in rows])
     if all("pairwise_dice" in row for row in rows):
         disagreement = np.array([1 - row["pairwise_dice"] for row in rows])
         return "pairwise Dice", risk_coverage(disagreement, risk, len(rows))
-    return "mean entropy of the brain", risk_coverage(np.array(entropies), risk, len(rows))
+    return "mean entropy of the brain", risk_coverage(np.array([case.mean_entropy for case in cases]), risk, len(rows))
 
 
 def _as_lists(curve: RiskCoverage) -> dict[str, list[float]]:

@@ -16,7 +16,6 @@ from dwp_pyro.data.case import read_case
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.data.preprocessing import Preprocessing
-from dwp_pyro.densities.vae import KernelVAE
 from dwp_pyro.models.likelihoods import region_probability
 from dwp_pyro.models.registry import NETWORKS, build_network
 from dwp_pyro.models.unet import ResidualUNet3d
@@ -55,8 +54,7 @@ def inspect_prior(prior: Path, out: Path) -> tuple[KernelPrior, dict[str, Path]]
         advance("kernels")
         if kernel_prior.family == "dwp":
             pictures["Latent dimensions"] = out / "traversals.png"
-            measure = "mean KL(r(z|w)‖p(z)), in nats" if kernels else "the decoder's information on z"
-            save_traversal_figure(pictures["Latent dimensions"], kernel_prior, _usage(kernel_prior, kernels), measure)
+            save_traversal_figure(pictures["Latent dimensions"], kernel_prior, kernels)
         advance("latent dimensions")
         if networks:
             image, channels = _phantom()
@@ -84,15 +82,6 @@ def _kernels(path: Path, prior: KernelPrior) -> dict[str, Tensor]:
     if not all(found.values()):
         raise PriorError(f"{path}: lacks kernels of some blocks of the prior; remove or restore it")
     return {name: torch.cat(values) for name, values in found.items()}
-
-
-def _usage(prior: KernelPrior, kernels: dict[str, Tensor]) -> dict[str, Tensor]:
-    usage = {}
-    for name in prior.block_infos:
-        vae = prior.block(name)
-        assert isinstance(vae, KernelVAE)
-        usage[name] = vae.latent_divergence(kernels[name]) if kernels else vae.latent_information()
-    return usage
 
 
 def _networks(prior: KernelPrior) -> dict[str, list[nn.Module]]:

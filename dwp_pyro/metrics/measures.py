@@ -55,11 +55,13 @@ class CaseMetrics(NamedTuple):
         measures: Values of `MEASURES`, except "pairwise_dice", which needs the weight samples.
         reliability: Reliability over brain voxels; summed over cases.
         risk_coverage: Curve over brain voxels, 100 points; averaged over cases.
+        mean_entropy: Mean entropy of the brain voxels in nats.
     """
 
     measures: dict[str, float]
     reliability: Reliability
     risk_coverage: RiskCoverage
+    mean_entropy: float
 
 
 def case_metrics(
@@ -107,4 +109,4 @@ def case_metrics(
         "qu_brats": qu_brats(predicted, y, uncertainty),
         "aurc": curve.aurc,
     }
-    return CaseMetrics(measures, reliability, curve)
+    return CaseMetrics(measures, reliability, curve, float(entropy[brain_mask].mean()))

@@ -23,6 +23,7 @@ _KERNELS_SHOWN = 16
 _TRAVERSAL = torch.linspace(-3, 3, 13)
 
 _DIMENSIONS_SHOWN = 3
+_KERNELS_DRAWN = 1000
 
 
 def save_kernel_figure(path: Path, prior: KernelPrior, kernels: Mapping[str, Tensor]) -> None:
@@ -52,27 +53,30 @@ def save_kernel_figure(path: Path, prior: KernelPrior, kernels: Mapping[str, Ten
     save_figure(path, figure, dpi=110)
 
 
-def save_traversal_figure(path: Path, prior: KernelPrior, usage: Mapping[str, Tensor], unit: str) -> None:
+@torch.no_grad()
+def save_traversal_figure(path: Path, prior: KernelPrior, kernels: Mapping[str, Tensor]) -> None:
     """Draw, per block of a VAE prior, the mean kernel of p(w|z) along its most used latent dimensions.
 
-    `usage` is that of each latent dimension per block, [L], in `unit`.
+    The use is measured on the `kernels` [n, k₁, …, k_d] of each block, or without any on draws from the prior.
     """
     figure, axes = _column_of_axes(len(prior.block_infos), 1.3)
-    for ax, (name, used) in zip(axes, usage.items(), strict=True):
+    for ax, name in zip(axes, prior.block_infos, strict=True):
         vae = prior.block(name)
         assert isinstance(vae, KernelVAE)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            used = vae.latent_divergence(kernels[name] if kernels else vae.rsample([_KERNELS_DRAWN]))
         rows = {}
         for dimension in used.argsort(descending=True)[:_DIMENSIONS_SHOWN].tolist():
             z = torch.zeros(len(_TRAVERSAL), vae.latent_size)
             z[:, dimension] = _TRAVERSAL
-            with torch.no_grad():
-                loc, _ = vae.decode(z)
-                w = vae.loc + loc @ vae.scale_tril.T
+            w = vae.loc + vae.decode(z)[0] @ vae.scale_tril.T
             rows[f"z{dimension + 1}: {float(used[dimension]):.2f}"] = w.reshape(-1, *vae.kernel_shape)
         _show_kernels(ax, name, rows)
     figure.suptitle(
         "Latent traversals: mean kernel of p(w|z), middle slice, from z = −3 (left) to 3 (right) along\n"
-        f"one dimension, the others 0. The {_DIMENSIONS_SHOWN} most used dimensions per block, by {unit}; 0: not used.",
+        f"one dimension, the others 0. The {_DIMENSIONS_SHOWN} most used dimensions per block, by mean "
+        "KL(r(z|w)‖p(z)) in nats; 0: not used.",
         fontsize=10,
     )
     save_figure(path, figure, dpi=110)

@@ -34,7 +34,7 @@ from dwp_pyro.training.network_training import (
 )
 from dwp_pyro.training.training_data import SOURCE, TrainingData, load_training_data
 
-__all__ = ["Snapshot", "count_source_networks", "load_source_network", "train_source"]
+__all__ = ["Snapshot", "load_source_network", "load_source_networks", "train_source"]
 
 Snapshot = tuple[KernelSource, dict[str, Tensor]]
 
@@ -60,39 +60,39 @@ def train_source(
     """
     run = options.out
     stages = [f"bootstrap{number}" for number in range(config.bootstraps)]
-    untrained = [stage for stage in stages if not (run / "source" / stage / _last_snapshot(config)).exists()]
+    last = f"snapshot{config.snapshots - 1}.json"  # marks a finished bootstrap
+    untrained = [stage for stage in stages if not (run / "source" / stage / last).exists()]
     if options.workers is not None:
         work = partial(_train_in_worker, config, run, options.device)
         options.workers.at_most(config.bootstraps).map(work, untrained, lambda stage, _: None)
     else:
         for stage in untrained:
             _train_bootstrap(config, data, run, stage, torch_device(options.device), track)
-    trained: list[tuple[list[Snapshot], list[Member]]] = []
+    trained: list[list[tuple[KernelSource, Member]]] = []  # per bootstrap, its snapshots
     for bootstrap, stage in enumerate(stages):
         folder = run / "source" / stage
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        snapshots: list[Snapshot] = []
-        members: list[Member] = []
+        trained.append([])
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")
             dice, correlation = _read_snapshot_metrics(folder / f"snapshot{number}.json")
             source = KernelSource(bootstrap, number, data.layout, asdict(posterior.network_config), dice, correlation)
-            (member,) = posterior.members
-            snapshots.append((source, {name: w.detach() for name, w in kernel_sites(member.network).items()}))
-            members.append(member)
-        trained.append((snapshots, members))
-    best = [_best(snapshots) for snapshots, _ in trained]
-    dice_of_best = [snapshots[number][0].dice for (snapshots, _), number in zip(trained, best, strict=True)]
-    learned = have_learned("bootstrap", dice_of_best)
-    order = sorted((n for n, kept in enumerate(learned) if kept), key=lambda n: -(dice_of_best[n] or 0.0))
-    bank = [snapshot for n, (snapshots, _) in enumerate(trained) if learned[n] for snapshot in snapshots]
-    return bank, Posterior(posterior.network_config, [trained[n][1][best[n]] for n in order])
+            trained[-1].append((source, posterior.members[0]))
+    best = [max(snapshots, key=_rank) for snapshots in trained]
+    learned = have_learned("bootstrap", [source.dice for source, _ in best])
+    kept = sorted(itertools.compress(best, learned), key=lambda snapshot: -(snapshot[0].dice or 0.0))
+    bank = [
+        (source, {name: weight.detach() for name, weight in kernel_sites(member.network).items()})
+        for snapshots in itertools.compress(trained, learned)
+        for source, member in snapshots
+    ]
+    return bank, Posterior(posterior.network_config, [member for _, member in kept])
 
 
-def _best(snapshots: list[Snapshot]) -> int:
-    """Return the index of the snapshot with the highest Dice; of the last one without Dice."""
-    ranks = [number if snapshot.dice is None else snapshot.dice for number, (snapshot, _) in enumerate(snapshots)]
-    return ranks.index(max(ranks))
+def _rank(snapshot: tuple[KernelSource, Member]) -> float:
+    """Return the Dice of a snapshot, or its number: without Dice the last one is the best."""
+    source, _ = snapshot
+    return source.snapshot if source.dice is None else source.dice
 
 
 def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:
@@ -102,11 +102,6 @@ def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:
     if not all(value is None or isinstance(value, float) for value in (dice, correlation)):
         raise RunOutdated(f"{path}: does not hold the metrics of a snapshot")
     return dice, correlation
-
-
-def _last_snapshot(config: FitPriorConfig) -> str:
-    """Return the name of the file that marks a finished bootstrap."""
-    return f"snapshot{config.snapshots - 1}.json"
 
 
 def _train_in_worker(config: FitPriorConfig, run: Path, device: str, stage: str) -> None:
@@ -180,11 +175,6 @@ def _flat(network: nn.Module) -> Tensor:
     return torch.cat([kernels.detach().flatten().cpu() for kernels in kernel_sites(network).values()])
 
 
-def count_source_networks(folder: Path) -> int:
-    """Return the number of source networks that fit-prior saved; errors as for `load_source_network`."""
-    return len(_load_sources(folder).members)
-
-
 def load_source_network(folder: Path, network_config: NetworkConfig, member: int) -> nn.Module:
     """Load a source network that fit-prior saved, for a target of the same architecture; member 0 is the best.
 
@@ -195,7 +185,7 @@ def load_source_network(folder: Path, network_config: NetworkConfig, member: int
         RunError: if there is no such network, or its architecture, modalities, widths or regions do not fit.
     """
     path = folder / SOURCE
-    source = _load_sources(folder)
+    source = load_source_networks(folder)
     for name in ("network", "modalities", "widths"):
         found, expected = getattr(source.network_config, name), getattr(network_config, name)
         if found != expected and not (name == "modalities" and set(found) < set(expected)):
@@ -217,7 +207,12 @@ def load_source_network(folder: Path, network_config: NetworkConfig, member: int
     return network.requires_grad_(True)
 
 
-def _load_sources(folder: Path) -> Posterior:
+def load_source_networks(folder: Path) -> Posterior:
+    """Load all source networks that fit-prior saved, the best first.
+
+    Raises:
+        RunError: if there is none, or the file is damaged.
+    """
     path = folder / SOURCE
     if not path.exists():
         raise SourceMissing(f"{path}: no source network")

@@ -26,7 +26,7 @@ from dwp_pyro.priors.prior_scales import PriorScales
 from dwp_pyro.runtime.device import catch_out_of_memory
 from dwp_pyro.runtime.errors import ConfigError
 from dwp_pyro.training.network_training import TrainingSetup
-from dwp_pyro.training.source_networks import count_source_networks, load_source_network
+from dwp_pyro.training.source_networks import load_source_network, load_source_networks
 from dwp_pyro.training.target import Method, train_target
 
 __all__ = ["annealed", "gaussian_prior", "svi"]
@@ -68,7 +68,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     resolved = config.resolve()
     assert resolved.members is not None
     if config.members is None and resolved.center == "source":
-        available = count_source_networks(config.prior_folder)
+        available = len(load_source_networks(config.prior_folder).members)
         resolved = replace(resolved, members=min(resolved.members, available))
 
     with catch_out_of_memory(str(options.out)):
