@@ -93,7 +93,6 @@ def training_patches(data: TrainingData, settings: TrainingConfig, seed: int, le
 def train_network(
     setup: TrainingSetup,
     *,
-    network_config: NetworkConfig,
     data: TrainingData,
     settings: TrainingConfig,
     schedule: TrainingSchedule,
@@ -109,7 +108,6 @@ def train_network(
 
     Args:
         setup: Setup; trained in place, on `device`.
-        network_config: Architecture and input of the network.
         data: Cases to train and validate on.
         settings: Settings of the command.
         schedule: Rates, estimator and seed.
@@ -124,7 +122,7 @@ def train_network(
     Returns:
         The trained model, on `device`.
     """
-    guide = setup.guide
+    guide, network_config = setup.guide, network_config_for(settings, data)
     warn_if_emulated(settings.precision, device)
     model = SegmentationModel(
         setup.network,

@@ -135,8 +135,7 @@ def _train_bootstrap(
         return 0.5 * config.learning_rate * (1 + math.cos(math.pi * fraction))
 
     torch.manual_seed(seed)
-    network_config = network_config_for(config, data)
-    network = network_config.build()
+    network = network_config_for(config, data).build()
     start = _flat(network)
     schedule = TrainingSchedule(
         steps=config.steps,
@@ -148,7 +147,6 @@ def _train_bootstrap(
     with locked(run, f".lock-{stage}"):  # a worker of a cluster outlives its command
         train_network(
             TrainingSetup(network),
-            network_config=network_config,
             data=bag,
             settings=config,
             schedule=schedule,

@@ -177,11 +177,9 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
 
 
 class _TrainedMember(NamedTuple):
-    """A trained member of the posterior, and the number, stage and steps of its training."""
+    """A trained member of the posterior, and the number of its training."""
 
     number: int
-    stage: str
-    steps: int
     setup: TrainingSetup
     model: SegmentationModel
     member: Member
@@ -234,7 +232,6 @@ class _Trainer:
     def train(self, setup: TrainingSetup, stage: str, seed: int, steps: int) -> SegmentationModel:
         return train_network(
             setup,
-            network_config=self.network_config,
             data=self.data,
             settings=self.method.config,
             schedule=self.method.schedule(seed, steps),
@@ -262,7 +259,7 @@ class _Trainer:
         setup, model = self.fit_member(number)
         member = trained_member(setup, self.network_config, self.device)
         dice = validation_dice(Posterior(self.network_config, [member]), self.data, self.device)
-        return _TrainedMember(number, self.stages[number], self.steps, setup, model, member, dice)
+        return _TrainedMember(number, setup, model, member, dice)
 
     def train_members(self, options: RunOptions) -> list[_TrainedMember]:
         """Train all members, by workers if there are any; return those that have learned."""
@@ -286,7 +283,7 @@ class _Trainer:
         seed = self.method.seed(first.number)
         torch.manual_seed(seed)
         null_models = {
-            null: self.train(setup, f"{self.name}-{null}", seed, math.ceil(first.steps * _NULL_STEPS))
+            null: self.train(setup, f"{self.name}-{null}", seed, math.ceil(self.steps * _NULL_STEPS))
             for null, setup in make_nulls(self.network_config, self.device, first.number, first.setup).items()
         }
         patches = training_patches(self.data, config, config.seed, PATCHES)
@@ -297,7 +294,7 @@ class _Trainer:
         report_nulls(summary)
         records = read_metrics(self.run / "metrics.jsonl")
         for each in trained:
-            report_unconverged(records, each.stage, each.steps)
+            report_unconverged(records, self.stages[each.number], self.steps)
         return summary
 
 
