@@ -153,7 +153,7 @@ def _measure_predicted(out: Path, network_config: NetworkConfig, data: DataSet, 
     scan = read_scan(case, network_config, data)
     predicted = read_case_metrics(out, case.id, network_config)
     probabilities, entropies = (read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy"))
-    masks = network_config.masks(probabilities, read_decision(out, case.id))
+    masks = network_config.masks(probabilities, read_decision(out, case.id), scan.spacing)
     measured = {}
     for region, probability, mask, entropy in zip(network_config.regions, probabilities, masks, entropies, strict=True):
         pairwise_dice = predicted[region]["pairwise_dice"]

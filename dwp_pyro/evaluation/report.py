@@ -207,7 +207,7 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
         image,
         scan.brain_mask,
         np.isin(scan.label, sorted(data.region_values([region])[region])),
-        network_config.masks(probability, read_decision(run / "predictions", case.id))[number],
+        network_config.masks(probability, read_decision(run / "predictions", case.id), scan.spacing)[number],
         probability[number],
         entropy[number],
         mutual_information[number],

@@ -73,32 +73,36 @@ class Decision:
         return tuple(flip for count in range(len(axes) + 1) for flip in combinations(axes, count))
 
     def masks(
-        self, probability: NDArray[np.float32], values: Sequence[Sequence[int]], activation: str
+        self, probability: NDArray[np.float32], values: Sequence[Sequence[int]], activation: str, size: float = 1.0
     ) -> NDArray[np.bool_]:
         """Return the masks of the regions, bool [R, X, Y, Z].
 
         Args:
             probability: Mean probability of each region, [R, X, Y, Z].
             values: Label values of each region; a region is limited to the regions that have all of its values and
-                more, unless all of the decision is "half".
+                more, so that a label map can hold them.
             activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
+            size: Volume of a voxel; see `expected_dice_threshold`.
         """
-        masks = _above_threshold(probability, self.threshold, activation)
-        if self.threshold == "half" and not self.min_mass:
-            return masks
-        parts = zip(masks, probability, strict=True)
-        kept = np.stack([remove_small_components(mask, each, self.min_mass) for mask, each in parts])
+        kept = _above_threshold(probability, self.threshold, activation, size)
+        if self.min_mass:
+            parts = zip(kept, probability, strict=True)
+            kept = np.stack([remove_small_components(mask, each, self.min_mass) for mask, each in parts])
         for inner, outer in permutations(range(len(values)), 2):
             if set(values[inner]) < set(values[outer]):
                 kept[inner] &= kept[outer]
         return kept
 
 
-def _above_threshold(probability: NDArray[np.float32], threshold: str, activation: str) -> NDArray[np.bool_]:
+def _above_threshold(
+    probability: NDArray[np.float32], threshold: str, activation: str, size: float
+) -> NDArray[np.bool_]:
     if threshold == "half":
         halves: NDArray[np.bool_] = region_masks(torch.from_numpy(probability), activation).numpy()
         return halves
-    thresholds = np.array([expected_dice_threshold(each) for each in probability], np.float32)[:, None, None, None]
+    thresholds = np.array([expected_dice_threshold(each, size) for each in probability], np.float32)[
+        :, None, None, None
+    ]
     masks = probability >= thresholds
     if activation == "softmax":
         best = (probability / thresholds).argmax(0)
@@ -106,20 +110,22 @@ def _above_threshold(probability: NDArray[np.float32], threshold: str, activatio
     return masks
 
 
-def expected_dice_threshold(probability: NDArray[np.float32]) -> float:
+def expected_dice_threshold(probability: NDArray[np.float32], size: float = 1.0) -> float:
     """Return the threshold t whose mask, all voxels with p ≥ t, has the highest expected Dice.
 
     For a mask A of independent voxels, E[2 |A ∩ B| / (|A| + |B|)] is approximated by 2 Σ_A p / (|A| + Σ p). At the
     maximum t is half of it, and at most 1/2 (Lipton et al. 2014, theorem 1). The empty mask has Dice 1 if B is empty,
-    with probability Π (1 − p); if that is higher, t is infinite. At least 0.1 is returned.
+    with probability Π (1 − p)^size; if that is higher, t is infinite. At least 0.1 is returned.
 
     Args:
         probability: Probability of each voxel, of any shape.
+        size: Volume of a voxel, in voxels of the network's grid: those are independent, not the many that
+            interpolation makes of one.
     """
     descending = np.sort(probability, axis=None)[::-1].astype(np.float64)
     sums = np.cumsum(descending)
     dice = 2 * sums / (np.arange(1, len(sums) + 1) + sums[-1])
-    if np.exp(np.log1p(-descending.clip(max=1 - 1e-12)).sum()) >= dice.max():
+    if np.exp(size * np.log1p(-descending.clip(max=1 - 1e-12)).sum()) >= dice.max():
         return math.inf
     return max(float(descending[dice.argmax()]), _MIN_THRESHOLD)
 

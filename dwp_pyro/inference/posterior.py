@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,9 +62,15 @@ class NetworkConfig:
         """Return a randomly initialized network."""
         return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths)
 
-    def masks(self, probability: NDArray[np.float32], decision: Decision) -> NDArray[np.bool_]:
-        """Return the masks of the regions, probability [R, X, Y, Z] → bool [R, X, Y, Z]."""
-        return decision.masks(probability, self.values, self.activation)
+    def masks(
+        self, probability: NDArray[np.float32], decision: Decision, spacing: Sequence[float] | None = None
+    ) -> NDArray[np.bool_]:
+        """Return the masks of the regions, probability [R, X, Y, Z] → bool [R, X, Y, Z].
+
+        `spacing` holds the sides of the voxels in mm; None for the network's own grid.
+        """
+        size = 1.0 if self.spacing is None or spacing is None else math.prod(spacing) / self.spacing**3
+        return decision.masks(probability, self.values, self.activation, size)
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> NetworkConfig:

@@ -31,7 +31,8 @@ _GPU_BATCH_SIZE = 2**26
 class Moments:
     """Moments of the posterior predictive, per region and voxel [R, X, Y, Z], and of the whole scan.
 
-    `probability` and `expected_entropy` are means and can be interpolated; compute the entropies after interpolation.
+    Interpolate `probability` and `mutual_information`, and compute the entropy after that: entropy is concave, so that
+    an interpolated expected entropy would make sharp borders look like disagreement.
 
     Args:
         probability: p̄, mean probability of a region.

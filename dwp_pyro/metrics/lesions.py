@@ -84,7 +84,7 @@ def lesion_scores(
     part_size = np.bincount(parts[predicted], minlength=number_of_parts + 1)
     match = np.bincount(lesion, part_size[part], number_of_lesions + 1)
 
-    counts = size * np.prod(spacing) > smallest
+    counts = size * np.prod(spacing) > smallest * (1 + 1e-4)  # spacings of oblique scans are rounded
     found = int(np.count_nonzero(match[counts]))
     false = number_of_parts - len(np.unique(part))
     total = int(np.count_nonzero(counts)) + false

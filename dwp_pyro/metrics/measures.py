@@ -41,8 +41,8 @@ HEADLINE = ("dice", "hd95", "nsd", "lesion_f1", "nll", "ece", "qu_brats")
 #: Values for empty masks; written with every result.
 EMPTY_MASK_POLICY = (
     "two masks both empty: Dice, IoU, NSD, lesion Dice, lesion F1 and pairwise Dice 1, HD95 0 mm; one of them empty: "
-    "these 0, HD95 the diagonal of the scan. For lesion Dice and lesion F1 a truth whose lesions are all ignored is "
-    "empty: those up to 50 mm³, of the region “lesion” up to 3 mm³"
+    "these 0, HD95 the diagonal of the scan. For lesion Dice and lesion F1 the truth is empty if all its lesions are "
+    "ignored (those up to 50 mm³, of the region “lesion” up to 3 mm³), the prediction if it lies on ignored ones alone"
 )
 
 _CURVE_POINTS = 100

@@ -22,7 +22,7 @@ from dwp_pyro.data.layouts import detect_layouts, open_dataset
 from dwp_pyro.data.preprocessing import Preprocessing
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
-from dwp_pyro.inference.predictive import Moments, posterior_predictive
+from dwp_pyro.inference.predictive import binary_entropy, posterior_predictive
 from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.plots.cases import save_case_figure
 from dwp_pyro.prediction.labels import (
@@ -260,17 +260,17 @@ def predict_case(
             )
         except FloatingPointError as problem:
             raise RunError(f"case {case.id}: {problem}, its weights are too large; train it again") from problem
-        maps = torch.cat([moments.probability, moments.expected_entropy]).cpu()
-    # Interpolate means only; entropy is not linear and is computed on the grid of the scan.
-    probability, expected_entropy = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
-    written = Moments(probability.clamp(0, 1), expected_entropy, moments.pairwise_dice)
+        maps = torch.cat([moments.probability, moments.mutual_information]).cpu()
+    probability, mutual_information = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
+    probability = probability.clamp(0, 1)
+    entropy = binary_entropy(probability)  # of what is written; see `Moments`
     return Prediction(
         scan,
-        network_config.masks(written.probability.numpy(), decision),
-        written.probability.numpy(),
-        written.entropy.numpy(),
-        written.mutual_information.numpy(),
-        written.pairwise_dice,
+        network_config.masks(probability.numpy(), decision, scan.spacing),
+        probability.numpy(),
+        entropy.numpy(),
+        mutual_information.minimum(entropy).numpy(),
+        moments.pairwise_dice,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,7 @@ def paired_difference(reference: Mapping[tuple[int, str], float], method: Mappin
 def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     """Return a table of means per n and method, and one of differences between a reference and other methods, if any.
 
-    The reference is by default (None) the method with the highest mean Dice at each n.
+    The reference is by default (None) the method with the highest mean Dice at each n, over the seeds of all methods.
     """
     rows = list(rows)
     summaries = summarize_methods(rows)
@@ -108,8 +108,8 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     tables = [Table(["n", "method", "seeds", *titles, "seconds", "gap to best"], means, _MEANS_NOTE)]
     differences = []
     for n, methods in summaries.items():
-        chosen = next(iter(methods)) if reference is None else reference
         others = {method: [row for row in rows if (row.n, row.method) == (n, method)] for method in methods}
+        chosen = _best(others) if reference is None else reference
         own = others.pop(chosen, [])
         for method, theirs in others.items():
             seeds = {seed for seed, _ in _pairs(own, "dice").keys() & _pairs(theirs, "dice").keys()}
@@ -120,6 +120,16 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
         header = ["n", "difference", "seeds", *(MEASURES[name][0] for name in COMPARED)]
         tables.append(Table(header, differences, _DIFFERENCES_NOTE))
     return tables
+
+
+def _best(rows: Mapping[str, Sequence[Row]]) -> str:
+    """Return the method with the highest mean Dice over the seeds that all have, or without any over its own seeds."""
+    shared = set.intersection(*({row.seed for row in of_method} for of_method in rows.values()))
+
+    def dice(method: str) -> float:
+        return _means(row for row in rows[method] if row.seed in shared or not shared)["dice"]
+
+    return max(rows, key=dice)
 
 
 def _difference(reference: Mapping[tuple[int, str], float], method: Mapping[tuple[int, str], float], name: str) -> str:

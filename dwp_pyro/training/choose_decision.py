@@ -25,7 +25,7 @@ __all__ = ["choose_decision", "predict_example", "volume_lost"]
 
 _logger = logging.getLogger(__name__)
 
-_PASSES = 2  # per member, at least; the same with and without mirroring, so that noise favors neither
+_PASSES = 2  # per member, at least
 _MIN_MASSES = (0.0, 0.1, 0.25, 0.5)
 #: Fraction of the annotated volume that removing small components may cost: a disease with several foci keeps them.
 _MAX_LOST = 0.01
@@ -51,13 +51,15 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     candidates = [Decision(*fields) for fields in product(THRESHOLDS, masses, mirrors)]
     masks = posterior.network_config.masks
     predictions: list[tuple[dict[tuple[str, ...], NDArray[np.float32]], NDArray[np.bool_]]] = []
-    passes = sum(len(_seeds(posterior, Decision(mirror=axes))) for axes in mirrors)
-    with progress("choosing the decision", passes * len(data.validation)) as advance:
+    # The same with and without mirroring, so that the number of weight samples favors neither.
+    passes = max(_PASSES, len(Decision(mirror=axes).flips))
+    total = len(mirrors) * passes * len(posterior.members) * len(data.validation)
+    with progress("choosing the decision", total) as advance:
         for example in data.validation:
             assert example.label is not None
             label = (example.label.numpy() > 0) & (example.brain_mask.numpy() == 1)
             of_mirror = {
-                axes: predict_example(posterior, example, Decision(mirror=axes), device, partial(advance, ""))
+                axes: predict_example(posterior, example, Decision(mirror=axes), device, passes, partial(advance, ""))
                 for axes in mirrors
             }
             predictions.append((of_mirror, label))
@@ -84,26 +86,24 @@ def predict_example(
     example: Example,
     decision: Decision,
     device: torch.device,
+    passes: int = _PASSES,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Return the mean probability [R, X, Y, Z] of a few passes per member; 0 where voxels do not count.
+
+    There are at least as many `passes` per member as mirrorings.
 
     Raises:
         RunError: if the output of the network is NaN or infinite.
     """
     image = example.image.as_tensor().to(device)
     try:
-        moments = posterior_predictive(
-            posterior, image, _seeds(posterior, decision), advance=advance, flips=decision.flips
-        )
+        seeds = [step_seed(0, n) for n in range(len(posterior.members) * max(passes, len(decision.flips)))]
+        moments = posterior_predictive(posterior, image, seeds, advance=advance, flips=decision.flips)
     except FloatingPointError as problem:
         raise RunError(f"case {example.id}: {problem}, its weights are too large; train it again") from problem
     probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
     return probability
-
-
-def _seeds(posterior: Posterior, decision: Decision) -> list[int]:
-    return [step_seed(0, n) for n in range(len(posterior.members) * max(_PASSES, len(decision.flips)))]
 
 
 def volume_lost(labels: Sequence[NDArray[np.bool_]], min_mass: float) -> float:

@@ -121,3 +121,20 @@ def test_a_decision_survives_json():
 def test_invalid_decisions_are_refused(wrong):
     with pytest.raises((TypeError, ValueError)):
         Decision(**wrong)
+
+
+def test_whether_nothing_is_segmented_does_not_depend_on_the_grid():
+    """Eight doubtful voxels are no lesion, nor are they on a grid of 27 times as many voxels."""
+    p = np.zeros((1, 8, 8, 8), np.float32)
+    p[0, :2, :2, :2] = 0.15
+    fine = p.repeat(3, 1).repeat(3, 2).repeat(3, 3)
+    assert not Decision("expected-dice").masks(p, ONE, "sigmoid").any()
+    assert not Decision("expected-dice").masks(fine, ONE, "sigmoid", 1 / 27).any()
+    assert Decision("expected-dice").masks(fine, ONE, "sigmoid").any()
+
+
+def test_one_half_keeps_the_nesting():
+    p = np.full((2, 2, 2, 2), 0.6, np.float32)
+    p[1, 0] = 0.4
+    masks = Decision().masks(p, ((1,), (1, 2)), "sigmoid")
+    assert (masks[0] == masks[1]).all() and masks[1].any()

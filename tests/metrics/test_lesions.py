@@ -126,3 +126,8 @@ def test_small_lesions_of_multiple_sclerosis_count_apart():
     truth = line(0, 1, 2, 3, 6, 7, 8, 9, 20, 21, 22)
     assert lesion_scores(line(0, 1), truth, SPACING, lesion_matching("lesion")) == pytest.approx((2 * 2 / 6 / 2, 2 / 3))
     assert lesion_scores(line(0, 1), truth, SPACING, lesion_matching("whole")) == (1, 1)  # all up to 50 mm³
+
+
+def test_rounded_spacings_count_as_what_they_are():
+    truth, spacing = line(0, 1, 2), (1.0000001, 1.0, 1.0)
+    assert lesion_scores(truth & False, truth, spacing, LesionMatching(0, 3.0)) == (1, 1)

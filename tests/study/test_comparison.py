@@ -102,6 +102,12 @@ def test_tables():
     assert len(compare(grid("C", [[0.4]]), "A")) == 1
 
 
+def test_the_reference_is_the_best_on_the_seeds_of_all_methods():
+    """A has the higher mean, but on seed 1, which both have, B is better."""
+    rows = [*grid("A", [[0.9], [0.3]]), row("B", 5, 1, "case0", 0.4)]
+    assert [line[:4] for line in compare(rows, None)[1].rows] == [["5", "B − A", "1", "+0.100 [+0.100, +0.100]"]]
+
+
 def test_a_measure_that_rows_lack_is_a_dash():
     """Rows of an older version lack the metric."""
     old = [replace(each, measures={"dice": 0.5, "nll": 0.1, "ece": 0.01}) for each in grid("old", [[0.5]])]

@@ -97,6 +97,18 @@ def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):
     assert choose(posterior, [ONE], [ONE], ("none",)).mirror == ()
 
 
+def test_mirrored_passes_are_compared_with_as_many_others(posterior, monkeypatch):
+    counts = []
+
+    def predict(posterior, image, seeds, *, flips, advance):
+        counts.append((len(flips), len(seeds)))
+        return SimpleNamespace(probability=torch.zeros(1, 20, 4, 4))
+
+    monkeypatch.setattr(module, "posterior_predictive", predict)
+    choose(posterior, [ONE], [ONE], ("x", "y", "z"))
+    assert counts == [(1, 8), (8, 8)]
+
+
 def test_without_validation_cases_the_labels_decide(posterior):
     assert choose(posterior, [ONE], []) == Decision(min_mass=0.25)
     small = example(volume((FOCUS, 1), (slice(14, 15), 1)))

@@ -25,7 +25,7 @@ class Conv3d(nn.Conv3d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor
-        if self._is_depthwise(input):
+        if self._is_depthwise(input) and torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
             output = _DepthwiseConv3d.apply(input, weight, self.padding)  # type: ignore[no-untyped-call]
             return output if bias is None else output + bias.reshape(-1, 1, 1, 1)
         if not self._is_small(input):
@@ -43,9 +43,9 @@ class Conv3d(nn.Conv3d):
     def _is_small(self, input: Tensor) -> bool:
         return (
             self._is_usual(input)
+            and self.groups == 1
             and len(input) == 1
             and input.shape[1] * input.shape[2] * input.shape[3] <= _SLOW_UP_TO
-            and self.groups == 1
         )
 
     def _is_depthwise(self, input: Tensor) -> bool:
@@ -76,6 +76,8 @@ class _DepthwiseConv3d(torch.autograd.Function):
     the input is the convolution with the mirrored kernel; that with respect to the kernel is the correlation of input
     and gradient, computed with Fourier transforms.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:

@@ -71,6 +71,20 @@ def test_depthwise_values_and_gradients_are_those_of_pytorch(kernel, padding, bi
         assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
 
 
+def test_depthwise_layers_can_be_traced_and_mapped():
+    layer, image = Conv3d(2, 2, 3, padding=1, groups=2), torch.randn(1, 2, 4, 4, 4)
+    with torch.no_grad():
+        assert_close(torch.jit.trace(layer, image)(image), layer(image))
+    images = torch.randn(3, 1, 2, 4, 4, 4)
+
+    def loss(weight: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, {"weight": weight}, (image,)).square().sum()
+
+    mapped = torch.func.vmap(torch.func.grad(loss), (None, 0))(layer.weight.detach(), images)
+    each = [torch.func.grad(loss)(layer.weight.detach(), image) for image in images]
+    assert_close(mapped, torch.stack(each), rtol=1e-4, atol=1e-4)
+
+
 def test_depthwise_gradients_are_computed_only_where_they_are_needed():
     layer = Conv3d(2, 2, 3, padding=1, groups=2, bias=False)
     image = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
