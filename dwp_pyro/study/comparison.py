@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,15 +17,15 @@ __all__ = ["COMPARED", "Row", "compare", "paired_difference", "summarize_methods
 COMPARED = ("dice", "nll", "ece")
 
 _MEANS_NOTE = (
-    "Mean ± standard error over seeds of the means over cases. Gap to best: mean Dice of the best method of each seed "
-    "minus that of the method, with its 95 % bootstrap interval; the best is selected on the same cases, so equal "
-    f"methods have a gap, too. Empty masks: {EMPTY_MASK_POLICY}."
+    "Mean ± standard error over seeds of the means over patients. Gap to best: mean Dice of the best method of each "
+    "seed minus that of the method, with its 95 % bootstrap interval; the best is selected on the same patients, so "
+    f"equal methods have a gap, too. Empty masks: {EMPTY_MASK_POLICY}."
 )
 
 _DIFFERENCES_NOTE = (
-    "Mean difference over the seeds and cases that both methods have, with its 95 % bootstrap interval. Intervals "
-    "resample seeds and cases, jointly for both methods (cases alone if there is one seed); they hold for "
-    "these cases only."
+    "Mean difference over the seeds and patients that both methods have, with its 95 % bootstrap interval. Intervals "
+    "resample seeds and patients, jointly for both methods (patients alone if there is one seed); they hold for "
+    "these patients only."
 )
 
 
@@ -41,6 +41,7 @@ class Row:
         measures: Values of `MEASURES`; rows of an older version may lack some.
         seconds: Duration of the training.
         settings: Digest of everything that the row depends on.
+        patient: Patient of the case, or its id.
     """
 
     method: str
@@ -50,15 +51,16 @@ class Row:
     measures: Mapping[str, float]
     seconds: float
     settings: str
+    patient: str
 
 
 def summarize_methods(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summary]]]:
-    """Return n → method → metric → summary over seeds of the means over cases; "seconds" is among the metrics.
+    """Return n → method → metric → summary over seeds of the means over patients; "seconds" is among the metrics.
 
     The methods of each n are in descending order of mean Dice.
     """
     seeds: dict[int, dict[str, dict[int, list[Row]]]] = {}
-    for row in rows:
+    for row in _patient_means(rows):
         seeds.setdefault(row.n, {}).setdefault(row.method, {}).setdefault(row.seed, []).append(row)
     table = {}
     for n, methods in sorted(seeds.items()):
@@ -67,6 +69,14 @@ def summarize_methods(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summ
         }
         table[n] = dict(sorted(summaries.items(), key=lambda item: -item[1]["dice"].mean))
     return table
+
+
+def _patient_means(rows: Iterable[Row]) -> list[Row]:
+    """Return one row per run and patient, the mean over its cases: visits of a patient are not independent."""
+    cases: dict[tuple[str, int, int, str], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row.method, row.n, row.seed, row.patient), []).append(row)
+    return [replace(visits[0], case=visits[0].patient, measures=_means(visits)) for visits in cases.values()]
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float]:
@@ -78,7 +88,7 @@ def _means(rows: Iterable[Row]) -> dict[str, float]:
 def paired_difference(reference: Mapping[tuple[int, str], float], method: Mapping[tuple[int, str], float]) -> Interval:
     """Return reference − method over the pairs (seed, case) that both have; there must be at least one.
 
-    The interval is that of `bootstrap_means`; each resample of seeds and cases is the same for both methods.
+    The interval is that of `bootstrap_means`; each resample is the same for both methods.
     """
     pairs = [pair for pair in reference if pair in method]
     seeds, cases = sorted({seed for seed, _ in pairs}), sorted({case for _, case in pairs})
@@ -93,7 +103,7 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
 
     The reference is by default (None) the method with the highest mean Dice at each n, over the seeds of all methods.
     """
-    rows = list(rows)
+    rows = _patient_means(rows)
     summaries = summarize_methods(rows)
     means = []
     for n, methods in summaries.items():

@@ -38,7 +38,7 @@ __all__ = ["experiment", "read_rows"]
 
 _logger = logging.getLogger(__name__)
 
-_COLUMNS = ["method", "n", "seed", "case", *MEASURES, "seconds", "settings"]
+_COLUMNS = ["method", "n", "seed", "case", "patient", *MEASURES, "seconds", "settings"]
 # Tables of an older version may lack other metrics.
 _REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds", "settings"}
 _REPORT_INTERVAL = 10.0  # seconds
@@ -195,7 +195,11 @@ def _run(task: _Task) -> list[Row]:
     posterior = load_run(task.run).posterior
     measured = measure(posterior, task.data, task.predict, device)
     method, n, seed = task.study_run.key
-    return [Row(method, n, seed, case, metrics, seconds, task.settings) for case, metrics in measured.items()]
+    patients = task.data.patients
+    return [
+        Row(method, n, seed, case, metrics, seconds, task.settings, patients[case])
+        for case, metrics in measured.items()
+    ]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -219,6 +223,7 @@ def read_rows(path: Path) -> list[Row]:
                     {name: float(line[name]) for name in MEASURES if line.get(name) or name in COMPARED},
                     float(line["seconds"]),
                     line["settings"],
+                    line.get("patient") or line["case"],
                 )
                 for line in reader
             ]

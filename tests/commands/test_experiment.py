@@ -96,7 +96,7 @@ def test_what_is_written_and_printed(finished):
     table = (out / "table.md").read_text()
     assert table.count("\n| 2 | ") == 3 and table.count("\n| 3 | ") == 3
     assert "UNet-RI − DWP" in printed or "DWP − UNet-RI" in printed
-    assert "these cases only" in printed and "these cases only" in table
+    assert "these patients only" in printed and "these patients only" in table
     assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     for method in ("DWP", "UNet-RI"):
         assert {row["case"] for row in rows_of(out) if (row["method"], row["seed"]) == (method, "0")} == set(

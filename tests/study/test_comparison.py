@@ -13,7 +13,8 @@ from dwp_pyro.study.comparison import Row, compare, paired_difference, summarize
 
 
 def row(method: str, n: int, seed: int, case: str, dice: float) -> Row:
-    return Row(method, n, seed, case, dict.fromkeys(MEASURES, 0.0) | {"dice": dice, "iou": dice / 2}, 10.0 * seed, "x")
+    measures = dict.fromkeys(MEASURES, 0.0) | {"dice": dice, "iou": dice / 2}
+    return Row(method, n, seed, case, measures, 10.0 * seed, "x", case)
 
 
 def grid(method: str, dice, n: int = 5) -> list[Row]:
@@ -98,8 +99,17 @@ def test_tables():
     assert [line[-1] for line in apart.rows] == ["+0.000 [+0.000, +0.000]", "-"]
     text = markdown([means, differences])
     assert "| 5 | A\\|B | 2 | 0.600 ± 0.100 |" in text
-    assert "resample seeds and cases" in text and "these cases only" in text
+    assert "resample seeds and patients" in text and "these patients only" in text
     assert len(compare(grid("C", [[0.4]]), "A")) == 1
+
+
+def test_visits_of_a_patient_count_as_one():
+    """Four visits of one patient and one of another: the interval is that of two patients."""
+    visits = [replace(row("A", 5, 0, f"p1-{visit}", 0.5), patient="p1") for visit in range(4)]
+    other = [replace(each, method="B", measures={**each.measures, "dice": 0.4}) for each in visits]
+    means, differences = compare([*visits, row("A", 5, 0, "p2", 0.9), *other, row("B", 5, 0, "p2", 0.5)], None)
+    assert [line[:4] for line in means.rows] == [["5", "A", "1", "0.700"], ["5", "B", "1", "0.450"]]
+    assert differences.rows[0][3] == "+0.250 [+0.100, +0.400]"
 
 
 def test_the_reference_is_the_best_on_the_seeds_of_all_methods():
