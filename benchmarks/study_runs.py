@@ -30,7 +30,8 @@ _WORKERS = 2
 
 def _no_work(task: runner._Task) -> list[Row]:
     method, n, seed = task.study_run.key
-    return [Row(method, n, seed, case.id, dict.fromkeys(MEASURES, 0.5), 0.0, task.settings) for case in task.data.cases]
+    measures = dict.fromkeys(MEASURES, 0.5)
+    return [Row(method, n, seed, case.id, measures, 0.0, task.settings, case.id) for case in task.data.cases]
 
 
 def _study(folder: Path, runs: int) -> Study:

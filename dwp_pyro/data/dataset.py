@@ -72,6 +72,10 @@ class DataSet:
         """Case id → patient; the patient of a case without one is its id."""
         return {case.id: case.patient or case.id for case in self.cases}
 
+    def scans(self, modalities: Sequence[str]) -> list[Path]:
+        """Return the files of all cases without their labels."""
+        return [path for case in self.cases for path in case.files(modalities, label=False)]
+
     def region_values(self, regions: Sequence[str] | None) -> dict[str, frozenset[int]]:
         """Return the label values of regions.
 

@@ -129,7 +129,7 @@ class Preprocessing:
         Returns:
             Maps [M, X, Y, Z] on the grid of the scan.
         """
-        # Outside of the crop there are no maps. Divide by the weight of those that there are, as if edges went on.
+        # Normalized interpolation: voxels beyond the crop have no map and no weight.
         with_weight = torch.cat([maps.cpu().float(), torch.ones(1, *maps.shape[1:])])
         # MONAI inverts the operations that are recorded in the image.
         carrier = MetaTensor(with_weight, meta=example.image.meta)

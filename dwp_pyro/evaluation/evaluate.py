@@ -32,7 +32,7 @@ from dwp_pyro.prediction.labels import read_scan
 from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted, predict_case, predict_cases
 from dwp_pyro.runtime.errors import ConfigError, DataError, RunError
-from dwp_pyro.runtime.files import file_digest, locked, read_yaml, write_bytes, write_json
+from dwp_pyro.runtime.files import file_digest, read_yaml, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.workers import Workers
 
@@ -78,10 +78,13 @@ def evaluate(
     """
     trained = load_run(run)
     data = find_test_cases(run, root)
-    with locked(run):  # another evaluation, with other settings, would replace predictions that this one measures
-        missing = not_predicted(run / "predictions", data.cases, trained, config)
-        predict_cases(trained, missing, data, config, run / "predictions", device, workers)
-        return _write(run, config, data, _measure_all(trained, data, workers))
+    out = run / "predictions"
+    predict_cases(trained, not_predicted(out, data.cases, trained, config), data, config, out, device, workers)
+    labels = {case.id: file_digest(case.label) for case in data.cases if case.label is not None}
+    results = _measure_all(trained, data, workers)
+    if not_predicted(out, data.cases, trained, config):
+        raise RunError(f"{out}: another process has replaced predictions while they were measured; evaluate again")
+    return _write(run, config, labels, results)
 
 
 def _measure_all(trained: TrainedRun, data: DataSet, workers: Workers | None) -> dict[str, dict[str, CaseMetrics]]:
@@ -104,24 +107,24 @@ def _measure_all(trained: TrainedRun, data: DataSet, workers: Workers | None) ->
 
 
 def _write(
-    run: Path, config: PredictConfig, data: DataSet, results: Mapping[str, Mapping[str, CaseMetrics]]
+    run: Path, config: PredictConfig, labels: Mapping[str, str], results: Mapping[str, Mapping[str, CaseMetrics]]
 ) -> dict[str, dict[str, Summary]]:
     """Write the files of `evaluate`, and return region → metric → summary.
 
     Args:
         run: Run folder.
         config: Settings of the predictions.
-        data: Test cases.
+        labels: Case → digest of its label.
         results: Case → region → metrics.
     """
-    regions = list(results[data.cases[0].id])
-    measured = {region: {case.id: results[case.id][region] for case in data.cases} for region in regions}
+    regions = list(next(iter(results.values())))
+    measured = {region: {case: results[case][region] for case in labels} for region in regions}
     table = io.StringIO()
     writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {"case": case.id, "region": region, **of_region[case.id].measures}
-        for case in data.cases
+        {"case": case, "region": region, **of_region[case].measures}
+        for case in labels
         for region, of_region in measured.items()
     )
     write_bytes(run / "evaluation.csv", table.getvalue().encode())
@@ -141,7 +144,7 @@ def _write(
             "run": read_yaml(run / "config.yaml"),
             "prediction": config.to_mapping(),
             "empty_masks": EMPTY_MASK_POLICY,
-            "labels": {case.id: file_digest(case.label) for case in data.cases if case.label is not None},
+            "labels": labels,
             "regions": written,
         },
     )

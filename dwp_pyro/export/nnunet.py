@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel
 from nibabel.affines import voxel_sizes
 
-from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import overlay_order, to_label_map, warn_of_crossing_regions
@@ -43,7 +43,8 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
             probability = read_maps(predictions, case, "prob", network_config)
-            spacing = voxel_sizes(read_volume(predictions / f"{case}_seg.nii.gz").affine).tolist()
+            image: Any = nibabel.load(predictions / f"{case}_seg.nii.gz")
+            spacing = voxel_sizes(image.affine).tolist()
             masks = network_config.masks(probability, read_decision(predictions, case), spacing)
             save_like(
                 predictions / f"{case}_seg.nii.gz",

@@ -100,9 +100,9 @@ def _above_threshold(
     if threshold == "half":
         halves: NDArray[np.bool_] = region_masks(torch.from_numpy(probability), activation).numpy()
         return halves
-    thresholds = np.array([expected_dice_threshold(each, size) for each in probability], np.float32)[
-        :, None, None, None
-    ]
+    thresholds = np.array([expected_dice_threshold(each, size) for each in probability], np.float32).reshape(
+        -1, 1, 1, 1
+    )
     masks = probability >= thresholds
     if activation == "softmax":
         best = (probability / thresholds).argmax(0)

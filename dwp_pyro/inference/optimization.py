@@ -131,7 +131,7 @@ class _DistributedLoss(nn.Module):
 
 
 def guide_function(guide: MeanFieldNormal | None) -> Callable[..., Any]:
-    """Return what Pyro calls as the guide: its `forward`; without a guide a function that samples nothing."""
+    """Return the function that SVI calls as the guide; without a guide it samples nothing."""
     # Calling the guide itself would register each of its parameters with Pyro at each step.
     return (lambda *batch: {}) if guide is None else guide.forward
 

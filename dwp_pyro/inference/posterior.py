@@ -63,7 +63,7 @@ class NetworkConfig:
         return build_network(self.network, len(self.modalities), 1 + len(self.regions), self.widths)
 
     def masks(
-        self, probability: NDArray[np.float32], decision: Decision, spacing: Sequence[float] | None = None
+        self, probability: NDArray[np.float32], decision: Decision, spacing: Sequence[float] | None
     ) -> NDArray[np.bool_]:
         """Return the masks of the regions, probability [R, X, Y, Z] → bool [R, X, Y, Z].
 

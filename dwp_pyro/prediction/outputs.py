@@ -15,7 +15,11 @@ from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.runtime.errors import PredictionOutdated
 from dwp_pyro.runtime.files import atomic_path, read_json
 
-__all__ = ["map_path", "read_case_metrics", "read_decision", "read_maps", "save_like"]
+__all__ = ["VERSION", "map_path", "read_case_metrics", "read_decision", "read_maps", "save_like"]
+
+
+#: Version of maps, masks and metrics; files of another version are made again.
+VERSION = 2
 
 
 def read_case_metrics(out: Path, case: str, network_config: NetworkConfig) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,7 @@ from dwp_pyro.prediction.labels import (
     to_label_map,
     warn_of_crossing_regions,
 )
-from dwp_pyro.prediction.outputs import map_path, save_like
+from dwp_pyro.prediction.outputs import VERSION, map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
 from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
 from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError
@@ -102,7 +102,6 @@ def predict(
         (9, 9)
     """
     trained = load_run(run)
-    warn_of_crossing_regions(trained.posterior.network_config)
     data = cases_to_predict(scans, trained.posterior)
     cases = list(data.cases)
     out = out or run / "predictions"
@@ -293,6 +292,7 @@ def predict_cases(
     if not cases:
         return pictures
     warn_if_emulated(config.precision, torch_device(device))
+    warn_of_crossing_regions(trained.posterior.network_config)
     passes = _passes(trained.posterior, config)
     with ExitStack() as held, progress("predicting", len(cases) * passes) as advance:
 
@@ -379,6 +379,7 @@ def _passes(posterior: Posterior, config: PredictConfig) -> int:
 def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:
     """Return everything that a prediction depends on."""
     return {
+        "version": VERSION,
         "samples": _passes(trained.posterior, config) if config.samples else 0,
         "overlap": config.overlap,
         "seed": config.seed,

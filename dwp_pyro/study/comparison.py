@@ -59,8 +59,12 @@ def summarize_methods(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summ
 
     The methods of each n are in descending order of mean Dice.
     """
+    return _summaries(_patient_means(rows))
+
+
+def _summaries(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summary]]]:
     seeds: dict[int, dict[str, dict[int, list[Row]]]] = {}
-    for row in _patient_means(rows):
+    for row in rows:
         seeds.setdefault(row.n, {}).setdefault(row.method, {}).setdefault(row.seed, []).append(row)
     table = {}
     for n, methods in sorted(seeds.items()):
@@ -76,13 +80,18 @@ def _patient_means(rows: Iterable[Row]) -> list[Row]:
     cases: dict[tuple[str, int, int, str], list[Row]] = {}
     for row in rows:
         cases.setdefault((row.method, row.n, row.seed, row.patient), []).append(row)
-    return [replace(visits[0], case=visits[0].patient, measures=_means(visits)) for visits in cases.values()]
+    return [
+        replace(visits[0], case=visits[0].patient, measures=_mean_measures(visit.measures for visit in visits))
+        for visits in cases.values()
+    ]
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float]:
-    return {
-        name: s.mean for name, s in summarize_cases({**row.measures, "seconds": row.seconds} for row in rows).items()
-    }
+    return _mean_measures({**row.measures, "seconds": row.seconds} for row in rows)
+
+
+def _mean_measures(measures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    return {name: summary.mean for name, summary in summarize_cases(measures).items()}
 
 
 def paired_difference(reference: Mapping[tuple[int, str], float], method: Mapping[tuple[int, str], float]) -> Interval:
@@ -104,7 +113,7 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     The reference is by default (None) the method with the highest mean Dice at each n, over the seeds of all methods.
     """
     rows = _patient_means(rows)
-    summaries = summarize_methods(rows)
+    summaries = _summaries(rows)
     means = []
     for n, methods in summaries.items():
         leaders = _best_of_each_split(row for row in rows if row.n == n)

@@ -21,6 +21,7 @@ from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.evaluation.evaluate import measure
 from dwp_pyro.metrics import MEASURES
 from dwp_pyro.plots.curves import save_learning_curves
+from dwp_pyro.prediction.outputs import VERSION
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, UserError
@@ -32,7 +33,7 @@ from dwp_pyro.study.comparison import COMPARED, Row, compare, summarize_methods
 from dwp_pyro.study.grid import Study, StudyRun
 from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
-from dwp_pyro.training.training_data import find_split, resolve
+from dwp_pyro.training.training_data import find_split, find_unlabelled, resolve
 
 __all__ = ["experiment", "read_rows"]
 
@@ -83,6 +84,9 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
                 raise FolderTaken(
                     f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
                 )
+            # Tables of an older version lack the patients.
+            patients, own = task.data.patients, rows[task.study_run.key]
+            rows[task.study_run.key] = [dataclasses.replace(row, patient=patients[row.case]) for row in own]
         lines = {key: _lines(each) for key, each in rows.items()}
         _write_table(results, lines.values())
         left = [task for task in tasks if not rows[task.study_run.key]]
@@ -157,6 +161,8 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: 
             missing = [modality for modality in config.modality if modality not in cases[name].images]
             if missing and not (config.modality_dropout and len(missing) < len(config.modality)):
                 raise DataError(f"case {name}: has no {missing[0]} scan; add it, or exclude the case")
+        more = find_unlabelled(config, split)
+        scans += more.scans(config.modality) if more else []
         files = config.learned_from()
         for path in files:
             if not path.exists():
@@ -171,6 +177,7 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: 
         "scans": [digest_of(path) for path in scans],
         "evaluate": study.evaluate,
         "samples": study.samples,
+        "version": VERSION,
     }
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:12]
     predict = PredictConfig(samples=study.samples, seed=config.seed)

@@ -66,7 +66,7 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     # An empty prediction scores 1 where a case has no region.
     counted = [each for each in predictions if each[1].any()] or predictions
     dice = {
-        decision: np.array([mean_dice([(masks(of[decision.mirror], decision), label)]) for of, label in counted])
+        decision: np.array([mean_dice([(masks(of[decision.mirror], decision, None), label)]) for of, label in counted])
         for decision in candidates
     }
     half, expected = (
@@ -91,7 +91,7 @@ def predict_example(
 ) -> NDArray[np.float32]:
     """Return the mean probability [R, X, Y, Z] of a few passes per member; 0 where voxels do not count.
 
-    There are at least as many `passes` per member as mirrorings.
+    `passes` is the number per member, at least that of the mirrorings.
 
     Raises:
         RunError: if the output of the network is NaN or infinite.

@@ -43,7 +43,7 @@ def pseudo_label(posterior: Posterior, example: Example, device: torch.device) -
     that the decision segments with a probability below 1/2. Components that it removes are background.
     """
     probability = predict_example(posterior, example, posterior.decision, device)
-    masks = posterior.network_config.masks(probability, posterior.decision)
+    masks = posterior.network_config.masks(probability, posterior.decision, None)
     unsure = binary_entropy(torch.from_numpy(probability)).numpy() > _MAX_ENTROPY
     certain = ~(unsure | (masks & (probability < 0.5))).any(0)
     brain_mask = np.where(certain | (example.brain_mask.numpy() != 1), example.brain_mask.numpy(), 2).astype(np.uint8)

@@ -44,7 +44,7 @@ from dwp_pyro.training.posterior_summary import (
 )
 from dwp_pyro.training.pseudo_labels import with_pseudo_labels
 from dwp_pyro.training.tracking import check_tracker, tracked
-from dwp_pyro.training.training_data import TrainingData, load_training_data, load_unlabelled, resolve
+from dwp_pyro.training.training_data import TrainingData, find_unlabelled, load_training_data, load_unlabelled, resolve
 
 __all__ = ["Method", "train_target"]
 
@@ -134,9 +134,8 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     folder = (options.out, method.command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
-    unlabelled, files = (
-        ((), ()) if config.unlabelled is None else load_unlabelled(config, Path(config.unlabelled), data.split)
-    )
+    more = find_unlabelled(config, data.split)
+    unlabelled = () if more is None else load_unlabelled(config, more)
     network_config = network_config_for(config, data)
     blocks: Mapping[str, str] = {}
     for member in range(method.members):  # an invalid prior or a missing source network fails here
@@ -150,7 +149,10 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     ):
         others = {"unlabelled": [example.id for example in unlabelled]} if unlabelled else {}
         run.pin("split.json", asdict(data.split) | others)
-        run.pin("learned_from.json", {"scans": files_digest([*data.files, *files]), **digests})
+        run.pin(
+            "learned_from.json",
+            {"scans": files_digest([*data.files, *(more.scans(config.modality) if more else ())]), **digests},
+        )
         if blocks:
             write_blocks(run.path, blocks)
         path = run.path / "posterior.safetensors"
@@ -303,8 +305,8 @@ def _train_in_worker(method: Method, run: Path, device: str, student: bool, stag
     config = method.config
     trainer = _Trainer(method, load_training_data(config, config.n), torch_device(device), run, no_track)
     if student:
-        assert config.unlabelled is not None
-        unlabelled, _ = load_unlabelled(config, Path(config.unlabelled), trainer.data.split)
-        trainer = trainer.student(unlabelled)
+        more = find_unlabelled(config, trainer.data.split)
+        assert more is not None
+        trainer = trainer.student(load_unlabelled(config, more))
     with catch_out_of_memory(str(run)):
         trainer.fit_member(trainer.stages.index(stage))

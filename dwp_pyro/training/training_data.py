@@ -26,13 +26,14 @@ from dwp_pyro.data.split import Split, read_split, seeded_split
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.models.registry import NETWORKS
 from dwp_pyro.runtime.errors import DataError
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each, progress
 
 __all__ = [
     "SOURCE",
     "TrainingData",
     "choose_spacing",
     "find_split",
+    "find_unlabelled",
     "load_training_data",
     "load_unlabelled",
     "open_scans",
@@ -205,41 +206,43 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients, files)
 
 
-def load_unlabelled(
-    settings: TrainingConfig, folder: Path, split: Split
-) -> tuple[tuple[Example, ...], tuple[Path, ...]]:
-    """Read and preprocess the scans of a folder or CSV file, without labels, as resolved settings say.
+def find_unlabelled(settings: SviConfig | FinetuneConfig, split: Split) -> DataSet | None:
+    """Return the scans of the setting `unlabelled`, a folder or CSV file, without their labels; None without it.
 
     Cases with a file of a case of the split are left out, and in the data set of the labeled cases those of their
     patients: test patients stay unseen. Copies of a scan are not recognized.
 
-    Returns:
-        The examples, and the files that they were read from.
-
     Raises:
-        DataError: if a scan is invalid, or there is none beside those of the split.
+        DataError: if there is no scan beside those of the split.
     """
-    labeled = open_scans(settings)
+    if settings.unlabelled is None:
+        return None
+    labeled, folder = open_scans(settings), Path(settings.unlabelled)
     roles = (*split.train, *split.validation, *split.test)
     used = {path.resolve() for name in roles for path in labeled.by_id[name].images.values()}
     same = folder.resolve() == labeled.root.resolve()
     patients = {labeled.patients[name] for name in roles} if same else set()
     data = open_dataset(folder, labeled.layout if same else None, needs_labels=False)
-    cases = [
-        case
+    cases = tuple(
+        dataclasses.replace(case, label=None)
         for case in data.cases
         if data.patients[case.id] not in patients and used.isdisjoint(path.resolve() for path in case.images.values())
-    ]
+    )
     if not cases:
         raise DataError(f"{folder}: holds no scan beside those of the split; give a folder of other scans")
+    return dataclasses.replace(data, cases=cases)
+
+
+def load_unlabelled(settings: TrainingConfig, data: DataSet) -> tuple[Example, ...]:
+    """Read and preprocess the result of `find_unlabelled`, as resolved settings say.
+
+    Raises:
+        DataError: if a scan is invalid.
+    """
     preprocess = Preprocessing(settings.spacing or None)
-    examples = []
-    with progress("reading unlabelled scans", len(cases)) as advance:
-        for case in cases:
-            scan = _read(dataclasses.replace(case, label=None), settings, data)
-            examples.append(mapped(preprocess(scan, ())))
-            advance("")
-    return tuple(examples), tuple(path for case in cases for path in case.files(settings.modality, label=False))
+    return tuple(
+        mapped(preprocess(_read(case, settings, data), ())) for case in each(data.cases, "reading unlabelled scans")
+    )
 
 
 def _read(case: Case, settings: DataConfig, data: DataSet) -> Scan:

@@ -55,7 +55,7 @@ def main() -> None:
             for name, decision in (DECISIONS | chosen).items():
                 scan, _, probability, entropy, *_ = predicted[decision.mirror]
                 truth = np.isin(scan.label, sorted(data.regions[config.regions[0]]))
-                mask = config.masks(probability, decision)[0]
+                mask = config.masks(probability, decision, scan.spacing)[0]
                 measures = case_metrics(probability[0], mask, entropy[0], truth, scan.counted, scan.spacing).measures
                 of_run.setdefault(name, []).append((measures["dice"], measures["hd95"]))
         for name, values in of_run.items():

@@ -128,8 +128,10 @@ def test_masks_follow_the_decision(command, copy_of_world):
         assert settings["decision"] == {"threshold": "expected-dice", "min_mass": min_mass, "mirror": ["x"]}
         assert settings["samples"] == 2 * len(posterior.members)  # one plain, one mirrored each
         probability = read_maps(Path(name), marker.stem, "prob", posterior.network_config)
-        expected = posterior.network_config.masks(probability, read_decision(Path(name), marker.stem))
-        segmented = np.asarray(nibabel.load(f"{name}/{marker.stem}_seg.nii.gz").dataobj)
+        image = nibabel.load(f"{name}/{marker.stem}_seg.nii.gz")
+        spacing = image.header.get_zooms()
+        expected = posterior.network_config.masks(probability, read_decision(Path(name), marker.stem), spacing)
+        segmented = np.asarray(image.dataobj)
         np.testing.assert_array_equal(segmented, expected[0])
         assert segmented.any()
     assert ndimage.label(segmented, np.ones((3, 3, 3)))[1] == 1

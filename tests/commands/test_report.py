@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dwp_pyro.evaluation import evaluate as evaluation
 from dwp_pyro.evaluation.report import _best_median_worst
-from dwp_pyro.runtime.files import locked
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 
@@ -108,10 +108,18 @@ def test_missing_inputs_are_reported_in_one_line(command, copy_of_evaluated, dam
     assert sorted(copy_of_evaluated.rglob("*")) == before
 
 
-def test_a_run_is_evaluated_by_one_process_at_a_time(command, copy_of_evaluated):
-    with locked(Path(SVI_RUN)):
-        result = command("evaluate", SVI_RUN, "--samples", 4)
-    assert result.exit_code == 2 and "another process writes" in result.stderr
+def test_predictions_that_another_process_replaces_are_not_measured(command, copy_of_evaluated, monkeypatch):
+    measure = evaluation._measure_all
+
+    def disturbed(*arguments):
+        assert command("predict", SVI_RUN, "data/brats", "--samples", 6, "--overwrite").exit_code == 0
+        return measure(*arguments)
+
+    monkeypatch.setattr(evaluation, "_measure_all", disturbed)
+    before = Path(SVI_RUN, "evaluation.json").read_bytes()
+    result = command("evaluate", SVI_RUN, "--samples", 4)
+    assert result.exit_code == 2 and "another process has replaced predictions" in result.stderr
+    assert Path(SVI_RUN, "evaluation.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

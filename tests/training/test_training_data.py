@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dwp_pyro.config.training import SviConfig
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.runtime.errors import DataError
-from dwp_pyro.training.training_data import choose_spacing, find_split, load_unlabelled
+from dwp_pyro.training.training_data import choose_spacing, find_split, find_unlabelled, load_unlabelled
 
 
 def scan(spacing: tuple[float, float, float], head: int, *structures: tuple[slice, slice, slice]) -> Scan:
@@ -85,15 +86,16 @@ def test_unlabelled_scans_are_of_other_patients(tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "validation": ["c"], "test": ["b"]}))
     config = SviConfig(
         root=str(tmp_path / "scans.csv"), split=str(tmp_path / "split.json"), spacing=8.0, region=("whole",),
-        label_map=("1=necrosis", "2=oedema", "4=enhancing"),
+        label_map=("1=necrosis", "2=oedema", "4=enhancing"), unlabelled=str(tmp_path / "scans.csv"),
     )  # fmt: skip
     split = find_split(config, 1)[1]
-    found, files = load_unlabelled(config, tmp_path / "scans.csv", split)
-    assert [example.id for example in found] == ["d"]
-    assert found[0].label is None
-    assert files == (scans[4],)
+    data = find_unlabelled(config, split)
+    assert data is not None and data.scans(["flair"]) == [scans[4]]
+    (found,) = load_unlabelled(config, data)
+    assert found.id == "d" and found.label is None
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert len(load_unlabelled(config, tmp_path / "link", split)[0]) == 2  # b2 and d: another set knows no patients
+    other = find_unlabelled(replace(config, unlabelled=str(tmp_path / "link")), split)
+    assert other is not None and len(other.cases) == 2  # b2 and d: another set knows no patients
     (tmp_path / "only.csv").write_text(f"id,flair\nx,{tmp_path}/link/{scans[1].relative_to(tmp_path / 'data')}\n")
     with pytest.raises(DataError, match="holds no scan beside those of the split"):
-        load_unlabelled(config, tmp_path / "only.csv", split)
+        find_unlabelled(replace(config, unlabelled=str(tmp_path / "only.csv")), split)

@@ -25,7 +25,9 @@ class Conv3d(nn.Conv3d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor
-        if self._is_depthwise(input) and torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        trains = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if trains and not traced and self._is_depthwise(input):
             output = _DepthwiseConv3d.apply(input, weight, self.padding)  # type: ignore[no-untyped-call]
             return output if bias is None else output + bias.reshape(-1, 1, 1, 1)
         if not self._is_small(input):
@@ -74,7 +76,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
 
     PyTorch's gradients of it on a CPU take up to twenty times as long as the convolution. The gradient with respect to
     the input is the convolution with the mirrored kernel; that with respect to the kernel is the correlation of input
-    and gradient, computed with Fourier transforms.
+    and gradient, computed with Fourier transforms. Forward-mode differentiation is not supported.
     """
 
     generate_vmap_rule = True
