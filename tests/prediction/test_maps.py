@@ -1,5 +1,7 @@
 """Maps of a prediction: shapes, and entropies on the grid of the scan."""
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from scipy.special import entr
 
 from dwp_pyro.config.prediction import PredictConfig
+from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.guides.mean_field import MeanFieldNormal
@@ -31,13 +34,16 @@ def test_maps_of_several_shapes_are_refused(tmp_path):
         read_maps(tmp_path, "c", "prob", network_config)
 
 
+def scan_and_network(folder: Path, spacing: float) -> tuple[DataSet, NetworkConfig]:
+    """Return a scan of 3 mm and the configuration of a small network of other voxels."""
+    write_phantoms("brats", folder, 1, shape=(28, 32, 28))
+    form = NetworkConfig(("flair",), ("whole",), ((1, 2, 4),), "brats", spacing, (16, 16, 16), widths=(2, 2, 3, 3))
+    return open_dataset(folder, "brats"), form
+
+
 def test_entropy_is_that_of_the_probability_on_the_grid_of_the_scan(tmp_path):
     """It is not interpolated, although the network's voxels have another size than those of the scan."""
-    write_phantoms("brats", tmp_path, 1, shape=(28, 32, 28))
-    data = open_dataset(tmp_path, "brats")
-    network_config = NetworkConfig(
-        ("flair",), ("whole",), ((1, 2, 4),), "brats", 2.3, (16, 16, 16), widths=(2, 2, 3, 3)
-    )
+    data, network_config = scan_and_network(tmp_path, 2.3)
     torch.manual_seed(0)
     network = network_config.build()
     torch.nn.init.normal_(network.output.weight, std=3)
@@ -52,11 +58,7 @@ def test_entropy_is_that_of_the_probability_on_the_grid_of_the_scan(tmp_path):
 
 def test_borders_are_no_disagreement(tmp_path):
     """A single pass agrees with itself, also where its sharp borders are interpolated to smaller voxels."""
-    write_phantoms("brats", tmp_path, 1, shape=(28, 32, 28))
-    data = open_dataset(tmp_path, "brats")
-    network_config = NetworkConfig(
-        ("flair",), ("whole",), ((1, 2, 4),), "brats", 9.0, (16, 16, 16), widths=(2, 2, 3, 3)
-    )
+    data, network_config = scan_and_network(tmp_path, 9.0)
     torch.manual_seed(0)
     network = network_config.build()
     torch.nn.init.normal_(network.output.weight, std=30)
@@ -75,11 +77,7 @@ def test_doubtful_voxels_of_the_network_are_no_lesion_on_a_finer_grid(tmp_path, 
         return Moments(probability, torch.zeros_like(probability), (float("nan"),))
 
     monkeypatch.setattr(predict, "posterior_predictive", predicted)
-    write_phantoms("brats", tmp_path, 1, shape=(28, 32, 28))
-    data = open_dataset(tmp_path, "brats")
-    network_config = NetworkConfig(
-        ("flair",), ("whole",), ((1, 2, 4),), "brats", 9.0, (16, 16, 16), widths=(2, 2, 3, 3)
-    )
+    data, network_config = scan_and_network(tmp_path, 9.0)
     posterior = Posterior(network_config, [Member(network_config.build(), None)])
     posterior.decision = Decision("expected-dice")
     found = predict_case(posterior, data.cases[0], data, PredictConfig(samples=0), torch.device("cpu"))

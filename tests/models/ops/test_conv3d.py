@@ -27,21 +27,15 @@ def batches(monkeypatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("outputs", [1, 2, 7, 8])
-@pytest.mark.parametrize("stride", [1, 2, (1, 2, 1), 3])
-@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (3, 0), ((5, 1, 3), (2, 0, 1)), (2, 0)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_small_volumes_have_the_values_and_gradients_of_pytorch(batches, outputs, stride, kernel, padding, bias):
-    """`outputs` along the depth for stride 1."""
-    torch.manual_seed(0)
-    ours = Conv3d(2, 3, kernel, stride=stride, padding=padding, bias=bias)
-    stock = nn.Conv3d(2, 3, kernel, stride=stride, padding=padding, bias=bias).double()
+def assert_same_as_pytorch(ours: Conv3d, image: torch.Tensor) -> torch.Tensor:
+    """Compare values and gradients with PyTorch's in double precision; return the output."""
+    stock = nn.Conv3d(
+        ours.in_channels, ours.out_channels, ours.kernel_size, ours.stride, ours.padding,
+        groups=ours.groups, bias=ours.bias is not None, dtype=torch.float64,
+    )  # fmt: skip
     stock.load_state_dict(ours.state_dict())
-    depth = outputs - 1 + ours.kernel_size[0] - 2 * ours.padding[0]
-    image = torch.randn(1, 2, depth, 6, 9)
     inputs = image.clone().requires_grad_(), image.double().requires_grad_()
     results = ours(inputs[0]), stock(inputs[1])
-    assert batches[0] == 2
     assert_close(results[0].double(), results[1], rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(results[0])
     (results[0] * weights).sum().backward()
@@ -51,6 +45,20 @@ def test_small_volumes_have_the_values_and_gradients_of_pytorch(batches, outputs
         assert mine.grad is not None
         assert theirs.grad is not None
         assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+    return results[0]
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 7, 8])
+@pytest.mark.parametrize("stride", [1, 2, (1, 2, 1), 3])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (3, 0), ((5, 1, 3), (2, 0, 1)), (2, 0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_small_volumes_have_the_values_and_gradients_of_pytorch(batches, outputs, stride, kernel, padding, bias):
+    """`outputs` along the depth for stride 1."""
+    torch.manual_seed(0)
+    ours = Conv3d(2, 3, kernel, stride=stride, padding=padding, bias=bias)
+    depth = outputs - 1 + ours.kernel_size[0] - 2 * ours.padding[0]
+    assert_same_as_pytorch(ours, torch.randn(1, 2, depth, 6, 9))
+    assert batches[0] == 2
 
 
 @pytest.mark.parametrize(("kernel", "padding"), [(5, 2), (3, 0), ((5, 3, 4), (2, 0, 1)), (7, 3)])
@@ -58,19 +66,8 @@ def test_small_volumes_have_the_values_and_gradients_of_pytorch(batches, outputs
 def test_depthwise_values_and_gradients_are_those_of_pytorch(kernel, padding, bias):
     torch.manual_seed(0)
     ours = Conv3d(6, 6, kernel, padding=padding, groups=6, bias=bias)
-    stock = nn.Conv3d(6, 6, kernel, padding=padding, groups=6, bias=bias).double()
-    stock.load_state_dict(ours.state_dict())
-    image = torch.randn(2, 6, 7, 8, 9)
-    inputs = image.clone().requires_grad_(), image.double().requires_grad_()
-    results = ours(inputs[0]), stock(inputs[1])
-    assert "Depthwise" in str(results[0].grad_fn) or bias
-    assert_close(results[0].double(), results[1], rtol=1e-5, atol=1e-5)
-    weights = torch.randn_like(results[0])
-    (results[0] * weights).sum().backward()
-    (results[1] * weights.double()).sum().backward()
-    pairs = [(inputs[0], inputs[1]), *zip(ours.parameters(), stock.parameters(), strict=True)]
-    for mine, theirs in pairs:
-        assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+    output = assert_same_as_pytorch(ours, torch.randn(2, 6, 7, 8, 9))
+    assert "Depthwise" in str(output.grad_fn) or bias
 
 
 def test_depthwise_layers_can_be_traced_and_mapped():
