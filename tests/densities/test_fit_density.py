@@ -278,3 +278,15 @@ def test_a_fit_with_a_non_finite_loss_raises(monkeypatch):
     with pytest.raises(PriorError, match="NaN or infinite in 10 steps in a row.*family 'gaussian'"):
         fit("flow", kernels, steps=30)
     assert len(calls) == 13
+
+
+@pytest.mark.parametrize("family", ["dwp", "flow"])
+@pytest.mark.parametrize("chosen", [0, 3])
+def test_a_fit_without_a_choice_ends_at_the_chosen_step(family, chosen):
+    """At step 0 it is the full-covariance Gaussian."""
+    kernels = correlated().sample((100,)).reshape(-1, 3, 3)
+    density = DENSITIES[family]((3, 3))
+    before = {name: value.clone() for name, value in density.state_dict().items()}
+    assert density.fit(kernels, 50, chosen=chosen) == chosen
+    changed = any(not torch.equal(value, before[name]) for name, value in density.state_dict().items())
+    assert changed == (chosen > 0)
