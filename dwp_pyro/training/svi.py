@@ -38,7 +38,7 @@ _MIN_BETA = 1e-6
 _DETERMINISTIC_PRECISION = {"source": 100.0, "other": 1.0}
 
 #: Mode c₀ of the width of a prior around a source network, relative to the size of its kernels: the best of 0.1, 0.3
-#: and 0.7 by the ELBO on gliomas (docs/results.md).
+#: and 0.7 by the ELBO on gliomas (studies/inference/README.md).
 _CENTERED_SCALE = 0.1
 
 
