@@ -114,14 +114,9 @@ class MeanFieldNormal(PyroModule):
 
     def whiten(self, site: str, weights: Tensor) -> Tensor:
         """Return the coordinates v = A⁻¹ (w − m₀) of weights w, both of the site's shape."""
-        unit, change = self.unit(site), weights - self._buffer("start", self._keys[site])
-        if unit.dim() == 0:
-            return change / unit
-        kernels = change.flatten(2)
-        if unit.dim() == 1:
-            return (kernels / unit).view_as(change)
-        solution: Tensor = torch.linalg.solve_triangular(unit.mT, kernels, upper=True, left=False)
-        return solution.view_as(change)
+        unit = self.unit(site)
+        inverse = 1 / unit if unit.dim() < 2 else torch.linalg.inv(unit)
+        return _times(inverse, weights - self._buffer("start", self._keys[site]))
 
     @torch.no_grad()
     def set_shift(self, site: str, shift: Tensor) -> None:

@@ -194,7 +194,7 @@ class Posterior:
             ]
             if not members:
                 raise ValueError("no member")
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(f"{path}: does not hold a network of this version ({reason}); train it again") from problem
         return cls(network_config, members, decision)

@@ -62,17 +62,10 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     return bayesian.__new__(bayesian)
 
 
-def _of_module(prior: SitePrior) -> TorchDistribution | Callable[[nn.Module], TorchDistribution]:
-    """Return a prior as an argument of `PyroSample`."""
-    return prior if isinstance(prior, Distribution) else lambda module: prior()
-
-
 def _at_every_site(network: nn.Module, prior: KernelPrior | str) -> dict[str, TorchDistribution]:
-    sites = kernel_sites(network)
-    if isinstance(prior, str):
-        return {site: make_prior(prior, site, weight) for site, weight in sites.items()}
-    prior = prior.assign_sites(prior_blocks(network))
-    return {site: make_prior(prior.family, site, weight, prior) for site, weight in sites.items()}
+    learned = None if isinstance(prior, str) else prior.assign_sites(prior_blocks(network))
+    name = prior if isinstance(prior, str) else prior.family
+    return {site: make_prior(name, site, weight, learned) for site, weight in kernel_sites(network).items()}
 
 
 #: A prior, or for a learned one a function that returns it, called at each forward pass.
@@ -129,5 +122,6 @@ def bayesianize(network: nn.Module, prior: Mapping[str, SitePrior] | KernelPrior
     for site, module in convolutions.items():
         # Replace the class in place, as `to_pyro_module_` does.
         module.__class__ = _bayesian(kinds[site])
-        module.weight = PyroSample(_of_module(priors[site]))
+        given = priors[site]
+        module.weight = PyroSample(given if isinstance(given, Distribution) else lambda _, given=given: given())
     return weights

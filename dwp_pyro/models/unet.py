@@ -98,17 +98,11 @@ class ResidualUNet3d(nn.Module):
             raise ValueError(f"widths must be four positive numbers, one per resolution; got {widths}")
         affine = not paper
         self.input = _conv3x3x3(in_channels, widths[0])
-        strides = _PAPER_DOWN_STRIDES if paper else _DOWN_STRIDES
+        self._strides = _PAPER_DOWN_STRIDES if paper else _DOWN_STRIDES
         level = 0
-        self._skips: list[str] = []
-        self._downs: list[str] = []
-        for i, stride in enumerate(strides, start=1):
-            width = widths[level]
-            if stride == 2:
-                self._skips.append(self._downs[-1] if self._downs else "input")
-                level += 1
-            self._downs.append(f"down{i}")
-            self.add_module(self._downs[-1], _ResidualBlock(width, widths[level], stride, affine=affine))
+        for number, stride in enumerate(self._strides, start=1):
+            width, level = widths[level], level + stride - 1
+            self.add_module(f"down{number}", _ResidualBlock(width, widths[level], stride, affine=affine))
         self.up1 = _UpBlock(widths[3], widths[2], affine=affine)
         self.up2 = _UpBlock(widths[2], widths[1], affine=affine)
         self.up3 = _UpBlock(widths[1], widths[0], affine=affine)
@@ -124,11 +118,12 @@ class ResidualUNet3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, out_channels, X, Y, Z] of images [B, in_channels, X, Y, Z], sides of at least 16 voxels."""
         h = self.input(x)
-        features = {"input": h}
-        for name in self._downs:
-            h = self.get_submodule(name)(h)
-            features[name] = h
-        for up, skip in zip((self.up1, self.up2, self.up3), reversed(self._skips), strict=True):
-            h = up(h, features[skip])
+        skips: list[Tensor] = []
+        for number, stride in enumerate(self._strides, start=1):
+            if stride == 2:
+                skips.append(h)
+            h = self.get_submodule(f"down{number}")(h)
+        for up in (self.up1, self.up2, self.up3):
+            h = up(h, skips.pop())
         logits: Tensor = self.output(F.relu(self.norm(h)))
         return logits

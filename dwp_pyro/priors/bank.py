@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,6 @@ MAX_WEIGHTS = 1331  # per kernel; its covariance has the square of that
 _MAX_SIZE = 1e12  # of a weight; sums of its square stay finite in float32
 
 _MAX_SOURCES = 10**6  # source networks, and snapshots of one
-
-# Errors that numpy raises for damaged headers and contents.
-_UNREADABLE = (
-    *(OSError, EOFError, MemoryError, OverflowError, RecursionError),
-    *(SyntaxError, TokenError, TypeError, ValueError),
-)
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def read_kernels(path: Path) -> KernelBank:
 def _read_array(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
-    except _UNREADABLE as problem:
+    except Exception as problem:  # numpy raises whatever a damaged header evaluates to
         reason = " ".join(str(problem).split())
         raise PriorError(f"{path}: cannot be read as a numpy array ({reason})") from problem
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
@@ -153,6 +146,8 @@ def _read_bank(path: Path) -> KernelBank:
         if description["format"] != FORMAT_VERSION:
             raise ValueError(f"format {description['format']!r}, expected {FORMAT_VERSION}")
         sources = tuple(KernelSource(**source) for source in description["sources"])
+        if not all(isinstance(source.network, dict) for source in sources):
+            raise ValueError("the network of a source must be a mapping")
         for number in (number for source in sources for number in (source.bootstrap, source.snapshot)):
             if not isinstance(number, int) or not 0 <= number < _MAX_SOURCES:
                 raise ValueError(f"bootstrap and snapshot must be integers from 0 to {_MAX_SOURCES - 1}")

@@ -130,7 +130,7 @@ class _ChunkedLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, density: KernelDistribution, particles: int, u: Tensor) -> Tensor:
         values, gradients = [], []
-        for chunk in u.flatten(0, -2).split(max(1, _CHUNK // particles)):
+        for chunk in u.reshape(-1, u.shape[-1]).split(max(1, _CHUNK // particles)):
             with torch.enable_grad():
                 chunk = chunk.detach().requires_grad_()
                 value = density.log_prob_standardized(chunk, particles)

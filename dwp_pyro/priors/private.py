@@ -70,7 +70,6 @@ def private_moments(
     Returns:
         Moments of each block, as of `fold_moments`. A noisy scatter may have negative eigenvalues: it is unbiased, so
         that sums over sites are; `gaussian_of` projects them.
-
     """
     # x and y consist of positive semidefinite matrices: ⟨x, y⟩ ≥ 0, hence |x − y|² ≤ |x|² + |y|² ≤ 2 C².
     noise = math.sqrt(2) * clip * noise_multiplier(epsilon, delta)
@@ -96,15 +95,7 @@ def privacy_statement(epsilon: float, delta: float, clip: float) -> str:
 
 
 def clipped_contributions(blocks: Mapping[str, BlockKernels], clip: float) -> dict[str, Tensor]:
-    """Return the vectors x of the networks, scaled to norms of at most `clip`.
-
-    Args:
-        blocks: Kernels of each block.
-        clip: Bound C.
-
-    Returns:
-        Block → float64 matrices, [networks, folds, D, D].
-    """
+    """Return the vectors x of the networks, scaled to norms of at most `clip`: block → [networks, folds, D, D]."""
     vectors = {}
     for name, block in blocks.items():
         networks = block.bootstraps.unique()
@@ -124,11 +115,7 @@ def noisy_moments(
 ) -> dict[str, list[Moments]]:
     """Return the moments of the sums of vectors x with Gaussian noise.
 
-    Args:
-        blocks: Kernels of each block.
-        vectors: Result of `clipped_contributions`.
-        noise: Standard deviation of the noise on each coordinate of Σ x; √2 times an element off the diagonal is one.
-        random: Source of the noise.
+    `noise` is its standard deviation on each coordinate of Σ x; √2 times an element off the diagonal is one.
     """
     moments = {}
     for name, x in vectors.items():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.names import FAMILIES
@@ -123,8 +121,9 @@ def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
         return by_block(read_blocks(Path(file), bank.kernels))
     published = ResidualUNet3d(1, 2, paper=True)
     try:
-        known = NetworkConfig.from_mapping(bank.sources[0].network).build() if bank.sources else published
-    except (TypeError, ValueError):  # described by another program or version
+        with torch.device("meta"):  # wrong widths in a damaged description must not allocate memory
+            known = NetworkConfig.from_mapping(bank.sources[0].network).build() if bank.sources else published
+    except (TypeError, ValueError, RuntimeError):  # described by another program or version
         known = published
     blocks = {site: block for site, block in prior_blocks(known).items() if site in bank.kernels}
     if len(blocks) == len(bank.kernels):
@@ -147,7 +146,8 @@ def _fit_blocks(
         name: BlockKernels(
             torch.cat([bank.kernels[site] for site in sites]),
             torch.cat([bank.bootstraps(site) for site in sites]),
-            _distinct([bank.identities(site) for site in sites]),
+            # Distinct across sites.
+            torch.cat([bank.identities(site) + (number << 48) for number, site in enumerate(sites)]),
         )
         for name, sites in blocks.items()
     }
@@ -231,9 +231,3 @@ def _fit(
         return density, {str(name): float(nats) for name, nats in metadata["nats"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
         raise RunOutdated(f"{path}: is not a density of this version") from problem
-
-
-def _distinct(identities: list[Tensor]) -> Tensor:
-    """Concatenate the kernel identities of several sites, with distinct numbers for different sites."""
-    offsets = [0, *itertools.accumulate(int(part.max()) + 1 for part in identities)]
-    return torch.cat([part + offset for part, offset in zip(identities, offsets, strict=False)])

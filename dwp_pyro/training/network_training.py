@@ -106,21 +106,8 @@ def train_network(
 ) -> SegmentationModel:
     """Train in place on `data.train` and log metrics to `run`; resume from `checkpoint` if it exists.
 
-    Args:
-        setup: Setup; trained in place, on `device`.
-        data: Cases to train and validate on.
-        settings: Settings of the command.
-        schedule: Rates, estimator and seed.
-        run: Run folder, for metrics.
-        checkpoint: Checkpoint file.
-        device: Device to train on.
-        stage: Name of this training in the metrics.
-        track: Function that also receives the metrics.
-        evidence: Independent observations that the segmentation of a case counts as.
-        at_step: Function of the step and a function that returns the current posterior, called after each step.
-
-    Returns:
-        The trained model, on `device`.
+    `stage` names the training in the metrics, `evidence` is that of `SegmentationModel`, and `at_step` is called after
+    each step with the step and a function that returns the current posterior. Returns the trained model, on `device`.
     """
     guide, network_config = setup.guide, network_config_for(settings, data)
     warn_if_emulated(settings.precision, device)

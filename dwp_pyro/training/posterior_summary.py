@@ -159,11 +159,8 @@ def report_nulls(summary: Mapping[str, Any]) -> None:
         above = summary.get(f"above_{null}")
         if above is not None and not above["nats"] > 2 * above["error"]:
             _logger.warning(
-                "ELBO minus that of %s: %+.0f ± %.0f nats; under this prior the evidence of the scans does not "
-                "outweigh the KL",
-                description,
-                above["nats"],
-                above["error"],
+                f"ELBO minus that of {description}: {above['nats']:+.0f} ± {above['error']:.0f} nats; under this prior "
+                "the evidence of the scans does not outweigh the KL"
             )
 
 
@@ -184,8 +181,6 @@ def report_unconverged(records: Sequence[Mapping[str, Any]], stage: str, steps: 
     rise, error = fitted.slope * steps / 10, fitted.stderr * steps / 10
     if rise > 2 * error:
         _logger.warning(
-            "%s: the last tenth of the steps still raised the ELBO by %.0f ± %.0f nats; train for more steps",
-            stage,
-            rise,
-            error,
+            f"{stage}: the last tenth of the steps still raised the ELBO by {rise:.0f} ± {error:.0f} nats; "
+            "train for more steps"
         )

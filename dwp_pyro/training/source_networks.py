@@ -78,7 +78,8 @@ def train_source(
             dice, correlation = _read_snapshot_metrics(folder / f"snapshot{number}.json")
             source = KernelSource(bootstrap, number, data.layout, asdict(posterior.network_config), dice, correlation)
             trained[-1].append((source, posterior.members[0]))
-    best = [max(snapshots, key=_rank) for snapshots in trained]
+    # Without Dice the last snapshot is the best.
+    best = [max(snapshots, key=lambda s: s[0].snapshot if s[0].dice is None else s[0].dice) for snapshots in trained]
     learned = have_learned("bootstrap", [source.dice for source, _ in best])
     kept = sorted(itertools.compress(best, learned), key=lambda snapshot: -(snapshot[0].dice or 0.0))
     bank = [
@@ -87,12 +88,6 @@ def train_source(
         for source, member in snapshots
     ]
     return bank, Posterior(posterior.network_config, [member for _, member in kept])
-
-
-def _rank(snapshot: tuple[KernelSource, Member]) -> float:
-    """Return the Dice of a snapshot, or its number: without Dice the last one is the best."""
-    source, _ = snapshot
-    return source.snapshot if source.dice is None else source.dice
 
 
 def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:

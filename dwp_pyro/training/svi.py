@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from dataclasses import replace
@@ -124,46 +123,36 @@ def annealed(config: SviConfig, fraction: float) -> float:
 def _make_nulls(
     config: SviConfig, network_config: NetworkConfig, device: torch.device, member: int, fitted: TrainingSetup
 ) -> dict[str, TrainingSetup]:
-    """Return the setups of a fitted member's null models: kernels at their start, or drawn from the fitted prior."""
+    """Return the setups of a fitted member's null models: kernels at their start, or drawn from the fitted prior.
+
+    The modules of the fitted prior are frozen.
+    """
     if config.prior == "log-uniform":  # it cannot be sampled, and its KL is known up to a constant only
         return {}
-    frozen = _make_setup(config, network_config, device, member, null="frozen")
-    scales = copy.deepcopy(fitted.prior_modules.get("scales"))
-    assert isinstance(scales, PriorScales | None)
-    prior = _make_setup(config, network_config, device, member, null="prior", scales=scales)
-    return {"frozen": frozen, "prior": prior}
+    frozen, drawn = (_start(config, network_config, device, member)[0] for _ in range(2))
+    for weight in kernel_sites(frozen).values():
+        weight.requires_grad_(False)
+    for module in fitted.prior_modules.values():
+        module.requires_grad_(False)
+    bayesianize(drawn, fitted.priors)
+    return {"frozen": TrainingSetup(frozen, l2_sp=fitted.l2_sp), "prior": fitted._replace(network=drawn, guide=None)}
 
 
-def _make_setup(
-    config: SviConfig,
-    network_config: NetworkConfig,
-    device: torch.device,
-    member: int,
-    null: str | None = None,
-    scales: PriorScales | None = None,
-) -> TrainingSetup:
-    """Return the setup of a member or of one of its null models, from resolved settings.
-
-    The null model "frozen" keeps kernels at their start, "prior" draws them from the prior, with fixed `scales`.
-    """
+def _make_setup(config: SviConfig, network_config: NetworkConfig, device: torch.device, member: int) -> TrainingSetup:
+    """Return the setup of a member, from resolved settings."""
     network, kernel_prior, blocks, centers = _start(config, network_config, device, member)
     sites = kernel_sites(network)
     l2_sp = _DETERMINISTIC_PRECISION["source" if config.init == "source" else "other"]
-    if null == "frozen":
-        for weight in sites.values():
-            weight.requires_grad_(False)
-        return TrainingSetup(network, l2_sp=l2_sp)
+    scales: PriorScales | None = None
     centered, learned = config.center == "source", config.prior in LEARNED
     prior_modules: dict[str, nn.Module] = {}
     if kernel_prior is not None and learned:
         kernel_prior = kernel_prior.as_family(config.prior)
-        for density in kernel_prior.blocks.values() if config.train_reverse_model and null is None else ():
+        for density in kernel_prior.blocks.values() if config.train_reverse_model else ():
             assert isinstance(density, KernelVAE)
             density.encoder.requires_grad_(True)
         prior_modules["kernel_prior"] = kernel_prior
-        if scales is not None:
-            prior_modules["scales"] = scales.requires_grad_(False)
-        elif null is None and config.prior_scale is None:
+        if config.prior_scale is None:
             weights: Counter[str] = Counter()
             for site, weight in sites.items():
                 weights[blocks[site]] += weight.numel()
@@ -183,8 +172,6 @@ def _make_setup(
 
     priors = {site: partial(prior, site, weight.detach()) for site, weight in sites.items()}
     means = bayesianize(network, priors)
-    if null is not None:
-        return TrainingSetup(network, blocks=blocks, prior_modules=prior_modules, l2_sp=l2_sp)
     units = {site: _unit(config, site, mean, kernel_prior) for site, mean in means.items()}
     # A start wider than the prior would let noise move the means far away before the scales have shrunk.
     width = _prior_width(config, centered) if learned else math.inf

@@ -60,10 +60,6 @@ _NULL_STEPS = 0.25  # fraction of a member's steps: a null model has few weights
 _TEACHER = "checkpoint-teacher.safetensors"
 
 
-def _not_annealed(fraction: float) -> float:
-    return 1.0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """What is trained on the target cases, and how. Functions are at module level, for workers.
@@ -74,7 +70,7 @@ class Method:
         members: Number of members of the posterior.
         make_setup: Function that returns the setup of a member.
         make_nulls: Function that returns the setups of a trained member's null models; None for no summary.
-        beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term.
+        beta: Fraction of a member's steps, above 0 to 1 → weight of the KL term; None for 1.
         evidence: Independent observations that the segmentation of a case counts as.
         estimator: "weight-sample" or "local".
     """
@@ -84,7 +80,7 @@ class Method:
     members: int
     make_setup: MakeSetup
     make_nulls: MakeNulls | None = None
-    beta: Callable[[float], float] = _not_annealed
+    beta: Callable[[float], float] | None = None
     evidence: float = DEFAULT_EVIDENCE
     estimator: str = "weight-sample"
 
@@ -104,7 +100,7 @@ class Method:
             steps=steps,
             learning_rate=lambda step: rate * (0.505 + 0.495 * math.cos(math.pi * step / steps)),
             seed=seed,
-            beta=lambda step: self.beta((step + 1) / steps),
+            beta=lambda step: 1.0 if self.beta is None else self.beta((step + 1) / steps),
             weight_decay=self.config.weight_decay,
             estimator=self.estimator,
             validate_every=max(1, steps // _VALIDATIONS),
@@ -192,13 +188,7 @@ class _TrainedMember(NamedTuple):
 class _Trainer:
     """Trains on the target cases of one run.
 
-    Args:
-        method: Method, with resolved settings.
-        data: Cases.
-        device: Device.
-        run: Run folder.
-        track: Function that also receives the metrics.
-        repeats: How often labeled cases are repeated beside those that a teacher has labeled; 0 in a first round.
+    `repeats` is how often labeled cases are repeated beside those that a teacher has labeled; 0 in a first round.
     """
 
     method: Method

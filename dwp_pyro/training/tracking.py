@@ -54,14 +54,15 @@ def tracked(run: Path, config: Mapping[str, Any], options: RunOptions) -> Iterat
     with _as_run_error():
         known = read_json(pin).get("run_id") if pin.exists() else None
         active = mlflow.start_run(run_id=known, run_name=None if known else run.name)
-        write_json(pin, {"run_id": active.info.run_id})
-        mlflow.log_params({name: str(value) for name, value in config.items()})
 
     def track(stage: str, step: int, metrics: Mapping[str, float]) -> None:
         with _as_run_error():
             mlflow.log_metrics({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)
 
     try:
+        with _as_run_error():
+            write_json(pin, {"run_id": active.info.run_id})
+            mlflow.log_params({name: str(value) for name, value in config.items()})
         yield track
         with _as_run_error():
             for path in sorted(run.iterdir()):

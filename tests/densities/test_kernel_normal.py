@@ -117,3 +117,5 @@ def test_chunks_change_neither_value_nor_gradient(monkeypatch, particles):
     assert_close(
         torch.autograd.grad(parts @ factors, w), torch.autograd.grad(whole @ factors, w), rtol=1e-10, atol=1e-12
     )
+    monkeypatch.setattr("dwp_pyro.priors.deep_weight_prior._CHUNK", 0)
+    assert_close(prior.log_prob(w[0]), whole[0])  # one kernel, without a batch

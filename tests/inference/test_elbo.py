@@ -117,7 +117,7 @@ def test_terms_are_the_parts(scene):
     tiny = scene("dwp")
     tiny.model.prior_modules["scales"] = PriorScales({"all": 10}, 0.5)
     with torch.no_grad():
-        tiny.model.prior_modules["scales"].log_scales["c/all"].add_(0.1)
+        tiny.model.prior_modules["scales"].log_scales.add_(0.1)
     log_prior = tiny.model.prior_modules["scales"].log_prob().item()
     assert log_prior < 0
     parts = parts_at_seed(tiny)

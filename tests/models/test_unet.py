@@ -58,7 +58,7 @@ def test_strides_of_the_down_blocks(paper):
     """2,1,2,1,2,1, for the published network 2,1,2,1,2,1,1,1,1: half, quarter and eighth resolution."""
     network = ResidualUNet3d(1, 2, WIDTHS, paper=paper)
     sides = []
-    for name in network._downs:
+    for name in (name for name, _ in network.named_children() if name.startswith("down")):
         network.get_submodule(name).register_forward_hook(lambda module, args, output: sides.append(output.shape[2]))
     network(torch.randn(1, 1, 16, 16, 16))
     assert sides == [8, 8, 4, 4, 2, 2, *([2, 2, 2] if paper else [])]

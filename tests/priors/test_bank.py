@@ -1,6 +1,7 @@
 """Kernel banks: order, provenance, files."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def test_a_bank_of_one_kernel_or_with_a_bad_description_is_refused(bank, tmp_pat
     one.save(tmp_path)
     with pytest.raises(PriorError, match="snapshots of one kernel"):
         read_kernels(tmp_path / "kernels.safetensors")
-    for change in ({"format": 99}, {"sources": [{"bootstrap": "x"}]}, {"sources": 3}):
+    no_network = asdict(source(0, 0)) | {"network": None}
+    for change in ({"format": 99}, {"sources": [{"bootstrap": "x"}]}, {"sources": 3}, {"sources": [no_network]}):
         bank.save(tmp_path)
         network_config = json.loads((tmp_path / "kernels.json").read_text())
         (tmp_path / "kernels.json").write_text(json.dumps(network_config | change))
