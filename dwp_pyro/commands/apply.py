@@ -73,7 +73,7 @@ def evaluate(run: Path, config: PredictConfig, root: str | None, device: str, wo
     summary = run_evaluate(run, config, root=root, device=device, workers=workers)
     cases = next(iter(summary.values()))["dice"].cases
     print_table({f"{run.name}: {region}": metrics for region, metrics in summary.items()})
-    click.echo(f"Mean ± standard error over {cases} test cases. Empty masks: {EMPTY_MASK_POLICY}.")
+    click.echo(f"Mean ± standard error over {cases} test patients. Empty masks: {EMPTY_MASK_POLICY}.")
     click.echo(f"All metrics per case: {run / 'evaluation.csv'}")
     click.echo(f"Curves: {run}/reliability*.png, {run}/risk_coverage*.png")
 

@@ -126,7 +126,7 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
     shared = set.intersection(*(set(each.regions.items()) for each in data_sets))
     regions = {name: values for name, values in first.regions.items() if (name, values) in shared}
     if not regions and any(each.regions for each in data_sets):
-        raise DataError(f"{first.root}: shares no region with the other data sets; name the labels alike")
+        raise DataError(f"{first.root}: shares no region with the other data sets; name and number it alike")
     ids = [case.id for case in cases]
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)

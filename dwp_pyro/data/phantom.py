@@ -40,11 +40,7 @@ _PARTS = {
     "cerebellum": (19, -42, -36, 30, 27, 20),
     "stem": (0, -17, -40, 11, 12, 25),
 }
-_DEEP_GRAY = {
-    "caudate": (14, 18, 12, 5, 12, 9),
-    "putamen": (26, 5, 2, 7, 17, 10),
-    "thalamus": (11, -14, 5, 9, 13, 9),
-}
+_DEEP_GRAY = {"caudate": (14, 18, 12, 5, 12, 9), "putamen": (26, 5, 2, 7, 17, 10), "thalamus": (11, -14, 5, 9, 13, 9)}
 _VENTRICLES = {"third": (0, -8, 0, 2, 12, 9), "fourth": (0, -36, -34, 5, 5, 7)}
 
 # Brightness in flair, t1, t1ce and t2, as a fraction of the scanner's gain.
@@ -64,25 +60,15 @@ _PATHOLOGY = ("spot", "oedema", "enhancing", "necrosis")
 
 @dataclass(frozen=True)
 class _Layout:
-    """File names and scanner of a data set.
+    """File names and scanner of a data set."""
 
-    Args:
-        folder: Format of a case folder, relative to the root.
-        modalities: Endings of the files of flair, t1, t1ce and t2.
-        label: Ending of the label file.
-        gamma: Exponent of the brightness.
-        noise: Standard deviation of the noise, as a fraction of the gain.
-        blur: Standard deviation of the blur, in voxels.
-        bias: Standard deviation of the logarithm of the bias field.
-    """
-
-    folder: str
-    modalities: tuple[str, str, str, str]
-    label: str
-    gamma: float
-    noise: float
-    blur: float
-    bias: float
+    folder: str  # format of a case folder, relative to the root
+    modalities: tuple[str, str, str, str]  # endings of the files of flair, t1, t1ce and t2
+    label: str  # ending of the label file
+    gamma: float  # exponent of the brightness
+    noise: float  # standard deviation, as a fraction of the gain
+    blur: float  # standard deviation, in voxels
+    bias: float  # standard deviation of the logarithm of the bias field
 
 
 _LAYOUTS = {

@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import (
-    ClassesToIndicesd,
-    Compose,
-    CropForegroundd,
-    Invertd,
-    MaskIntensityd,
-    Spacingd,
-)
+from monai.transforms import ClassesToIndicesd, Compose, CropForegroundd, Invertd, MaskIntensityd, Spacingd
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from torch import Tensor
@@ -67,18 +60,14 @@ class Preprocessing:
 
     def __init__(self, spacing: float | None) -> None:
         keys = ("image", "brain_mask", "label")
-        resample = []
+        transforms: list[Any] = [
+            MaskIntensityd("image", mask_key="brain_mask"),
+            CropForegroundd(keys, "brain_mask", allow_smaller=True, allow_missing_keys=True),
+        ]
         if spacing is not None:
-            resample = [
-                Spacingd(keys, (spacing,) * 3, mode=("bilinear", "nearest", "nearest"), allow_missing_keys=True)
-            ]
-        self._transform = Compose(
-            [
-                *resample,
-                MaskIntensityd("image", mask_key="brain_mask"),
-                CropForegroundd(keys, "brain_mask", allow_smaller=True, allow_missing_keys=True),
-            ]
-        )
+            modes = ("bilinear", "nearest", "nearest")
+            transforms.insert(0, Spacingd(keys, (spacing,) * 3, mode=modes, allow_missing_keys=True))
+        self._transform = Compose(transforms)
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
         """Preprocess a scan.

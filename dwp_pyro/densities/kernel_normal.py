@@ -32,12 +32,7 @@ class KernelNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self,
-        loc: Tensor,
-        scale: Tensor,
-        scale_tril: Tensor,
-        kernel_dim: int = 3,
-        validate_args: bool | None = None,
+        self, loc: Tensor, scale: Tensor, scale_tril: Tensor, kernel_dim: int = 3, validate_args: bool | None = None
     ) -> None:
         self.loc, self.scale, self.scale_tril = loc, scale, scale_tril
         batch = loc.dim() - kernel_dim

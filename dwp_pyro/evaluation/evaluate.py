@@ -23,8 +23,10 @@ from dwp_pyro.data.layouts import LAYOUTS, open_dataset
 from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
-from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, CaseMetrics, Summary, case_metrics, summarize_cases
+from dwp_pyro.metrics import EMPTY_MASK_POLICY, MEASURES, Summary, case_metrics, summarize_cases
 from dwp_pyro.metrics.lesions import lesion_matching
+from dwp_pyro.metrics.measures import CaseMetrics
+from dwp_pyro.metrics.summary import patient_means
 from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure
 from dwp_pyro.plots.style import save_figure
@@ -40,12 +42,7 @@ __all__ = ["evaluate", "find_test_cases", "measure"]
 
 
 def evaluate(
-    run: Path,
-    config: PredictConfig,
-    *,
-    root: str | None = None,
-    device: str = "auto",
-    workers: Workers | None = None,
+    run: Path, config: PredictConfig, *, root: str | None = None, device: str = "auto", workers: Workers | None = None
 ) -> dict[str, dict[str, Summary]]:
     """Measure a run on the test cases of its split, on the grid of each scan.
 
@@ -62,7 +59,7 @@ def evaluate(
         workers: Workers that predict and measure several cases at the same time.
 
     Returns:
-        Region → metric → summary over cases.
+        Region → metric → summary over patients; cases of one patient are averaged first.
 
     Raises:
         UserError: if the run, its split or a scan cannot be used.
@@ -84,7 +81,7 @@ def evaluate(
     results = _measure_all(trained, data, workers)
     if not_predicted(out, data.cases, trained, config):
         raise RunError(f"{out}: another process has replaced predictions while they were measured; evaluate again")
-    return _write(run, config, labels, results)
+    return _write(run, config, labels, data.patients, results)
 
 
 def _measure_all(trained: TrainedRun, data: DataSet, workers: Workers | None) -> dict[str, dict[str, CaseMetrics]]:
@@ -107,23 +104,23 @@ def _measure_all(trained: TrainedRun, data: DataSet, workers: Workers | None) ->
 
 
 def _write(
-    run: Path, config: PredictConfig, labels: Mapping[str, str], results: Mapping[str, Mapping[str, CaseMetrics]]
+    run: Path,
+    config: PredictConfig,
+    labels: Mapping[str, str],
+    patients: Mapping[str, str],
+    results: Mapping[str, Mapping[str, CaseMetrics]],
 ) -> dict[str, dict[str, Summary]]:
     """Write the files of `evaluate`, and return region → metric → summary.
 
-    Args:
-        run: Run folder.
-        config: Settings of the predictions.
-        labels: Case → digest of its label.
-        results: Case → region → metrics.
+    `labels` is case → digest of its label, `results` case → region → metrics.
     """
     regions = list(next(iter(results.values())))
     measured = {region: {case: results[case][region] for case in labels} for region in regions}
     table = io.StringIO()
-    writer = csv.DictWriter(table, ["case", "region", *MEASURES], lineterminator="\n")
+    writer = csv.DictWriter(table, ["case", "patient", "region", *MEASURES], lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {"case": case, "region": region, **of_region[case].measures}
+        {"case": case, "patient": patients[case], "region": region, **of_region[case].measures}
         for case in labels
         for region, of_region in measured.items()
     )
@@ -131,7 +128,7 @@ def _write(
     summary, written = {}, {}
     for region, of_region in measured.items():
         rows = {name: each.measures for name, each in of_region.items()}
-        summary[region] = summarize_cases(rows.values())
+        summary[region] = summarize_cases(patient_means(rows, patients))
         suffix = "" if len(measured) == 1 else f"_{region}"
         written[region] = {
             "summary": {name: asdict(value) for name, value in summary[region].items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex, to_rgb
 from dwp_pyro.evaluation.viewer import CaseView, Layer
 from dwp_pyro.metrics import EMPTY_MASK_POLICY, HEADLINE, MEASURES
 from dwp_pyro.metrics.bootstrap import bootstrap_interval
+from dwp_pyro.metrics.summary import patient_means
 from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure, training_figure
 from dwp_pyro.plots.style import to_svg
 
@@ -40,6 +41,7 @@ class Report:
         roles: Role in the split → case ids.
         settings: Heading → name → value.
         training: Lines of `metrics.jsonl`.
+        patients: Test case → patient.
         regions: Region → test case → metrics.
         volumes_ml: Region → test case → predicted volume.
         curves: Region → curve → its points, as in evaluation.json.
@@ -53,6 +55,7 @@ class Report:
     roles: Mapping[str, Sequence[str]]
     settings: Mapping[str, Mapping[str, Any]]
     training: Sequence[Mapping[str, Any]]
+    patients: Mapping[str, str]
     regions: Mapping[str, Mapping[str, Metrics]]
     volumes_ml: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, Mapping[str, Any]]
@@ -74,7 +77,7 @@ def page(report: Report) -> str:
         report=report,
         regions={region: _results(report, region) for region in report.regions},
         views=[_view(report, rank) for rank in report.views],
-        plots={region: _plots(curves) for region, curves in report.curves.items() if curves},
+        plots={region: _plots(curves) for region, curves in report.curves.items()},
         training=to_svg(training_figure, report.training),
         settings={title: {n: _plain(value) for n, value in of.items()} for title, of in report.settings.items()},
         empty_masks=EMPTY_MASK_POLICY,
@@ -90,15 +93,17 @@ def _results(report: Report, region: str) -> dict[str, Any]:
     measures = list(dict.fromkeys(name for metrics in cases.values() for name in metrics))
     columns = [name for name in measures if name in HEADLINE or name not in MEASURES]
     ranks = {case: rank for rank, (case, _) in report.views.items()} if region == report.shown else {}
-    over_cases = [
-        {"name": name, "title": _title(name), "cells": _statistics(name, [m.get(name) for m in cases.values()])}
+    known = {case: {n: x for n, x in metrics.items() if x is not None} for case, metrics in cases.items()}
+    means = patient_means(known, report.patients)
+    over_patients = [
+        {"name": name, "title": _title(name), "cells": _statistics(name, [m.get(name) for m in means])}
         for name in measures
     ]
     per_case = []
     for case, metrics in cases.items():
         cells = [*(_number(name, metrics.get(name)) for name in columns), f"{report.volumes_ml[region][case]:.1f}"]
         per_case.append({"id": case, "rank": ranks.get(case), "cells": cells})
-    return {"measures": over_cases, "titles": [_title(name) for name in columns], "cases": per_case}
+    return {"measures": over_patients, "titles": [_title(name) for name in columns], "cases": per_case}
 
 
 def _statistics(measure: str, values: Sequence[float | None]) -> list[str]:
@@ -130,12 +135,8 @@ def _layer_data(layer: Layer) -> dict[str, Any]:
     # As many decimals as distinguish the levels of a map.
     digits = 0 if _is_mask(layer) else int(np.clip(np.ceil(1.5 - np.log10(layer.high - layer.low)), 0, 6))
     return {
-        "title": layer.title,
-        "unit": layer.unit,
-        "low": layer.low,
-        "high": layer.high,
+        **asdict(layer),
         "digits": digits,
-        "shown": layer.shown,
         "opacity": f"{layer.opacity * 100:.0f}",
         "gradient": [to_hex(_color(layer, fraction)) for fraction in np.linspace(0, 1, _SHADES)],
         "range": () if _is_mask(layer) else (f"{layer.low:.3g}", f"{layer.high:.3g} {layer.unit}".strip()),
@@ -164,13 +165,10 @@ def _is_mask(layer: Layer) -> bool:
 
 def _plots(curves: Mapping[str, Any]) -> dict[str, str]:
     """Curve → its plot, an SVG element."""
-    plots = {}
-    if "reliability" in curves:
-        plots["reliability"] = to_svg(reliability_figure, **curves["reliability"])
+    plots = {"reliability": to_svg(reliability_figure, **curves["reliability"])}
     for name, unit in (("risk_coverage", "voxels"), ("case_risk_coverage", "cases")):
-        if name in curves:
-            panels = {"": (curves[name]["coverage"], curves[name]["risk"], unit)}
-            plots[name] = to_svg(risk_coverage_figure, panels)
+        panels = {"": (curves[name]["coverage"], curves[name]["risk"], unit)}
+        plots[name] = to_svg(risk_coverage_figure, panels)
     return plots
 
 

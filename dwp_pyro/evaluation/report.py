@@ -69,37 +69,34 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     posterior = _posterior(run, state["summary"]) if "summary" in state else {}
     learned_from = read_json(run / "learned_from.json")
     n = len(split.get("train", ()))
-    html = page(
-        Report(
-            name=run.resolve().name,
-            summary=f"{', '.join(network_config.regions)} of {data.layout} scans, learned from {n} cases",
-            data={
-                "layout": data.layout,
-                "modalities": ", ".join(network_config.modalities),
-                **{
-                    f"region “{name}”": ", ".join(data.labels[value] for value in sorted(values))
-                    for name, values in data.region_values(network_config.regions).items()
-                },
-                "voxels": "as scanned"
-                if network_config.spacing is None
-                else f"resampled to {network_config.spacing:g} mm",
+    content = Report(
+        name=run.resolve().name,
+        summary=f"{', '.join(network_config.regions)} of {data.layout} scans, learned from {n} cases",
+        data={
+            "layout": data.layout,
+            "modalities": ", ".join(network_config.modalities),
+            **{
+                f"region “{name}”": ", ".join(data.labels[value] for value in sorted(values))
+                for name, values in data.region_values(network_config.regions).items()
             },
-            roles=split,
-            settings={
-                **({"Posterior": posterior} if posterior else {}),
-                f"Training ({command})": read_yaml(run / "config.yaml"),
-                "Prediction": {**prediction.to_mapping(), "masks": str(decision)},
-                **({"Learned from (SHA-256)": learned_from} if learned_from else {}),
-            },
-            training=read_metrics(run / "metrics.jsonl"),
-            regions=regions,
-            volumes_ml={name: {case: of[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
-            curves=curves,
-            shown=shown,
-            views=views,
-        )
+            "voxels": "as scanned" if network_config.spacing is None else f"resampled to {network_config.spacing:g} mm",
+        },
+        roles=split,
+        settings={
+            **({"Posterior": posterior} if posterior else {}),
+            f"Training ({command})": read_yaml(run / "config.yaml"),
+            "Prediction": {**prediction.to_mapping(), "masks": str(decision)},
+            **({"Learned from (SHA-256)": learned_from} if learned_from else {}),
+        },
+        training=read_metrics(run / "metrics.jsonl"),
+        patients=data.patients,
+        regions=regions,
+        volumes_ml={name: {case: of[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
+        curves=curves,
+        shown=shown,
+        views=views,
     )
-    write_bytes(out, html.encode())
+    write_bytes(out, page(content).encode())
     return out
 
 
@@ -152,24 +149,24 @@ def _read_evaluation(
             if not cases or not all(_numbers([*metrics.values(), metrics["dice"]]) for metrics in cases.values()):
                 raise ValueError
         labels = dict(evaluation["labels"])
-        curves = {name: _curves(region.get("curves", {})) for name, region in evaluation["regions"].items()}
+        curves = {name: _curves(region["curves"]) for name, region in evaluation["regions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
         raise _outdated(run, "is not an evaluation of this version") from problem
     return regions, curves, prediction, labels
 
 
 def _curves(of_region: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the curves of a page that are there, with finite points and equally long axes."""
+    """Return the curves of a page, with finite points and equally long axes."""
     axes = {
         "reliability": ("confidence", "frequency", "count"),
         "risk_coverage": ("coverage", "risk"),
         "case_risk_coverage": ("coverage", "risk"),
     }
-    curves = {name: {axis: of_region[name][axis] for axis in of} for name, of in axes.items() if name in of_region}
+    curves = {name: {axis: of_region[name][axis] for axis in of} for name, of in axes.items()}
     for curve in curves.values():
         if not all(map(_numbers, curve.values())) or len({len(points) for points in curve.values()}) != 1:
             raise ValueError
-    if None in curves.get("reliability", {"count": ()})["count"]:
+    if None in curves["reliability"]["count"]:
         raise ValueError
     return curves
 

@@ -81,24 +81,15 @@ def case_view(
     (box,) = ndimage.find_objects((brain_mask | truth | predicted).view(np.uint8))
     affine_of_box = affine @ from_matvec(np.eye(3), [side.start for side in box])
     most = max(float(mutual_information.max()), 1e-3)
-    low, high = (float(level) for level in np.percentile(image[box], [0.2, 99.8]))
+    low, high = np.percentile(image[box], [0.2, 99.8]).tolist()
+    high = max(high, low + 1e-6)
 
-    def layer(
-        title: str,
-        volume: NDArray[Any],
-        colors: str,
-        high: float,
-        *,
-        low: float = 0.0,
-        levels: int = _MAP_LEVELS,
-        **more: Any,
-    ) -> Layer:
-        return Layer(title, colors, low, high, _encode(volume[box], affine_of_box, low, high, levels), **more)
+    def layer(title: str, volume: NDArray[Any], colors: str, high: float, **more: Any) -> Layer:
+        return Layer(title, colors, 0.0, high, _encode(volume[box], affine_of_box, 0.0, high, _MAP_LEVELS), **more)
 
+    scan = _encode(image[box], affine_of_box, low, high, _LEVELS)
     layers = (
-        layer(
-            modality, image, "gray", max(high, low + 1e-6), low=low, levels=_LEVELS, hidden=0.0, shown=True, opacity=1.0
-        ),
+        Layer(modality, "gray", low, high, scan, hidden=0.0, shown=True, opacity=1.0),
         layer("truth", truth, COLORS[2], 1.0, hidden=0.5, shown=True, opacity=0.5),
         layer("prediction", predicted, COLORS[1], 1.0, hidden=0.5, shown=True, opacity=0.5),
         layer("probability", probability, "viridis", 1.0),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel
-from nibabel.affines import voxel_sizes
+import numpy as np
 
+from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
-from dwp_pyro.prediction.labels import overlay_order, to_label_map, warn_of_crossing_regions
-from dwp_pyro.prediction.outputs import map_path, read_decision, read_maps, save_like
+from dwp_pyro.prediction.labels import label_values, overlay_order, warn_of_crossing_regions
+from dwp_pyro.prediction.outputs import map_path, save_like
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import new_folder, write_bytes, write_json
@@ -42,15 +42,10 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
-            probability = read_maps(predictions, case, "prob", network_config)
-            image: Any = nibabel.load(predictions / f"{case}_seg.nii.gz")
-            spacing = voxel_sizes(image.affine).tolist()
-            masks = network_config.masks(probability, read_decision(predictions, case), spacing)
-            save_like(
-                predictions / f"{case}_seg.nii.gz",
-                to_label_map(masks, network_config, values),
-                folder / f"{case}.nii.gz",
-            )
+            path = predictions / f"{case}_seg.nii.gz"
+            segmented = read_volume(path).data
+            label = np.select([segmented == value for value in label_values(network_config)], values)
+            save_like(path, label.astype(np.uint8), folder / f"{case}.nii.gz")
             for region in network_config.regions:
                 for kind in ("prob", "entropy", "mi"):
                     path = map_path(predictions, case, kind, region, network_config)

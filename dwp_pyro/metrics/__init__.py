@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from dwp_pyro.metrics.measures import EMPTY_MASK_POLICY, HEADLINE, MEASURES, CaseMetrics, case_metrics
+from dwp_pyro.metrics.measures import EMPTY_MASK_POLICY, HEADLINE, MEASURES, case_metrics
 from dwp_pyro.metrics.summary import Summary, show, summarize_cases
 
-__all__ = [
-    "EMPTY_MASK_POLICY",
-    "HEADLINE",
-    "MEASURES",
-    "CaseMetrics",
-    "Summary",
-    "case_metrics",
-    "show",
-    "summarize_cases",
-]
+__all__ = ["EMPTY_MASK_POLICY", "HEADLINE", "MEASURES", "Summary", "case_metrics", "show", "summarize_cases"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,19 +37,14 @@ def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int = 0) -> N
     rng = np.random.default_rng(seed)
     present = ~np.isnan(values)
     filled, measured = np.where(present, values, 0), present.astype(np.float64)
+    # How often each row and each column is drawn; small integers and blocks of draws keep memory low.
+    counts_drawn = (rng.multinomial(size, np.full(size, 1 / size), draws).astype(np.uint16) for size in values.shape)
     means = []
-    for seeds, cases in zip(*(_resamples(rng, size, draws) for size in values.shape), strict=True):
+    for seeds, cases in zip(*(np.array_split(each, math.ceil(draws / _BLOCK)) for each in counts_drawn), strict=True):
         counts = ((seeds @ measured) * cases).sum(1)
         drawn = counts > 0
         means.append(((seeds @ filled) * cases).sum(1)[drawn] / counts[drawn])
     return np.concatenate(means)
-
-
-def _resamples(rng: np.random.Generator, size: int, draws: int) -> list[NDArray[np.unsignedinteger[Any]]]:
-    """Draw how often each of `size` items occurs, [draws, size] in blocks; small integers keep memory low."""
-    blocks = [len(block) for block in np.array_split(np.arange(draws), math.ceil(draws / _BLOCK))]
-    small = np.min_scalar_type(size)
-    return [rng.multinomial(size, np.full(size, 1 / size), block).astype(small) for block in blocks]
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> Interval:

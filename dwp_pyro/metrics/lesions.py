@@ -52,10 +52,7 @@ class LesionScores(NamedTuple):
 
 
 def lesion_scores(
-    predicted: NDArray[np.bool_],
-    truth: NDArray[np.bool_],
-    spacing: Sequence[float],
-    matching: LesionMatching = TUMORS,
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float], matching: LesionMatching = TUMORS
 ) -> LesionScores:
     """Return lesion-wise Dice and F1, matched as in BraTS 2023 (Saluja et al. 2023).
 

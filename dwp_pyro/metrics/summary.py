@@ -9,12 +9,12 @@ import numpy as np
 
 from dwp_pyro.metrics.measures import MEASURES
 
-__all__ = ["Summary", "show", "summarize_cases"]
+__all__ = ["Summary", "patient_means", "show", "summarize_cases"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean of a metric over cases, its standard error (NaN for a single case), and the number of cases."""
+    """Mean of a metric over cases or patients, its standard error (NaN for a single one), and their number."""
 
     mean: float
     standard_error: float
@@ -30,6 +30,14 @@ def summarize_cases(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
         summaries[name] = Summary(float(values.mean()), error, len(values))
     return summaries
+
+
+def patient_means(cases: Mapping[str, Mapping[str, float]], patients: Mapping[str, str]) -> list[dict[str, float]]:
+    """Return each patient's mean of each metric over its cases; visits of a patient are not independent."""
+    visits: dict[str, list[Mapping[str, float]]] = {}
+    for case, metrics in cases.items():
+        visits.setdefault(patients[case], []).append(metrics)
+    return [{name: each.mean for name, each in summarize_cases(rows).items()} for rows in visits.values()]
 
 
 def show(measure: str, summary: Summary | None) -> str:

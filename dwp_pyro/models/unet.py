@@ -87,11 +87,7 @@ class ResidualUNet3d(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: tuple[int, ...] = (16, 32, 64, 128),
-        paper: bool = False,
+        self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (16, 32, 64, 128), paper: bool = False
     ) -> None:
         super().__init__()
         if len(widths) != 4 or min(widths) < 1:

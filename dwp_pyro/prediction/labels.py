@@ -14,15 +14,7 @@ from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.inference.posterior import NetworkConfig
 
-__all__ = [
-    "known_regions",
-    "label_values",
-    "overlay_order",
-    "read_scan",
-    "shown_image",
-    "to_label_map",
-    "warn_of_crossing_regions",
-]
+__all__ = ["label_values", "overlay_order", "read_scan", "shown_image", "to_label_map", "warn_of_crossing_regions"]
 
 _logger = logging.getLogger(__name__)
 
@@ -38,13 +30,6 @@ def shown_image(scan: Scan, case: Case, network_config: NetworkConfig) -> tuple[
     """Return the name and the image [X, Y, Z] of the first modality that the case has, for pictures."""
     number, name = next((number, name) for number, name in enumerate(network_config.modalities) if name in case.images)
     return name, scan.images[number]
-
-
-def known_regions(network_config: NetworkConfig, data: DataSet) -> tuple[frozenset[int], ...]:
-    """Return the label values of each region in a data set; () if the data set lacks a region."""
-    if not data.regions.keys() >= set(network_config.regions):
-        return ()
-    return tuple(data.regions[region] for region in network_config.regions)
 
 
 def label_values(network_config: NetworkConfig) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,14 +26,7 @@ from dwp_pyro.inference.posterior import NetworkConfig, Posterior
 from dwp_pyro.inference.predictive import binary_entropy, posterior_predictive
 from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.plots.cases import save_case_figure
-from dwp_pyro.prediction.labels import (
-    known_regions,
-    label_values,
-    read_scan,
-    shown_image,
-    to_label_map,
-    warn_of_crossing_regions,
-)
+from dwp_pyro.prediction.labels import label_values, read_scan, shown_image, to_label_map, warn_of_crossing_regions
 from dwp_pyro.prediction.outputs import VERSION, map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
 from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
@@ -42,16 +36,7 @@ from dwp_pyro.runtime.progress import each, progress
 from dwp_pyro.runtime.signals import resumable
 from dwp_pyro.runtime.workers import Workers
 
-__all__ = [
-    "Prediction",
-    "TrainedRun",
-    "cases_to_predict",
-    "load_run",
-    "not_predicted",
-    "predict",
-    "predict_case",
-    "predict_cases",
-]
+__all__ = ["Prediction", "TrainedRun", "load_run", "not_predicted", "predict", "predict_case", "predict_cases"]
 
 _logger = logging.getLogger(__name__)
 
@@ -102,7 +87,7 @@ def predict(
         (9, 9)
     """
     trained = load_run(run)
-    data = cases_to_predict(scans, trained.posterior)
+    data = _cases_to_predict(scans, trained.posterior)
     cases = list(data.cases)
     out = out or run / "predictions"
     if out.exists() and not out.is_dir():
@@ -151,18 +136,14 @@ def load_run(run: Path) -> TrainedRun:
 
 @lru_cache(1)
 def _load_once(run: Path, digest: str) -> TrainedRun:
-    """Return a run whose posterior has this digest, for a worker that predicts several of its cases.
-
-    Raises:
-        RunError: if the posterior has changed.
-    """
+    """Return a run, for a worker that predicts several of its cases; raise RunError if the digest has changed."""
     trained = load_run(run)
     if trained.digest != digest:
         raise RunError(f"{run}: was trained again since the command started; start the command again")
     return trained
 
 
-def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
+def _cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
     """Find the cases in the paths given to `predict`.
 
     Raises:
@@ -182,7 +163,7 @@ def cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
             f"{scans[0]}: give one folder or CSV file, or {len(modalities)} file(s) of one case, "
             f"in the order {', '.join(modalities)}; got {len(scans)} path(s)"
         )
-    name = scans[0].name.removesuffix(".gz").removesuffix(".nii")
+    name = re.sub(r"\.nii(\.gz)?$", "", scans[0].name, flags=re.IGNORECASE)
     case = Case(name, dict(zip(modalities, scans, strict=True)))
     return DataSet(scans[0].parent, network_config.layout, (case,), {}, {})
 
@@ -240,7 +221,7 @@ def predict_case(
     network_config = posterior.network_config
     scan = read_scan(case, network_config, data)
     preprocess = Preprocessing(network_config.spacing)
-    example = preprocess(scan, known_regions(network_config, data))
+    example = preprocess(scan, ())
     decision = _decision(posterior, config)
     seeds = [step_seed(config.seed, number) for number in range(_passes(posterior, config))] if config.samples else None
     with catch_out_of_memory(f"case {case.id}"):
@@ -248,14 +229,7 @@ def predict_case(
         image, brain_mask = (volume.as_tensor().to(device) for volume in (example.image, example.brain_mask))
         try:
             moments = posterior_predictive(
-                posterior,
-                image,
-                seeds,
-                config.overlap,
-                config.precision,
-                advance,
-                brain_mask[0].bool(),
-                decision.flips,
+                posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool(), decision.flips
             )
         except FloatingPointError as problem:
             raise RunError(f"case {case.id}: {problem}, its weights are too large; train it again") from problem
@@ -336,8 +310,6 @@ def _save(
     network_config = trained.posterior.network_config
     scan, masks, probability, entropy, mutual_information, pairwise_dice = prediction
     values = label_values(network_config)
-    # Pictures show the label only if its values mean the same structures as in training.
-    known = known_regions(network_config, data)
     marker = out / f"{case.id}.json"
     marker.unlink(missing_ok=True)  # marks a complete prediction
     save_like(scan.reference, to_label_map(masks, network_config, values), out / f"{case.id}_seg.nii.gz")
@@ -348,7 +320,8 @@ def _save(
         maps = dict(zip(_MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
-        truth = np.isin(scan.label, sorted(known[number])) if scan.label is not None and known else None
+        known = data.regions.get(region)  # pictures show the label only if it names the region
+        truth = np.isin(scan.label, sorted(known)) if scan.label is not None and known else None
         suffix = "" if len(network_config.regions) == 1 else f"_{region}"
         pictures.append(out / f"{case.id}{suffix}.png")
         save_case_figure(pictures[-1], f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values())

@@ -32,10 +32,7 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
         ["normalization", _text(provenance.get("normalisation"))],
         ["widths of the network", _text(network.get("widths"))],
         ["source networks", f"{trained}, {snapshots} snapshots" if trained else _NOT_STATED],
-        [
-            "kernels",
-            f"{sum(info.kernels for info in prior.block_infos.values())} in {len(prior.block_infos)} blocks",
-        ],
+        ["kernels", f"{sum(info.kernels for info in prior.block_infos.values())} in {len(prior.block_infos)} blocks"],
         ["kernel file", _text(provenance.get("kernels"))],
         ["merged from", _text(provenance.get("parents"))],
         ["privacy", _text(provenance.get("privacy"))],

@@ -29,10 +29,7 @@ _one_at_a_time = threading.Lock()
 
 
 def map_on_cluster(
-    work: Callable[[_Task], _Result],
-    tasks: Sequence[_Task],
-    cluster: str,
-    finished: Callable[[_Task, _Result], None],
+    work: Callable[[_Task], _Result], tasks: Sequence[_Task], cluster: str, finished: Callable[[_Task, _Result], None]
 ) -> None:
     """Run tasks on a Dask cluster; the task of a worker that dies goes to another one.
 

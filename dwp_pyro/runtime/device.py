@@ -12,12 +12,7 @@ from dwp_pyro.runtime.errors import ConfigError, OutOfMemory
 
 _logger = logging.getLogger(__name__)
 
-__all__ = [
-    "catch_out_of_memory",
-    "has_bfloat16",
-    "torch_device",
-    "warn_if_emulated",
-]
+__all__ = ["catch_out_of_memory", "has_bfloat16", "torch_device", "warn_if_emulated"]
 
 
 def torch_device(name: str) -> torch.device:

@@ -28,10 +28,7 @@ _Result = TypeVar("_Result")
 
 
 def map_in_processes(
-    work: Callable[[_Task], _Result],
-    tasks: Sequence[_Task],
-    workers: int,
-    finished: Callable[[_Task, _Result], None],
+    work: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int, finished: Callable[[_Task, _Result], None]
 ) -> None:
     """Run tasks in order, `workers` at a time, and divide the threads of this process among the workers.
 

@@ -181,7 +181,7 @@ def test_evaluation_agrees_with_the_predictions(command, copy_of_world):
     report = json.loads((copy_of_world / SVI_RUN / "evaluation.json").read_text())
     whole = report["regions"]["whole"]
     assert [row["case"] for row in rows] == list(whole["cases"])
-    assert {row["region"] for row in rows} == {"whole"}
+    assert {row["region"] for row in rows} == {"whole"} and all(row["patient"] == row["case"] for row in rows)
     for row in rows:
         truth = nibabel.load(f"data/brats/HGG/{row['case']}/{row['case']}_seg.nii.gz")
         predicted = nibabel.load(f"{SVI_RUN}/predictions/{row['case']}_seg.nii.gz")

@@ -24,14 +24,7 @@ from tests.commands.test_bad_input import check, snapshot
 pytestmark = pytest.mark.slow
 
 STUDY = {
-    "settings": {
-        "members": 1,
-        "root": "data/brats",
-        "widths": [2, 3, 4, 5],
-        "patch": 24,
-        "validation": 1,
-        "steps": 4,
-    },
+    "settings": {"members": 1, "root": "data/brats", "widths": [2, 3, 4, 5], "patch": 24, "validation": 1, "steps": 4},
     "methods": {
         "DWP": {"command": "svi", "prior": "dwp"},
         "UNet-RI": {"command": "finetune", "init": "random", "learning-rate": 0.004},
@@ -186,10 +179,7 @@ def test_a_changed_label_is_refused(command, copy_of_world, copied, tmp_path):
         ({"settings": STUDY["settings"] | {"split": "no.json"}}, "no.json"),
         ({"settings": STUDY["settings"] | {"modality": ["pet"]}}, "has no pet scan"),
         ({"settings": STUDY["settings"] | {"validation": 0}, "evaluate": "validation"}, "has no validation cases"),
-        (
-            {"runs": [{"methods": ["UNet-RI"], "n": [2, 50], "seeds": [0]}]},
-            "UNet-RI, n 50, seed 0: 50 training",
-        ),
+        ({"runs": [{"methods": ["UNet-RI"], "n": [2, 50], "seeds": [0]}]}, "UNet-RI, n 50, seed 0: 50 training"),
     ],
 )
 def test_an_invalid_study_is_refused_before_the_first_run(command, in_world, tmp_path, changes, culprit):
@@ -219,10 +209,7 @@ def test_validation_cases_and_a_run_that_fails(command, in_world, tmp_path):
     methods = {"UNet-RI": STUDY["methods"]["UNet-RI"], "wide": STUDY["methods"]["UNet-PR"] | {"widths": [2, 2, 2, 2]}}
     runs = [{"methods": ["UNet-RI", "wide"], "n": [2], "seeds": [0]}]
     result = command(
-        "experiment",
-        write(tmp_path, methods=methods, runs=runs, evaluate="validation"),
-        "--out",
-        tmp_path / "out",
+        "experiment", write(tmp_path, methods=methods, runs=runs, evaluate="validation"), "--out", tmp_path / "out"
     )
     assert result.exit_code == 2 and "Error: wide, n 2, seed 0: " in result.stderr
     assert "the source network has widths" in result.stderr and "Traceback" not in result.output

@@ -562,12 +562,7 @@ def test_unfinished_and_hidden_folders_are_ignored(tmp_path):
 def test_circular_links_and_unreadable_folders_are_ignored(tmp_path, name, monkeypatch):
     make, layout, ids, *_ = KNOWN[name]
     make(tmp_path)
-    for link, target in {
-        "up": tmp_path,
-        "self": tmp_path / "self",
-        "brats_data": tmp_path,
-        "gone": "/nowhere",
-    }.items():
+    for link, target in {"up": tmp_path, "self": tmp_path / "self", "brats_data": tmp_path, "gone": "/nowhere"}.items():
         (tmp_path / link).symlink_to(target)
     (tmp_path / "locked" / "inside").mkdir(parents=True)
     listed = Path.iterdir

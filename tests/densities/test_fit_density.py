@@ -10,24 +10,14 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from dwp_pyro.config.names import FAMILIES
-from dwp_pyro.densities import (
-    DENSITIES,
-    BlockKernels,
-    KernelDistribution,
-    KernelFlow,
-    KernelMixture,
-)
+from dwp_pyro.densities import DENSITIES, BlockKernels, KernelDistribution, KernelFlow, KernelMixture
 from dwp_pyro.densities.fit_density import fit_density, score_kernels
 from dwp_pyro.densities.gaussian import fold_moments, gaussian_of
 from dwp_pyro.runtime.errors import PriorError
 
 
 def fit(
-    family: str,
-    kernels: Tensor,
-    steps: int,
-    bootstraps: int = 2,
-    identities: Tensor | None = None,
+    family: str, kernels: Tensor, steps: int, bootstraps: int = 2, identities: Tensor | None = None
 ) -> tuple[KernelDistribution, dict[str, float]]:
     """Fit kernels of consecutive bootstraps of equal size, all distinct unless `identities` are given."""
     n = len(kernels)

@@ -74,15 +74,9 @@ def report() -> Report:
         settings={"Training (svi)": {"evidence": 1.0, "widths": [2, 3], "spacing": None, "train_reverse_model": True}},
         training=[
             {"stage": "svi", "step": 10, "log_likelihood": -5.0, "kl": 4.0, "beta": 0.5},
-            {
-                "stage": "svi",
-                "step": 20,
-                "log_likelihood": -4.0,
-                "kl": 4.0,
-                "beta": 1.0,
-                "validation_dice": 0.0,
-            },
+            {"stage": "svi", "step": 20, "log_likelihood": -4.0, "kl": 4.0, "beta": 1.0, "validation_dice": 0.0},
         ],
+        patients={"first": "first", "second": "second", "third": "third"},
         regions={
             "whole": {
                 "first": {"dice": 0.9, "hd95": 2.0, "oddity": 0.5},
@@ -124,8 +118,16 @@ def test_measures_have_intervals_whether_or_not_they_are_known(html: str):
 
 
 def test_one_case_has_no_interval(report: Report):
-    table = rows(page(replace(report, regions={"whole": {"first": {"dice": 0.9}}}, curves={}, training=[])))
+    table = rows(page(replace(report, regions={"whole": {"first": {"dice": 0.9}}}, training=[])))
     assert next(cells for name, cells in table.items() if name.startswith("Dice"))[:2] == ["0.900", "–"]
+
+
+def test_visits_of_a_patient_are_averaged_before_the_interval(report: Report):
+    table = rows(page(replace(report, patients={"first": "p", "second": "q", "third": "p"})))
+    dice = next(cells for name, cells in table.items() if name.startswith("Dice"))
+    assert (dice[0], dice[-1]) == ("0.600", "2") and dice[1] == "0.600 to 0.600"  # (0.9 + 0.3) / 2 and 0.6
+    assert next(cells for name, cells in table.items() if name.startswith("HD95"))[0] == "3.0"
+    assert table["firstbest"] == ["0.900", "2.0", "0.500", "12.3"]
 
 
 def test_settings_and_split_are_there(html: str):
@@ -134,12 +136,9 @@ def test_settings_and_split_are_there(html: str):
     assert table["train"] == ["2", "a, b"]
 
 
-def test_curves_are_drawn_for_each_region_and_left_out_where_there_are_none(report: Report):
-    risk = {"risk_coverage": CURVES["risk_coverage"]}
-    regions = page(replace(report, curves={"whole": risk, "core": risk}, training=[]))
-    assert regions.count('class="plot"') == 2 and "<h3>Core</h3>" in regions
-    none = page(replace(report, curves={}, training=[]))
-    assert none.count('class="plot"') == 0 and "holds no reliability" in none and "no record of its training" in none
+def test_curves_are_drawn_for_each_region(report: Report):
+    html = page(replace(report, curves={"whole": CURVES, "core": CURVES}, training=[]))
+    assert html.count('class="plot"') == 6 and "<h3>Core</h3>" in html and "no record of its training" in html
 
 
 def test_plots_take_the_colours_of_the_page(html: str):
@@ -167,10 +166,11 @@ def test_nothing_shown_becomes_markup(report: Report, html: str):
         roles={NASTY: [NASTY]},
         settings={NASTY: {NASTY: [NASTY]}},
         training=[{**record, "stage": NASTY} for record in report.training],
+        patients={NASTY: NASTY},
         regions={NASTY: {NASTY: {"dice": 0.9, NASTY: 0.1}}},
         volumes_ml={NASTY: {NASTY: 1.0}},
         shown=NASTY,
-        curves={NASTY: {"risk_coverage": CURVES["risk_coverage"]}},
+        curves={NASTY: CURVES},
         views={"best": (NASTY, replace(report.views["best"][1], layers=_titled(report, NASTY)))},
     )
     plain, spoiled = Elements(html), Elements(page(nasty))

@@ -68,10 +68,7 @@ def build(bayesian: bool) -> tuple[SegmentationModel, MeanFieldNormal | None]:
 
 
 def train(
-    folder: Path,
-    bayesian: bool,
-    at_step: Callable[[int], None] = lambda step: None,
-    interrupted_at: int | None = None,
+    folder: Path, bayesian: bool, at_step: Callable[[int], None] = lambda step: None, interrupted_at: int | None = None
 ) -> None:
     """Train from the checkpoint in the folder."""
     model, guide = build(bayesian)

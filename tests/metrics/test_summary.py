@@ -5,6 +5,7 @@ import math
 import pytest
 
 from dwp_pyro.metrics import show, summarize_cases
+from dwp_pyro.metrics.summary import patient_means
 
 
 def test_summary_is_the_mean_and_its_standard_error():
@@ -27,3 +28,10 @@ def test_what_tables_show():
     assert show("hd95", summaries["hd95"]) == "15.0 ± 5.0"
     assert show("dice", summarize_cases([{"dice": 0.2}])["dice"]) == "0.200"
     assert show("nsd", summaries.get("nsd")) == "-"
+
+
+def test_cases_of_a_patient_count_once():
+    cases = {"a1": {"dice": 0.2, "hd95": 4.0}, "b": {"dice": 0.6}, "a2": {"dice": 0.4}}
+    means = patient_means(cases, {"a1": "a", "a2": "a", "b": "b"})
+    assert means == [pytest.approx({"dice": 0.3, "hd95": 4.0}), {"dice": 0.6}]
+    assert summarize_cases(means)["dice"].cases == 2

@@ -101,12 +101,7 @@ class PyroWrapper(PyroModule):
 
 @pytest.mark.parametrize(
     "wrap",
-    [
-        lambda network: network,
-        Wrapper,
-        nn.Sequential,
-        lambda network: Wrapper(Wrapper(network)),
-    ],
+    [lambda network: network, Wrapper, nn.Sequential, lambda network: Wrapper(Wrapper(network))],
     ids=["bare", "module", "sequential", "twice"],
 )
 def test_sites_keep_their_names_in_an_enclosing_module(wrap):

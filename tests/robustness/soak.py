@@ -23,14 +23,7 @@ from tests.robustness.test_kill import results
 from tests.robustness.trial import TrialResult, run
 
 _WATCH_INTERVAL = 1.0  # seconds between two measurements
-_SETTINGS = {
-    "members": 1,
-    "root": "data/brats",
-    "widths": [2, 3, 4, 5],
-    "patch": 24,
-    "validation": 1,
-    "steps": 10,
-}
+_SETTINGS = {"members": 1, "root": "data/brats", "widths": [2, 3, 4, 5], "patch": 24, "validation": 1, "steps": 10}
 _METHODS = {
     "DWP": {"command": "svi", "prior": "dwp"},
     "N(0, 1)": {"command": "svi", "prior": "normal", "center": "none"},

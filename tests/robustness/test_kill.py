@@ -26,14 +26,7 @@ from tests.robustness.trial import TrialResult, run
 pytestmark = pytest.mark.slow
 
 STUDY = {
-    "settings": {
-        "members": 1,
-        "root": "data/brats",
-        "widths": [2, 3, 4, 5],
-        "patch": 16,
-        "validation": 1,
-        "steps": 2,
-    },
+    "settings": {"members": 1, "root": "data/brats", "widths": [2, 3, 4, 5], "patch": 16, "validation": 1, "steps": 2},
     "methods": {"DWP": {"command": "svi", "prior": "dwp"}, "UNet-PR": {"command": "finetune", "init": "source"}},
     "runs": [{"methods": ["DWP", "UNet-PR"], "n": [2], "seeds": [0]}],
     "samples": 2,

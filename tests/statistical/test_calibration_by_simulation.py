@@ -67,12 +67,7 @@ class Simulation:
     """
 
     def __init__(
-        self,
-        prior: pyro.distributions.TorchDistribution,
-        image: Tensor,
-        mean: Tensor,
-        covariance: Tensor,
-        unit: Tensor,
+        self, prior: pyro.distributions.TorchDistribution, image: Tensor, mean: Tensor, covariance: Tensor, unit: Tensor
     ) -> None:
         self.prior = prior
         self.unit = unit

@@ -71,10 +71,7 @@ def test_the_names_of_files_are_safe(read):
         ({"runs": [{"methods": ["DWP"], "n": 5, "seeds": [0]}]}, "runs: n: should be a list"),
         ({"runs": [{"methods": ["DWP"], "n": [5]}]}, "runs: seeds: should be a list"),
         ({"runs": [{"method": ["DWP"]}]}, "runs: 'method' is not one of methods, n, seeds"),
-        (
-            {"runs": [{"methods": ["PR"], "n": [5], "seeds": [0]}]},
-            "runs: 'PR' is not one of the methods (DWP",
-        ),
+        ({"runs": [{"methods": ["PR"], "n": [5], "seeds": [0]}]}, "runs: 'PR' is not one of the methods (DWP"),
         ({"runs": [{"methods": ["DWP"], "n": ["x"], "seeds": [0]}]}, "runs: n: expected a whole number"),
         ({"runs": [{"methods": ["DWP"], "n": [5], "seeds": [-1]}]}, "runs: seed: must be at least 0"),
         ({"evaluate": "train"}, "evaluate: 'train' is not one of test, validation"),

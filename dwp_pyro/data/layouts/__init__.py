@@ -22,11 +22,7 @@ LAYOUTS["ms"] = LAYOUTS["openms"]
 
 
 def open_dataset(
-    root: Path,
-    layout: str | None = None,
-    label_map: Mapping[int, str] | None = None,
-    *,
-    needs_labels: bool = True,
+    root: Path, layout: str | None = None, label_map: Mapping[int, str] | None = None, *, needs_labels: bool = True
 ) -> DataSet:
     """Open the data set in a folder, without reading voxels.
 

@@ -103,11 +103,7 @@ def _segmentation(files: Iterable[_File]) -> _File | None:
 
 
 def _single(files: Iterable[_File], what: str) -> _File | None:
-    """Return the only file; None without files.
-
-    Raises:
-        DataError: if there are several.
-    """
+    """Return the only file, or None without files; raise DataError if there are several."""
     candidates = sorted(files, key=lambda file: file.path)
     if len(candidates) > 1:
         raise DataError(

@@ -35,12 +35,8 @@ def _find(
     Ids of glioma cases end in -000 to -099 in 2023 and in -100 and above in 2024, and the folder of the cases may name
     a year. If there is no evidence or it is contradictory, the cases match both years.
 
-    Args:
-        folders: Patterns of the names of case folders.
-        stems: Endings of the files of `_MODALITIES` and of the label, after the name of the case folder.
-        labels: Label value → name.
-        root: Root of the data set.
-        year: Year of the glioma release, because 2023 and 2024 differ only in the labels; None for others.
+    `folders` are patterns of the names of case folders; `stems` the endings of the files of `_MODALITIES` and of the
+    label; `year` that of a glioma release, because 2023 and 2024 differ only in the labels.
     """
     parents = subfolders(root, _PARENTS)
     nested = [folder for parent in parents for folder in subfolders(parent, _PARENTS)]

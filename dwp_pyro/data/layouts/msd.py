@@ -6,6 +6,7 @@ values. Without dataset.json the modalities are 0, 1, … and the names of the v
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _find(root: Path) -> LayoutMatch | None:
     for subset, files_by_stem in images.items():
         masks = nifti_files(root / f"labels{subset}")
         for stem, file in files_by_stem.items():
-            name = file.name.removesuffix(".gz").removesuffix(".nii")
+            name = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
             cases.append(Case(name, dict.fromkeys(names, file), masks.get(stem), channels=channels))
     return match_cases(cases, values or None)
 

@@ -67,9 +67,7 @@ def _listed_case(root: Path, name: str, files: Mapping[str, Any], channels: Mapp
     return Case(name, images, root / files["label"] if files.get("label") else None)
 
 
-def _labels(
-    labels: Mapping[str, int | list[int]],
-) -> tuple[dict[int, str] | None, dict[str, frozenset[int]] | None]:
+def _labels(labels: Mapping[str, int | list[int]]) -> tuple[dict[int, str] | None, dict[str, frozenset[int]] | None]:
     """Return value → name, and region → values if lists in dataset.json define regions; None if unknown."""
     lists = {name: [values] if isinstance(values, int) else values for name, values in labels.items()}
     sets = {name: frozenset(map(int, values)) for name, values in lists.items()}
