@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dwp_pyro.commands.console import count_cases, logger, print_table
 from dwp_pyro.commands.options import PATH, device, overwrite, resume, settings_options, workers_options
 from dwp_pyro.config.prediction import PredictConfig
-
-if typing.TYPE_CHECKING:
-    from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["evaluate", "export", "predict", "report"]
 
@@ -27,14 +24,7 @@ __all__ = ["evaluate", "export", "predict", "report"]
 @resume
 @overwrite
 def predict(
-    run: Path,
-    scans: tuple[Path, ...],
-    config: PredictConfig,
-    out: Path | None,
-    device: str,
-    workers: Workers | None,
-    resume: bool,
-    overwrite: bool,
+    run: Path, scans: tuple[Path, ...], config: PredictConfig, out: Path | None, device: str, **options: Any
 ) -> None:
     """Segment SCANS with a trained RUN and map the uncertainty.
 
@@ -46,9 +36,7 @@ def predict(
     from dwp_pyro.runtime.distributed import join_processes
 
     with join_processes(device) as (own_device, _):
-        plots = run_predict(
-            run, scans, config, out=out, device=own_device, resume=resume, overwrite=overwrite, workers=workers
-        )
+        plots = run_predict(run, scans, config, out=out, device=own_device, **options)
         folder = out or run / "predictions"
         first = next(iter(plots.values()), None)
         click.echo(f"{count_cases(len(plots))} in {folder}" + (f"; plot of the first: {first[0]}" if first else ""))
@@ -60,7 +48,7 @@ def predict(
 @click.option("--root", help="Folder of the scans, if it was moved after the run.")
 @device
 @workers_options(None, "predict and measure cases")
-def evaluate(run: Path, config: PredictConfig, root: str | None, device: str, workers: Workers | None) -> None:
+def evaluate(run: Path, config: PredictConfig, **options: Any) -> None:
     """Evaluate a trained RUN on the test cases of its split.
 
     Writes overlap, surface distance, lesion, calibration and uncertainty metrics of each case and their means
@@ -70,7 +58,7 @@ def evaluate(run: Path, config: PredictConfig, root: str | None, device: str, wo
     from dwp_pyro.evaluation.evaluate import evaluate as run_evaluate
     from dwp_pyro.metrics import EMPTY_MASK_POLICY
 
-    summary = run_evaluate(run, config, root=root, device=device, workers=workers)
+    summary = run_evaluate(run, config, **options)
     cases = next(iter(summary.values()))["dice"].cases
     print_table({f"{run.name}: {region}": metrics for region, metrics in summary.items()})
     click.echo(f"Mean ± standard error over {cases} test patients. Empty masks: {EMPTY_MASK_POLICY}.")
@@ -83,7 +71,7 @@ def evaluate(run: Path, config: PredictConfig, root: str | None, device: str, wo
 @click.option("--out", type=PATH, help="Output file.  [default: RUN/report.html]")
 @click.option("--root", help="Folder of the scans, if it was moved after the run.")
 @click.option("--region", help="Region to show in the viewer.  [default: the first of RUN]")
-def report(run: Path, out: Path | None, root: str | None, region: str | None) -> None:
+def report(run: Path, **options: Any) -> None:
     """Write an HTML report of an evaluated RUN.
 
     The report has results with intervals, the best, median and worst test case in a viewer, calibration,
@@ -91,7 +79,7 @@ def report(run: Path, out: Path | None, root: str | None, region: str | None) ->
     """
     from dwp_pyro.evaluation.report import report as run_report
 
-    page = run_report(run, root=root, out=out, region=region)
+    page = run_report(run, **options)
     click.echo(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

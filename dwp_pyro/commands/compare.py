@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dwp_pyro.commands.console import print_table, print_tables
 from dwp_pyro.commands.options import PATH, device, workers_options
-
-if typing.TYPE_CHECKING:
-    from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["demo", "experiment"]
 
@@ -45,7 +42,7 @@ def demo(out: Path, device: str, seed: int) -> None:
 @click.option("--out", type=PATH, help="Folder of the results.  [default: runs/<name of STUDY>]")
 @workers_options(1, "train runs")
 @device
-def experiment(study: Path, out: Path | None, workers: Workers, device: str) -> None:
+def experiment(study: Path, out: Path | None, **options: Any) -> None:
     """Train, evaluate and compare the methods of a STUDY.
 
     STUDY is a YAML file with methods, each a command and its settings, and runs, each a list of methods with
@@ -56,7 +53,7 @@ def experiment(study: Path, out: Path | None, workers: Workers, device: str) -> 
     from dwp_pyro.study.runner import experiment as run
 
     folder = out or Path("runs") / study.stem
-    tables = run(Study.read(study), folder, workers=workers, device=device)
+    tables = run(Study.read(study), folder, **options)
     click.echo()
     print_tables(tables)
     click.echo(f"\nTables: {folder / 'table.md'}\nPlot: {folder / 'learning_curve.png'}")

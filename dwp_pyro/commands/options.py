@@ -16,7 +16,6 @@ from dwp_pyro.config.base import Settings
 
 __all__ = [
     "PATH",
-    "CommaSeparated",
     "device",
     "options_of_run",
     "overwrite",
@@ -26,20 +25,6 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
-
-
-class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # not generic in the oldest supported click
-    """Comma-separated values."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-        self.name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return tuple(self.kind(part.strip()) for part in value.split(","))
-        except ValueError:
-            self.fail(f"'{value}' is not a comma-separated list of {self.kind.__name__} values", param, ctx)
 
 
 def settings_options(config: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -85,7 +70,7 @@ def _option_type(hint: Any, choices: tuple[str, ...]) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kind = next(kind for kind in kinds if kind is not types.NoneType)
     if typing.get_origin(kind) is tuple:
-        return CommaSeparated(typing.get_args(kind)[0])
+        return str  # comma-separated; `Settings.from_mapping` splits it
     return click.Choice(choices) if choices else kind
 
 

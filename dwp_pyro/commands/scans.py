@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dwp_pyro.commands.console import count_cases, exit_with_error, print_rows
-from dwp_pyro.commands.options import PATH, CommaSeparated
+from dwp_pyro.commands.options import PATH
 from dwp_pyro.config.data import DATASETS, data_root
 
 __all__ = ["check_data", "phantom"]
@@ -42,22 +42,14 @@ def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
     "[default: $DWP_PYRO_DATA/<dataset>, else ./data/<dataset>]",
 )
 @click.option(
-    "--label-map",
-    type=CommaSeparated(str),
-    help="Names of the label values, as 1=oedema,2=necrosis,3=enhancing.  [default: those of the layout]",
+    "--label-map", help="Names of the label values, as 1=oedema,2=necrosis,3=enhancing.  [default: those of the layout]"
 )
 @click.option(
-    "--modality",
-    type=CommaSeparated(str),
-    help="Modalities that each case must have.  [default: all modalities of any case]",
+    "--modality", help="Modalities that each case must have, as flair,t1.  [default: all modalities of any case]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check_data(
-    dataset: str | None,
-    root: str | None,
-    label_map: tuple[str, ...] | None,
-    modality: tuple[str, ...] | None,
-    as_json: bool,
+    dataset: str | None, root: str | None, label_map: str | None, modality: str | None, as_json: bool
 ) -> None:
     """Show the content and the problems of a folder of scans.
 
@@ -71,8 +63,8 @@ def check_data(
     from dwp_pyro.data.regions import parse_label_map
 
     folder = data_root(dataset or "", root)
-    data = open_dataset(folder, dataset, parse_label_map(label_map or ()))
-    report = check(data, modality or ())
+    data = open_dataset(folder, dataset, parse_label_map(label_map.split(",") if label_map else ()))
+    report = check(data, [name.strip() for name in modality.split(",")] if modality else ())
     problems = [problem for case in report["cases"] for problem in case["problems"]]
     if as_json:
         click.echo(json.dumps(report, indent=2))

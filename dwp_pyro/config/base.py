@@ -7,6 +7,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -86,9 +87,11 @@ class Settings:
                 raise ConfigError(f"'{key}' is not a setting of this command (settings: {', '.join(sorted(known))})")
             if isinstance(value, list):
                 value = tuple(value)
-            if isinstance(value, str) and hints[name] == tuple[str, ...] | None:  # as the option is written
-                split = known[name].metadata["repeats"] is None
-                value = tuple(part.strip() for part in value.split(",")) if split else (value,)
+            lists = [hint for hint in (hints[name], *typing.get_args(hints[name])) if typing.get_origin(hint) is tuple]
+            if isinstance(value, str) and lists:  # as the option is written
+                parts = value.split(",") if known[name].metadata["repeats"] is None else [value]
+                with suppress(ValueError):  # the constructor says what it expects
+                    value = tuple(typing.get_args(lists[0])[0](part.strip()) for part in parts)
             if hints[name] is float and _matches(value, int) and abs(value) <= _MAX_NUMBER:
                 value = float(value)
             arguments[name] = value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ __all__ = ["Moments", "binary_entropy", "posterior_mean_probability", "posterior
 _CPU_WINDOWS = 4
 #: Elements of one feature map of a batch of windows on a GPU; with fewer, the GPU waits for the CPU.
 _GPU_BATCH_SIZE = 2**26
+
+_Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,12 @@ def posterior_predictive(
     def mirrored(volume: Tensor, number: int) -> Tensor:
         return volume.flip([1 + axis for axis in flips[number // members % len(flips)]])
 
-    # In a thread, so that a GPU does not wait: weights are drawn on the CPU.
-    with _InlineExecutor() if image.device.type == "cpu" else ThreadPoolExecutor(1) as executor:
-        drawn = executor.submit(weights, 0)
+    with ThreadPoolExecutor(1) as executor:
+        upcoming = _start(executor, partial(weights, 0), image.device)
         for number in range(passes):
-            current = drawn.result()
+            current = upcoming()
             if number + 1 < passes:
-                drawn = executor.submit(weights, number + 1)
+                upcoming = _start(executor, partial(weights, number + 1), image.device)
             probability = _probability(posterior, mirrored(image, number), current, overlap, precision)
             probability = mirrored(probability, number)
             if not probability.sum().isfinite():
@@ -134,13 +135,9 @@ def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: flo
     return torch.as_tensor(total) / len(members)
 
 
-class _InlineExecutor(Executor):
-    """Run tasks at once in the calling thread: on a CPU, a second thread with its own OpenMP team slows the passes."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
+def _start(executor: Executor, draw: Callable[[], _Weights], device: torch.device) -> Callable[[], _Weights]:
+    """Draw in a thread, so that a GPU does not wait; on a CPU, its own OpenMP team would slow the passes."""
+    return draw if device.type == "cpu" else executor.submit(draw).result
 
 
 def _probability(

@@ -94,7 +94,7 @@ def _read_files(folder: Path) -> dict[str, bytes]:
     if process_number() > 0 or not (folder / "run.json").exists():
         return {}
     unread = {"tensorboard", "predictions"}
-    paths = [path for path in folder.rglob("*") if path.is_file() and unread.isdisjoint(path.parts)]
+    paths = [path for path in folder.rglob("*") if path.is_file() and unread.isdisjoint(path.relative_to(folder).parts)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.startswith(".lock")}
 
 
@@ -157,11 +157,7 @@ def fail_together() -> Iterator[None]:
         yield
     except UserError as error:
         problem = error
-    problems = [problem]
-    if process_count() > 1:
-        problems = [None] * process_count()
-        distributed.all_gather_object(problems, problem)
-    for each in problems:
+    for each in gather({f"{process_number()}": problem}).values():
         if each is not None:
             raise each
 

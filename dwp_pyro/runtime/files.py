@@ -160,7 +160,8 @@ def read_yaml(path: Path, error: type[UserError] = RunError) -> dict[str, Any]:
         value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
-    except (ValueError, RecursionError, yaml.YAMLError) as problem:
+    # PyYAML also raises these for values that do not fit their tags.
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, yaml.YAMLError) as problem:
         raise error(f"{path}: is not valid YAML ({' '.join(str(problem).split())})") from problem
     if value is None:
         return {}

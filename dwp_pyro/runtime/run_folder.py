@@ -28,7 +28,6 @@ class RunFolder:
     def __init__(self, path: Path, command: str) -> None:
         self.path = path
         self.command = command
-        self._recorded: dict[str, Any] = {}
 
     @classmethod
     @contextmanager
@@ -51,17 +50,13 @@ class RunFolder:
         cls.check(path, command, config, resume=resume, overwrite=overwrite)
         with locked(path):
             run = cls(path, command)
-            state = read_json(path / "run.json") if (path / "run.json").exists() else {}
-            if overwrite or state.get("being_cleared") is True:
+            if overwrite or run._state().get("being_cleared") is True:
                 run._clear()
-            else:
-                own = ("format", "command", "finished")
-                run._recorded = {key: value for key, value in state.items() if key not in own}
-            run._write_state(finished=False)
+            run.record(finished=False)
             write_yaml(path / "config.yaml", config)
             with resumable():
                 yield run
-            run._write_state(finished=True)
+            run.record(finished=True)
 
     @staticmethod
     def check(path: Path, command: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -109,17 +104,21 @@ class RunFolder:
             )
         write_json(path, value)
 
-    def record(self, key: str, value: Any) -> None:
-        """Add a value to `run.json`; it survives a resume."""
-        self._recorded[key] = value
-        self._write_state(finished=False)
+    def record(self, **values: Any) -> None:
+        """Set values in `run.json`; they survive a resume."""
+        write_json(
+            self.path / "run.json", {"format": FORMAT_VERSION, "command": self.command, **self._state(), **values}
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return read_json(self.path / "run.json") if (self.path / "run.json").exists() else {}
 
     def _clear(self) -> None:
         for lock in self.path.rglob(".lock-*"):  # of a worker of a cluster that outlives its command
             with locked(lock.parent, lock.name):
                 pass
         # Mark the state first: after a kill, the rest is neither a finished nor a resumable run.
-        self._write_state(finished=False, being_cleared=True)
+        self.record(finished=False, being_cleared=True)
         state = self.path / "run.json"
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
@@ -127,7 +126,3 @@ class RunFolder:
             elif path != state and not (path.parent == self.path and path.name.startswith(".lock")):
                 path.unlink()
         state.unlink()
-
-    def _write_state(self, finished: bool, **more: bool) -> None:
-        state = {"format": FORMAT_VERSION, "command": self.command, "finished": finished, **more}
-        write_json(self.path / "run.json", {**state, **self._recorded})

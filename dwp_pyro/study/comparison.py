@@ -59,12 +59,8 @@ def summarize_methods(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summ
 
     The methods of each n are in descending order of mean Dice.
     """
-    return _summaries(_patient_means(rows))
-
-
-def _summaries(rows: Iterable[Row]) -> dict[int, dict[str, dict[str, Summary]]]:
     seeds: dict[int, dict[str, dict[int, list[Row]]]] = {}
-    for row in rows:
+    for row in _patient_means(rows):
         seeds.setdefault(row.n, {}).setdefault(row.method, {}).setdefault(row.seed, []).append(row)
     table = {}
     for n, methods in sorted(seeds.items()):
@@ -113,28 +109,26 @@ def compare(rows: Iterable[Row], reference: str | None) -> list[Table]:
     The reference is by default (None) the method with the highest mean Dice at each n, over the seeds of all methods.
     """
     rows = _patient_means(rows)
-    summaries = _summaries(rows)
-    means = []
+    summaries = summarize_methods(rows)
+    means, differences = [], []
     for n, methods in summaries.items():
-        leaders = _best_of_each_split(row for row in rows if row.n == n)
+        of_method = {method: [row for row in rows if (row.n, row.method) == (n, method)] for method in methods}
+        leaders = _best_of_each_split(of_method)
         for method, summary in methods.items():
-            measured = _pairs((row for row in rows if (row.n, row.method) == (n, method)), "dice")
+            measured = _pairs(of_method[method], "dice")
             metrics = [show(name, summary.get(name)) for name in (*HEADLINE, "seconds")]
             common = leaders.keys() & measured.keys()  # methods may have different cases
             gap = _difference(leaders, measured, "dice") if common else "-"
             means.append([f"{n}", method, f"{summary['dice'].cases}", *metrics, gap])
-    titles = [MEASURES[name][0] for name in HEADLINE]
-    tables = [Table(["n", "method", "seeds", *titles, "seconds", "gap to best"], means, _MEANS_NOTE)]
-    differences = []
-    for n, methods in summaries.items():
-        others = {method: [row for row in rows if (row.n, row.method) == (n, method)] for method in methods}
-        chosen = _best(others) if reference is None else reference
-        own = others.pop(chosen, [])
-        for method, theirs in others.items():
+        chosen = _best(of_method) if reference is None else reference
+        own = of_method.pop(chosen, [])
+        for method, theirs in of_method.items():
             seeds = {seed for seed, _ in _pairs(own, "dice").keys() & _pairs(theirs, "dice").keys()}
             if seeds:
                 shown = (_difference(_pairs(own, name), _pairs(theirs, name), name) for name in COMPARED)
                 differences.append([f"{n}", f"{chosen} − {method}", f"{len(seeds)}", *shown])
+    titles = [MEASURES[name][0] for name in HEADLINE]
+    tables = [Table(["n", "method", "seeds", *titles, "seconds", "gap to best"], means, _MEANS_NOTE)]
     if differences:
         header = ["n", "difference", "seeds", *(MEASURES[name][0] for name in COMPARED)]
         tables.append(Table(header, differences, _DIFFERENCES_NOTE))
@@ -158,14 +152,12 @@ def _difference(reference: Mapping[tuple[int, str], float], method: Mapping[tupl
     return f"{mean} [{low}, {high}]"
 
 
-def _best_of_each_split(rows: Iterable[Row]) -> dict[tuple[int, str], float]:
+def _best_of_each_split(rows: Mapping[str, Sequence[Row]]) -> dict[tuple[int, str], float]:
     """Return (seed, case) → Dice of the method with the highest mean Dice over the cases of the seed, for one n."""
-    means: dict[int, dict[str, list[Row]]] = {}
-    for row in rows:
-        means.setdefault(row.seed, {}).setdefault(row.method, []).append(row)
     best: dict[tuple[int, str], float] = {}
-    for methods in means.values():
-        best |= _pairs(max(methods.values(), key=lambda cases: _means(cases)["dice"]), "dice")
+    for seed in {row.seed for of_method in rows.values() for row in of_method}:
+        of_seed = [[row for row in of_method if row.seed == seed] for of_method in rows.values()]
+        best |= _pairs(max(filter(None, of_seed), key=lambda cases: _means(cases)["dice"]), "dice")
     return best
 
 

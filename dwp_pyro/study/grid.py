@@ -79,9 +79,10 @@ class Study:
             )
             runs = _runs(content.get("runs"), methods)
             evaluate, reference = content.get("evaluate", "test"), content.get("reference")
+            reference = None if reference is None else str(reference)
             if evaluate not in _ROLES:
                 raise ConfigError(f"evaluate: '{evaluate}' is not one of {', '.join(_ROLES)}")
-            if reference is not None and reference not in list(methods):
+            if reference is not None and reference not in methods:
                 raise ConfigError(f"reference: '{reference}' is not one of the methods ({', '.join(methods)})")
             samples = PredictConfig.from_mapping({"samples": content.get("samples", 10)}).samples
         except ConfigError as problem:

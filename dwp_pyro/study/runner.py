@@ -149,7 +149,7 @@ class _Task:
 def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: Callable[[Path], str]) -> _Task:
     """Prepare a run; raise ConfigError if its scans, split, prior or source network are missing."""
     try:
-        config = resolve(study_run.config, study_run.config.n)
+        config = resolve(study_run.config.resolve_prior(), study_run.config.n)
         data, split = find_split(config, config.n)
         measured = split.test if study.evaluate == "test" else split.validation
         if not measured:

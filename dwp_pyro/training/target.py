@@ -165,9 +165,9 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
                 for each in trained:
                     each.model.num_cases, each.model.evidence = len(data.train), method.evidence
             if method.make_nulls is not None:
-                run.record("summary", trainer.summarize(trained, method.make_nulls))
+                run.record(summary=trainer.summarize(trained, method.make_nulls))
             posterior = trainer.posterior(trained)
-            run.record("decision", posterior.decision.to_mapping())
+            run.record(decision=posterior.decision.to_mapping())
             posterior.save(path)
         for checkpoint in run.path.glob("checkpoint-*.safetensors"):
             checkpoint.unlink()

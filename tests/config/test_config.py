@@ -38,11 +38,11 @@ def test_changes_override_the_file(tmp_path):
         ({"steps": "x" * 1000}, "steps: expected a whole number, got 'xx.{,30}'$"),
         ({"widths": [10**9, 2, 2, 2]}, "widths: must be at most 4096"),
         ({"prior": "cauchy"}, "'cauchy' is not one of dwp, gaussian, mixture, flow, isotropic, normal, he, .*"),
-        ({"modality": "flair"}, "modality: expected a list"),
+        ({"modality": 3}, "modality: expected a list"),
         ({"modality": ["flair", "flair"]}, "modality: has a duplicate"),
         ({"widths": [8, 16]}, "four numbers"),
         ({"spacing": -1.0}, "spacing: must be at least 0"),
-        ({"spacing": 1000.0}, "spacing: must be a number of mm below 1000"),
+        ({"spacing": 1001.0}, "spacing: must be at most 1000"),
         ({"mirror": ["none", "x"]}, "mirror: 'none' excludes other axes"),
         ({"mirror": ["w"]}, "mirror: 'w' is not one of x, y, z, none"),
         ({"learning_rate": 10**400}, "learning-rate: must be a number of at most 1e\\+15"),
@@ -76,9 +76,10 @@ def test_settings_of_a_prior_that_do_not_fit(values, says):
 
 
 def test_text_in_a_file_is_read_as_that_of_the_option(tmp_path):
-    (tmp_path / "config.yaml").write_text("label-map: 1=oedema, 2=necrosis\nregion: whole\n")
-    config = FitPriorConfig.from_yaml(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("label-map: 1=oedema, 2=necrosis\nregion: whole\nmodality: flair, t1\nmirror: x,y\n")
+    config = FitPriorConfig.from_yaml(tmp_path / "config.yaml", widths="8, 16,32,64")
     assert config.label_map == ("1=oedema", "2=necrosis") and config.region == ("whole",)
+    assert config.modality == ("flair", "t1") and config.mirror == ("x", "y") and config.widths == (8, 16, 32, 64)
     assert FitPriorConfig.from_mapping({"more_roots": "a,b"}).more_roots == ("a,b",)  # a path
 
 

@@ -2,7 +2,6 @@
 
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 
@@ -257,7 +256,7 @@ def test_draws_in_a_thread_change_nothing(image, monkeypatch):
     monkeypatch.setattr(posterior, "draw", recorded)
     inline = posterior_predictive(posterior, image, range(4))
     assert threads == [threading.current_thread()] * 4
-    monkeypatch.setattr(module, "_InlineExecutor", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, "_start", lambda executor, draw, device: executor.submit(draw).result)
     threaded = posterior_predictive(posterior, image, range(4))
     assert len(threads) == 8 and threading.current_thread() not in threads[4:]
     for name in ("probability", "entropy", "mutual_information"):

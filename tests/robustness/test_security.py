@@ -126,6 +126,14 @@ def test_the_expansion_of_aliases_is_limited(tmp_path):
     assert read_yaml(path) == {"a": [1, 2], "b": [1, 2]}
 
 
+@pytest.mark.parametrize("text", ["!!bool x", "!!map [1]", "!!set [b]", "!!timestamp x", "!!int ''"])
+def test_values_that_do_not_fit_their_tags_are_refused(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: {text}")
+    with pytest.raises(RunError, match=r"a.yaml: is not valid YAML"):
+        read_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
