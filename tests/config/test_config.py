@@ -76,7 +76,8 @@ def test_settings_of_a_prior_that_do_not_fit(values, says):
 
 
 def test_text_in_a_file_is_read_as_that_of_the_option(tmp_path):
-    (tmp_path / "config.yaml").write_text("label-map: 1=oedema, 2=necrosis\nregion: whole\nmodality: flair, t1\nmirror: x,y\n")
+    lines = ("label-map: 1=oedema, 2=necrosis", "region: whole", "modality: flair, t1", "mirror: x,y")
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
     config = FitPriorConfig.from_yaml(tmp_path / "config.yaml", widths="8, 16,32,64")
     assert config.label_map == ("1=oedema", "2=necrosis") and config.region == ("whole",)
     assert config.modality == ("flair", "t1") and config.mirror == ("x", "y") and config.widths == (8, 16, 32, 64)
