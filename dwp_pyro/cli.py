@@ -34,8 +34,6 @@ class _Group(click.Group):
                 raise  # click prints the usage
             set_up_logging("json", quiet=ctx.params["quiet"])  # not done yet if there is no such command
             exit_with_error(error.format_message(), error.exit_code)
-        except BrokenPipeError:
-            raise  # click exits without a message
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             exit_with_error(f"{where}{error.strerror or error}", 2)

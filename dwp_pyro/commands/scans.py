@@ -63,8 +63,8 @@ def check_data(
     from dwp_pyro.data.regions import parse_label_map
 
     folder = data_root(dataset or "", root)
-    data = open_dataset(folder, dataset, parse_label_map(label_map.split(",") if label_map else ()))
-    report = check(data, [name.strip() for name in modality.split(",")] if modality else ())
+    data = open_dataset(folder, dataset, parse_label_map(label_map.split(",") if label_map is not None else ()))
+    report = check(data, [name.strip() for name in modality.split(",")] if modality is not None else ())
     problems = [problem for case in report["cases"] for problem in case["problems"]]
     if as_json:
         click.echo(json.dumps(report, indent=2))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.split import read_roles
@@ -38,14 +39,11 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     cases = sorted(path.stem for path in predictions.glob("[!.]*.json"))
     if not cases:
         raise RunError(f"{predictions}: holds no predictions; make them with 'dwp-pyro predict {run} SCANS'")
-    values = [overlay_order(network_config).index(number) + 1 for number in range(len(network_config.regions))]
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
             path = predictions / f"{case}_seg.nii.gz"
-            segmented = read_volume(path).data
-            label = np.select([segmented == value for value in label_values(network_config)], values)
-            save_like(path, label.astype(np.uint8), folder / f"{case}.nii.gz")
+            save_like(path, to_nnunet(read_volume(path).data, network_config), folder / f"{case}.nii.gz")
             for region in network_config.regions:
                 for kind in ("prob", "entropy", "mi"):
                     path = map_path(predictions, case, kind, region, network_config)
@@ -61,6 +59,12 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
             },
         )
     return cases
+
+
+def to_nnunet(segmented: NDArray[Any], network_config: NetworkConfig) -> NDArray[np.uint8]:
+    """Return a label map of `predict` with the values of `nnunet_labels`."""
+    values, order = label_values(network_config), overlay_order(network_config)
+    return np.select([segmented == values[number] for number in order], range(1, 1 + len(order))).astype(np.uint8)
 
 
 def nnunet_labels(network_config: NetworkConfig) -> dict[str, Any]:

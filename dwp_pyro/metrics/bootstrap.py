@@ -37,10 +37,14 @@ def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int = 0) -> N
     rng = np.random.default_rng(seed)
     present = ~np.isnan(values)
     filled, measured = np.where(present, values, 0), present.astype(np.float64)
-    # How often each row and each column is drawn; small integers and blocks of draws keep memory low.
-    counts_drawn = (rng.multinomial(size, np.full(size, 1 / size), draws).astype(np.uint16) for size in values.shape)
+    # How often each row and each column is drawn, in blocks of draws; small integers keep memory low.
+    blocks = [len(block) for block in np.array_split(np.arange(draws), math.ceil(draws / _BLOCK))]
+    drawn_rows, drawn_columns = (
+        [rng.multinomial(size, np.full(size, 1 / size), block).astype(np.uint16) for block in blocks]
+        for size in values.shape
+    )
     means = []
-    for seeds, cases in zip(*(np.array_split(each, math.ceil(draws / _BLOCK)) for each in counts_drawn), strict=True):
+    for seeds, cases in zip(drawn_rows, drawn_columns, strict=True):
         counts = ((seeds @ measured) * cases).sum(1)
         drawn = counts > 0
         means.append(((seeds @ filled) * cases).sum(1)[drawn] / counts[drawn])

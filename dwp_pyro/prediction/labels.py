@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -54,8 +53,9 @@ def overlay_order(network_config: NetworkConfig) -> list[int]:
     return sorted(range(len(network_config.regions)), key=lambda number: -len(network_config.values[number]))
 
 
-def to_label_map(masks: NDArray[np.bool_], network_config: NetworkConfig, values: Sequence[int]) -> NDArray[Any]:
-    """Merge masks of the regions [R, X, Y, Z] into label values [X, Y, Z]; inner regions override outer ones."""
+def to_label_map(masks: NDArray[np.bool_], network_config: NetworkConfig) -> NDArray[Any]:
+    """Merge masks of the regions [R, X, Y, Z] into `label_values` [X, Y, Z]; inner regions override outer ones."""
+    values = label_values(network_config)
     label = np.zeros(masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
     for number in overlay_order(network_config):
         label[masks[number]] = values[number]

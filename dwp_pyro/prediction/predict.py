@@ -312,7 +312,7 @@ def _save(
     values = label_values(network_config)
     marker = out / f"{case.id}.json"
     marker.unlink(missing_ok=True)  # marks a complete prediction
-    save_like(scan.reference, to_label_map(masks, network_config, values), out / f"{case.id}_seg.nii.gz")
+    save_like(scan.reference, to_label_map(masks, network_config), out / f"{case.id}_seg.nii.gz")
     voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
     pictures, metrics = [], {}
     _, shown = shown_image(scan, case, network_config)

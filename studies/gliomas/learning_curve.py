@@ -27,12 +27,12 @@ def main() -> None:
         own = [row for row in rows if row["method"] == method]
         ax.errorbar(
             # Shift the methods: error bars at the same place hide each other.
-            [float(row["n"]) + 0.3 * (index - len(methods) / 2) for row in own],
+            [float(row["n"]) + 0.2 * index for row in own],
             [float(row["dice"]) for row in own],
             [float(row["standard_error"] or "nan") for row in own],
             label=method,
-            color=COLORS[index % len(COLORS)],
-            marker="osD^vPX*"[index % 8],
+            color=(*COLORS, "#7f7f7f")[index],
+            marker="osD^vPX*"[index],
             capsize=3,
         )
     ax.set_xticks(sorted({int(row["n"]) for row in rows}))

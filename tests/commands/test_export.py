@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from dwp_pyro.export.nnunet import nnunet_labels
+from dwp_pyro.export.nnunet import nnunet_labels, to_nnunet
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import label_values, to_label_map
 from tests.commands.conftest import World, call
@@ -163,8 +163,8 @@ def test_overlapping_regions_become_nested_labels():
         "regions_class_order": [1, 2, 3],
     }
     masks = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]], bool)  # core, whole, enhancing
-    assert to_label_map(masks, network_config, (2, 1, 3)).tolist() == [0, 1, 2, 3]
-    assert to_label_map(masks, network_config, label_values(network_config)).tolist() == [0, 2, 1, 4]
+    label = to_label_map(masks, network_config)
+    assert label.tolist() == [0, 2, 1, 4] and to_nnunet(label, network_config).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_overlapping_regions_become_nested_labels():
 def test_regions_have_distinct_values(regions, values):
     network_config = NetworkConfig(("flair",), tuple(regions), tuple(regions.values()), "manifest", None, (16, 16, 16))
     assert label_values(network_config) == values
-    assert to_label_map(np.eye(len(regions), dtype=bool), network_config, values).tolist() == list(values)
+    assert to_label_map(np.eye(len(regions), dtype=bool), network_config).tolist() == list(values)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def describe(root: Path, **content) -> None:
 
 def msd(root: Path) -> None:
     touch(root, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
-    touch(root, "imagesTs/BRATS_485.nii.gz")
+    touch(root, "imagesTs/BRATS_485.NII.GZ")  # extensions in any case
     describe(
         root,
         modality={"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},

@@ -29,6 +29,7 @@ from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.priors.blocks import kernel_sites
 from dwp_pyro.priors.make_prior import make_prior
+from dwp_pyro.runtime.distributed import _read_files
 from dwp_pyro.runtime.errors import Interrupted, ProcessLost
 from dwp_pyro.runtime.tensors import load_tensors
 
@@ -181,6 +182,14 @@ def test_processes_equal_one_that_averages_their_sub_batches(tmp_path, count, ba
     for name, parameter in expected.items():
         assert_close(found[f"value/{name}"], parameter, rtol=1e-5, atol=1e-8)
         assert torch.equal(found[f"value/{name}"], other[f"value/{name}"])
+
+
+def test_resumed_processes_read_runs_in_folders_of_any_name(tmp_path):
+    run_folder = tmp_path / "predictions" / "run"
+    (run_folder / "predictions").mkdir(parents=True)
+    for name in ("run.json", "checkpoint.safetensors", "predictions/a.json", ".lock"):
+        (run_folder / name).write_text(name)
+    assert _read_files(run_folder) == {name: name.encode() for name in ("run.json", "checkpoint.safetensors")}
 
 
 def kill_second(number: int, step: int) -> None:

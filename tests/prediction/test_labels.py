@@ -25,7 +25,7 @@ def test_label_map_of_nested_regions_is_the_label(names):
     values = label_values(config)
     assert dict(zip(names, values, strict=True)) == {"whole": 2, "core": 1, "enhancing": 4}
     assert [names[number] for number in overlay_order(config)] == list(BRATS)
-    np.testing.assert_array_equal(to_label_map(masks, config, values), label)
+    np.testing.assert_array_equal(to_label_map(masks, config), label)
 
 
 def test_one_region_is_1():
@@ -39,7 +39,7 @@ def test_a_region_without_a_value_of_its_own_gets_a_new_one():
 def test_values_above_255_need_16_bits():
     config = config_of(a=[1], b=[300])
     masks = np.eye(2, dtype=bool)[:, :, None, None]
-    label = to_label_map(masks, config, label_values(config))
+    label = to_label_map(masks, config)
     assert label.dtype == np.uint16
     assert label.ravel().tolist() == [1, 300]
 
@@ -52,4 +52,4 @@ def test_regions_that_a_label_map_cannot_hold_are_warned_about(caplog):
     warn_of_crossing_regions(config)
     assert "show only 'b' where it overlaps 'a'" in caplog.text
     both = np.ones((2, 1, 1, 1), bool)
-    assert to_label_map(both, config, label_values(config)) == label_values(config)[1]
+    assert to_label_map(both, config) == label_values(config)[1]

@@ -119,15 +119,19 @@ def test_json_without_nan(tmp_path):
 def test_a_finished_run_is_refused_and_overwritten_on_demand(tmp_path):
     with start(tmp_path / "r") as run:
         (run.path / "result").write_text("first")
+        run.record(summary=1)
     with pytest.raises(RunError, match="finished run"), start(tmp_path / "r"):
         pass
     assert (tmp_path / "r" / "result").exists()
     with start(tmp_path / "r", overwrite=True) as run:
         assert not (run.path / "result").exists()
+    # Nothing of the run before, nor of its deletion.
+    assert json.loads((tmp_path / "r" / "run.json").read_text()) == {"format": 1, "command": "svi", "finished": True}
 
 
 def test_an_unfinished_run_asks_for_resume_with_the_same_settings(tmp_path):
-    with pytest.raises(KeyboardInterrupt), start(tmp_path / "r"):
+    with pytest.raises(KeyboardInterrupt), start(tmp_path / "r") as run:
+        run.record(summary=1)
         raise KeyboardInterrupt
     with pytest.raises(RunUnfinished, match="unfinished run"), start(tmp_path / "r"):
         pass
@@ -143,7 +147,8 @@ def test_an_unfinished_run_asks_for_resume_with_the_same_settings(tmp_path):
         pass
     with start(tmp_path / "r", resume=True):
         pass
-    assert json.loads((tmp_path / "r" / "run.json").read_text())["finished"]
+    state = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert state["finished"] and state["summary"] == 1
 
 
 def test_a_run_is_held_by_one_process(tmp_path):

@@ -45,6 +45,11 @@ def test_defaults(read):
     assert (study.evaluate, study.samples, study.reference) == ("test", 10, None)
 
 
+def test_names_of_methods_may_be_numbers(read):
+    methods = {1: {"command": "svi"}, 2: {"command": "finetune"}}
+    assert read(methods=methods, runs=[{"methods": [1, 2], "n": [5], "seeds": [3]}], reference=1).reference == "1"
+
+
 def test_the_names_of_files_are_safe(read):
     methods = {"β / 2": {"command": "svi", "evidence": 0.5}}
     (study_run,) = read(methods=methods, runs=[{"methods": ["β / 2"], "n": [5], "seeds": [3]}]).runs
