@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from dwp_pyro.config.base import RunOptions
+from dwp_pyro.config.training import FitPriorConfig
 from dwp_pyro.priors.bank import KernelBank, KernelSource, collect_kernels, read_kernels
 from dwp_pyro.runtime.errors import PriorError
-from dwp_pyro.training.fit_prior import blocks_of
+from dwp_pyro.training import fit_prior as module
+from dwp_pyro.training.fit_prior import blocks_of, fit_prior
 
 
 def source(bootstrap: int, snapshot: int) -> KernelSource:
@@ -116,3 +119,16 @@ def test_a_bank_of_one_kernel_or_with_a_bad_description_is_refused(bank, tmp_pat
         (tmp_path / "kernels.json").write_text(json.dumps(network_config | change))
         with pytest.raises(PriorError, match="kernels.json"):
             read_kernels(tmp_path / "kernels.safetensors")
+
+
+def test_kernels_of_two_sites_in_a_block_are_different_kernels(tmp_path, monkeypatch):
+    """Snapshots of one kernel share a fold of the held-out density; kernels of two sites do not count as snapshots."""
+    sites = {"up1.conv1.weight": torch.randn(6, 3, 3, 3), "up1.conv2.weight": torch.randn(12, 3, 3, 3)}
+    KernelBank(sites, (source(0, 0), source(0, 1), source(1, 0))).save(tmp_path)
+    seen = []
+    fold_moments = module.fold_moments
+    monkeypatch.setattr(module, "fold_moments", lambda kernels, of: seen.append(of) or fold_moments(kernels, of))
+    config = FitPriorConfig(kernels=str(tmp_path / "kernels.safetensors"), family="gaussian")
+    fit_prior(config, RunOptions(tmp_path / "out"))
+    (identities,) = seen
+    assert len(identities) == 18 and len(identities.unique()) == 2 * 2 + 2 * 4  # bootstraps × kernels of a network
