@@ -185,6 +185,19 @@ def test_a_file_without_a_posterior_is_rejected(tmp_path):
         Posterior.load(path)
 
 
+def test_a_site_that_is_not_a_kernel_is_rejected(tmp_path):
+    from dwp_pyro.runtime.tensors import load_tensors, save_tensors
+
+    path = tmp_path / "p.safetensors"
+    make_posterior(0.1).save(path)
+    tensors, metadata = load_tensors(path)
+    tensors["0.loc.norm.weight"] = tensors.pop("0.network.norm.weight")
+    tensors |= {f"0.{part}.norm.weight": torch.ones(2) for part in ("unit", "scale")}
+    save_tensors(path, tensors, metadata | {"sites": [[*metadata["sites"][0], "norm.weight"]]})
+    with pytest.raises(RunError, match="does not hold a network of this version"):
+        Posterior.load(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
