@@ -71,7 +71,8 @@ def train_source(
     trained: list[list[tuple[KernelSource, Member]]] = []  # per bootstrap, its snapshots
     for bootstrap, stage in enumerate(stages):
         folder = run / "source" / stage
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        for checkpoint in folder.glob("*checkpoint.safetensors"):  # and what a killed write has left of one
+            checkpoint.unlink()
         trained.append([])
         for number in range(config.snapshots):
             posterior = Posterior.load(folder / f"snapshot{number}.safetensors")

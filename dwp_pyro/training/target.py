@@ -169,7 +169,7 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
             posterior = trainer.posterior(trained)
             run.record(decision=posterior.decision.to_mapping())
             posterior.save(path)
-        for checkpoint in run.path.glob("checkpoint-*.safetensors"):
+        for checkpoint in run.path.glob("*checkpoint-*.safetensors"):  # and what a killed write has left of one
             checkpoint.unlink()
     return posterior
 

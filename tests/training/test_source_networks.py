@@ -21,6 +21,7 @@ from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.likelihoods import region_probability
 from dwp_pyro.models.registry import NETWORKS
 from dwp_pyro.runtime.errors import RunError
+from dwp_pyro.runtime.files import write_bytes
 from dwp_pyro.training import network_training
 from dwp_pyro.training import source_networks as module
 from dwp_pyro.training.network_training import have_learned
@@ -93,6 +94,8 @@ def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path,
 
     def trained(config, data, run: Path, stage: str, device, track) -> None:
         folder, bootstrap = run / "source" / stage, int(stage[-1])
+        for name in ("checkpoint.safetensors", ".tmp-0123abcd-checkpoint.safetensors"):  # the second of a killed write
+            write_bytes(folder / name, b"")
         for number, dice in enumerate(dices[bootstrap]):
             torch.manual_seed(10 * bootstrap + number)
             Posterior(NETWORK, [Member(NETWORK.build(), None)]).save(folder / f"snapshot{number}.safetensors")
@@ -111,6 +114,7 @@ def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path,
     for found, expected in zip(sources.members, best, strict=True):
         weight = found.network.get_parameter("input.weight")
         assert torch.equal(weight, expected.members[0].network.get_parameter("input.weight"))
+    assert not list(tmp_path.rglob("*checkpoint*"))
     assert "bootstrap 1: Dice 0.020 on validation cases, less than half of the best: skipped" in caplog.text
     assert "bootstrap 2: Dice 0.600 on validation cases\n" in caplog.text
 
