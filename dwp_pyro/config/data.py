@@ -70,7 +70,6 @@ class DataConfig(Settings):
         "Side of the cubic voxels to resample to, in mm; 0 keeps those of the scans.  [default: the finest side of the "
         "scans, or coarser, so that a patch is 1.5 times as long as the structures and 0.8 times as long as the brain]",
         minimum=0,
-        maximum=1000,
     )
     patch: int = setting(
         48,
@@ -95,6 +94,8 @@ class DataConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.spacing is not None and not self.spacing < 1000:
+            raise ConfigError(f"spacing: must be a number of mm below 1000, got {self.spacing:g}")
         if "none" in self.mirror and len(self.mirror) > 1:
             raise ConfigError(f"mirror: 'none' excludes other axes, got {','.join(self.mirror)}")
         if not all(self.modality):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dwp_pyro.config.base import MAX_SEED, PRECISION_HELP, Settings, setting
+from dwp_pyro.runtime.errors import ConfigError
 
 __all__ = ["PredictConfig"]
 
@@ -26,7 +27,7 @@ class PredictConfig(Settings):
         "the same maps.",
         minimum=0,
     )
-    overlap: float = setting(0.25, "Overlap of adjacent windows, as a fraction of a window.", minimum=0, maximum=0.99)
+    overlap: float = setting(0.25, "Overlap of adjacent windows, as a fraction of a window.", minimum=0)
     seed: int = setting(0, "Seed of the weight samples.", minimum=0, maximum=MAX_SEED)
     precision: str = setting("float32", PRECISION_HELP, choices=("float32", "bf16"))
     decision: str = setting(
@@ -35,3 +36,8 @@ class PredictConfig(Settings):
         "largest component alone (largest), or probability above one half without mirrored passes (half).",
         choices=("learned", "largest", "half"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap >= 1:
+            raise ConfigError(f"overlap: must be below 1, got {self.overlap:g}")

@@ -104,11 +104,11 @@ def posterior_predictive(
         return volume.flip([1 + axis for axis in flips[number // members % len(flips)]])
 
     with ThreadPoolExecutor(1) as executor:
-        upcoming = _start(executor, partial(weights, 0), image.device)
+        upcoming = _draw_ahead(executor, partial(weights, 0), image.device)
         for number in range(passes):
             current = upcoming()
             if number + 1 < passes:
-                upcoming = _start(executor, partial(weights, number + 1), image.device)
+                upcoming = _draw_ahead(executor, partial(weights, number + 1), image.device)
             probability = _probability(posterior, mirrored(image, number), current, overlap, precision)
             probability = mirrored(probability, number)
             if not probability.sum().isfinite():
@@ -135,7 +135,7 @@ def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: flo
     return torch.as_tensor(total) / len(members)
 
 
-def _start(executor: Executor, draw: Callable[[], _Weights], device: torch.device) -> Callable[[], _Weights]:
+def _draw_ahead(executor: Executor, draw: Callable[[], _Weights], device: torch.device) -> Callable[[], _Weights]:
     """Draw in a thread, so that a GPU does not wait; on a CPU, its own OpenMP team would slow the passes."""
     return draw if device.type == "cpu" else executor.submit(draw).result
 

@@ -97,7 +97,9 @@ class ResidualUNet3d(nn.Module):
         self._strides = _PAPER_DOWN_STRIDES if paper else _DOWN_STRIDES
         level = 0
         for number, stride in enumerate(self._strides, start=1):
-            width, level = widths[level], level + stride - 1
+            width = widths[level]
+            if stride == 2:
+                level += 1
             self.add_module(f"down{number}", _ResidualBlock(width, widths[level], stride, affine=affine))
         self.up1 = _UpBlock(widths[3], widths[2], affine=affine)
         self.up2 = _UpBlock(widths[2], widths[1], affine=affine)

@@ -42,7 +42,7 @@ def test_changes_override_the_file(tmp_path):
         ({"modality": ["flair", "flair"]}, "modality: has a duplicate"),
         ({"widths": [8, 16]}, "four numbers"),
         ({"spacing": -1.0}, "spacing: must be at least 0"),
-        ({"spacing": 1001.0}, "spacing: must be at most 1000"),
+        ({"spacing": 1000.0}, "spacing: must be a number of mm below 1000"),
         ({"mirror": ["none", "x"]}, "mirror: 'none' excludes other axes"),
         ({"mirror": ["w"]}, "mirror: 'w' is not one of x, y, z, none"),
         ({"learning_rate": 10**400}, "learning-rate: must be a number of at most 1e\\+15"),

@@ -269,7 +269,7 @@ def test_draws_in_a_thread_change_nothing(image, monkeypatch):
     monkeypatch.setattr(posterior, "draw", recorded)
     inline = posterior_predictive(posterior, image, range(4))
     assert threads == [threading.current_thread()] * 4
-    monkeypatch.setattr(module, "_start", lambda executor, draw, device: executor.submit(draw).result)
+    monkeypatch.setattr(module, "_draw_ahead", lambda executor, draw, device: executor.submit(draw).result)
     threaded = posterior_predictive(posterior, image, range(4))
     assert len(threads) == 8 and threading.current_thread() not in threads[4:]
     for name in ("probability", "entropy", "mutual_information"):
