@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def test_stopped_and_resumed(command, in_world, tmp_path, monkeypatch, name):
     assert "SIGTERM, checkpoint saved; resume with --resume" in stopped.stderr
     assert not json.loads((out / "run.json").read_text())["finished"]
     assert command(*arguments, "--out", out).exit_code == 2
+    for checkpoint in list(out.rglob("checkpoint*.safetensors")):  # as if a write had been killed
+        shutil.copy(checkpoint, checkpoint.with_name(f".tmp-0123abcd-other-{checkpoint.name}"))
     resumed = command(*arguments, "--out", out, "--resume")
     assert resumed.exit_code == 0, resumed.output
+    assert not list(out.rglob("*checkpoint*"))
     compared = [result for result in RESULTS if Path(undisturbed, result).exists()]
     assert len(compared) >= 2
     for result in compared:
