@@ -137,11 +137,10 @@ def _matches(value: Any, hint: Any) -> bool:
 def _describe(hint: Any) -> str:
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        return " or ".join(map(_describe, kinds))
+        return " or ".join(_describe(kind) for kind in kinds if kind is not types.NoneType)
     if kinds:
         return f"a list, each {_describe(kinds[0])}"
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
-    return words[hint]
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def test_changes_override_the_file(tmp_path):
         ({"modality": 3}, "modality: expected a list"),
         ({"modality": ["flair", "flair"]}, "modality: has a duplicate"),
         ({"widths": [8, 16]}, "four numbers"),
+        ({"widths": "8,x"}, "widths: expected a list, each a whole number, got '8,x'"),
         ({"spacing": -1.0}, "spacing: must be at least 0"),
         ({"spacing": 1000.0}, "spacing: must be a number of mm below 1000"),
         ({"mirror": ["none", "x"]}, "mirror: 'none' excludes other axes"),
