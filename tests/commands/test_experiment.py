@@ -106,7 +106,8 @@ def test_the_metrics_equal_those_of_evaluate(command, in_world, copied):
         evaluated = list(csv.DictReader(file))
     assert [row["case"] for row in evaluated] == list(measured)
     for row in evaluated:
-        for name in set(row) - {"case", "region"}:
+        assert measured[row["case"]]["patient"] == row["patient"]
+        for name in set(row) - {"case", "patient", "region"}:
             assert float(measured[row["case"]][name]) == pytest.approx(float(row[name]), rel=1e-6), name
 
 
