@@ -14,7 +14,7 @@ _OVERWRITE = "give --overwrite to start again"
 #: Error class → remedies, the first choice first. Quoted are other commands.
 _HINTS: dict[type[errors.UserError], tuple[str, ...]] = {
     errors.FolderTaken: ("give another --out",),
-    errors.FolderLocked: ("wait for it, or give another --out", "wait for it"),
+    errors.FolderLocked: ("wait for it, stop it, or give another --out", "wait for it, or stop it"),
     errors.RunFinished: ("give another --out, or --overwrite to replace it",),
     errors.RunUnfinished: ("give --resume to continue, or --overwrite to start again", _OVERWRITE),
     errors.RunOutdated: (_OVERWRITE,),

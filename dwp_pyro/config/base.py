@@ -85,6 +85,8 @@ class Settings:
             name = str(key).replace("-", "_")
             if name not in known:
                 raise ConfigError(f"'{key}' is not a setting of this command (settings: {', '.join(sorted(known))})")
+            if name in arguments:
+                raise ConfigError(f"'{key}' is given twice, with a dash and with an underscore")
             if isinstance(value, list):
                 value = tuple(value)
             lists = [hint for hint in (hints[name], *typing.get_args(hints[name])) if typing.get_origin(hint) is tuple]
@@ -110,11 +112,13 @@ class Settings:
         """
         from dwp_pyro.runtime.files import read_yaml  # imported late, to keep --help fast
 
-        values = {name.replace("-", "_"): value for name, value in read_yaml(path, ConfigError).items()}
+        values = read_yaml(path, ConfigError)
+        kept = {name: value for name, value in values.items() if name.replace("-", "_") not in changes}
         try:
-            return cls.from_mapping({**values, **changes})
+            return cls.from_mapping({**kept, **changes})
         except ConfigError as problem:
-            raise ConfigError(f"{path}: {problem}") from problem
+            where = f"{path}, with the given changes" if changes else path
+            raise ConfigError(f"{where}: {problem}") from problem
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values for YAML and JSON."""

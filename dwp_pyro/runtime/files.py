@@ -233,7 +233,7 @@ def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as problem:
-            raise FolderLocked(f"{folder}: another process writes to it; wait for it, or stop it") from problem
+            raise FolderLocked(f"{folder}: another process writes to it") from problem
         except OSError as problem:
             raise RunError(
                 f"{folder}: cannot be locked ({problem.strerror}); choose a folder on another disk"

@@ -17,6 +17,7 @@ from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import posterior_predictive
 from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.metrics.overlap import mean_dice
+from dwp_pyro.metrics.summary import patient_means
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.training.training_data import TrainingData
@@ -32,12 +33,12 @@ _MAX_LOST = 0.01
 
 
 def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[str], device: torch.device) -> Decision:
-    """Return the decision with the highest mean Dice of the validation cases, on the network's grid.
+    """Return the decision with the highest mean Dice of the validation patients, on the network's grid.
 
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
     filter of the training labels, remove at most 1 % of a case's volume on average. The threshold of highest expected
-    Dice is right if probabilities are; 1/2 must be better by a standard error over the cases, of which there are few,
-    or equal. Without validation cases, the largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no
+    Dice is right if probabilities are; 1/2 must be better by a standard error over the patients, of which there are
+    few, or equal. Without validation cases, the largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no
     mirroring.
 
     The posterior is on `device`; `mirror` holds the axes along which training patches were mirrored, or "none".
@@ -50,7 +51,7 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     mirrors = ((), axes) if axes else ((),)
     candidates = [Decision(*fields) for fields in product(THRESHOLDS, masses, mirrors)]
     masks = posterior.network_config.masks
-    predictions: list[tuple[dict[tuple[str, ...], NDArray[np.float32]], NDArray[np.bool_]]] = []
+    predictions: list[tuple[str, dict[tuple[str, ...], NDArray[np.float32]], NDArray[np.bool_]]] = []
     # The same with and without mirroring, so that the number of weight samples favors neither.
     passes = max(_PASSES, len(Decision(mirror=axes).flips))
     total = len(mirrors) * passes * len(posterior.members) * len(data.validation)
@@ -62,13 +63,16 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
                 axes: predict_example(posterior, example, Decision(mirror=axes), device, passes, partial(advance, ""))
                 for axes in mirrors
             }
-            predictions.append((of_mirror, label))
+            predictions.append((example.id, of_mirror, label))
     # An empty prediction scores 1 where a case has no region.
-    counted = [each for each in predictions if each[1].any()] or predictions
-    dice = {
-        decision: np.array([mean_dice([(masks(of[decision.mirror], decision, None), label)]) for of, label in counted])
-        for decision in candidates
-    }
+    counted = [each for each in predictions if each[2].any()] or predictions
+    dice = {}
+    for decision in candidates:
+        of_case = {
+            case: {"dice": mean_dice([(masks(of_mirror[decision.mirror], decision, None), label)])}
+            for case, of_mirror, label in counted
+        }
+        dice[decision] = np.array([row["dice"] for row in patient_means(of_case, data.patients)])
     half, expected = (
         max((each for each in candidates if each.threshold == threshold), key=lambda each: float(dice[each].mean()))
         for threshold in THRESHOLDS

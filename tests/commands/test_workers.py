@@ -89,7 +89,7 @@ def test_a_worker_that_outlives_its_command_locks_its_member(in_world, tmp_path)
         for option in ("--resume", "--overwrite"):
             result = call(*SVI, "--out", out, option)
             assert result.exit_code == 2
-            assert "another process writes to it; wait for it, or stop it" in result.output
+            assert "another process writes to it; wait for it, stop it, or give another --out" in result.output
     assert (out / "metrics.jsonl").exists()
     assert call(*SVI, "--out", out, "--overwrite").exit_code == 0
 

@@ -89,6 +89,15 @@ def test_a_setting_that_is_there_twice_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\nn: 2\nsteps: 4\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: is not valid YAML \('steps' is there twice\)"):
         SviConfig.from_yaml(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("batch-size: 3\nbatch_size: 4\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: 'batch_size' is given twice, with a dash and with"):
+        SviConfig.from_yaml(tmp_path / "config.yaml")
+
+
+def test_a_change_that_does_not_fit_is_not_blamed_on_the_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("batch-size: 3\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml, with the given changes: batch-size: must be at least 1"):
+        SviConfig.from_yaml(tmp_path / "config.yaml", batch_size=0)
 
 
 def test_a_bad_file_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,10 +27,18 @@ def volume(*parts: tuple[slice, float]) -> np.ndarray:
     return values
 
 
-def example(label: np.ndarray, probability: np.ndarray | None = None) -> SimpleNamespace:
-    image = label if probability is None else probability
-    parts = {"label": label, "image": image, "brain_mask": np.ones_like(label)}
-    return SimpleNamespace(**{name: MetaTensor(torch.from_numpy(each)) for name, each in parts.items()})
+@dataclass(frozen=True)
+class Scan:
+    label: MetaTensor
+    image: MetaTensor
+    brain_mask: MetaTensor
+    id: str = ""
+    patient: str = ""
+
+
+def example(label: np.ndarray, probability: np.ndarray | None = None) -> Scan:
+    parts = (label, label if probability is None else probability, np.ones_like(label))
+    return Scan(*(MetaTensor(torch.from_numpy(part)) for part in parts))
 
 
 @pytest.fixture
@@ -47,7 +56,8 @@ def posterior(monkeypatch) -> SimpleNamespace:
 
 
 def choose(posterior, train, validation, mirror=()) -> Decision:
-    data = SimpleNamespace(train=train, validation=validation)
+    cases = [replace(case, id=f"{number}") for number, case in enumerate(validation)]
+    data = SimpleNamespace(train=train, validation=cases, patients={case.id: case.patient or case.id for case in cases})
     return choose_decision(posterior, data, mirror, torch.device("cpu"))
 
 
@@ -84,6 +94,8 @@ def test_one_half_must_be_better_by_more_than_the_noise(posterior):
     rash = example(volume((slice(2, 6), 1)), volume((slice(2, 6), 0.9), (slice(6, 9), 0.45)))
     assert choose(posterior, [ONE], [timid, rash, rash]).threshold == "expected-dice"
     assert choose(posterior, [ONE], [rash, rash, rash]).threshold == "half"
+    visits = [replace(rash, patient="A")] * 3
+    assert choose(posterior, [ONE], [timid, *visits]).threshold == "expected-dice", "visits count as one patient"
 
 
 def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):
