@@ -32,7 +32,7 @@ def rows(device: torch.device) -> Iterator[Row]:
     for widths, side in sizes:
         patches = PatchDataset(data.train, (side, side, side), 0, 1000)
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-            step = Scene(widths, side, device).bayesian("dwp", 0.25, "weight-sample")
+            step = Scene(widths, side, device).bayesian("dwp", "weight-sample")
             batches = iter(patch_loader(patches, 1, device))
 
             def patch(batches: Iterator[Batch] = batches) -> None:

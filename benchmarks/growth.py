@@ -26,7 +26,7 @@ _CPU = torch.device("cpu")
 
 
 def _step(widths: tuple[int, int, int, int], patch: int) -> Callable[[], object]:
-    return Scene(widths, patch, _CPU).bayesian("dwp", 0.25, "weight-sample")
+    return Scene(widths, patch, _CPU).bayesian("dwp", "weight-sample")
 
 
 def _kernels(widths: tuple[int, int, int, int]) -> int:

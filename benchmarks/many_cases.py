@@ -50,7 +50,7 @@ def rows() -> Iterator[Row]:
     }
     numbers = itertools.count()
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        step = Scene(DEFAULT, side, device).bayesian("normal", 1.0, "weight-sample")
+        step = Scene(DEFAULT, side, device).bayesian("normal", "weight-sample")
         patches = {name: PatchDataset(each, (side,) * 3, 0, 10**6) for name, each in examples.items()}
 
         def patch_and_step(name: str) -> None:

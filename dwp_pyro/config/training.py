@@ -45,7 +45,7 @@ class TrainingConfig(DataConfig):
     widths: tuple[int, ...] | None = setting(
         None,
         "Channels at the four resolutions of the network, comma-separated.  [default: those of the source network, if "
-        f"it is used; otherwise {','.join(map(str, DEFAULT_WIDTHS))}]",
+        f"training uses one; otherwise {','.join(map(str, DEFAULT_WIDTHS))}]",
         minimum=1,
         maximum=4096,
     )
@@ -176,7 +176,7 @@ class TargetConfig(TrainingConfig, ABC):
     members: int | None = setting(
         None,
         "Members of the posterior, an equal mixture; each starts from its own source network or initialization.  "
-        "[default: up to 3 for a prior centered on the source, otherwise 1]",
+        "[default: up to 3 in svi with a prior centered on the source, otherwise 1]",
         minimum=1,
         maximum=10_000,
     )

@@ -134,7 +134,7 @@ def _readme(network_config: NetworkConfig, settings: Mapping[str, Any]) -> str:
     spacing = "as scanned" if network_config.spacing is None else f"resampled to {network_config.spacing:g} mm"
     learned = ", ".join(
         f"{name} {settings[name]}"
-        for name in ("prior", "center", "init", "likelihood", "beta", "n")
+        for name in ("prior", "center", "init", "likelihood", "evidence", "n")
         if name in settings
     )
     return f"""# Segmentation of {_regions(network_config)}

@@ -126,7 +126,7 @@ def test_the_bundle_describes_itself(bundle, in_world):
     }
     assert (bundle / "models/posterior.safetensors").read_bytes() == Path(SVI_RUN, "posterior.safetensors").read_bytes()
     readme = (bundle / "docs" / "README.md").read_text()
-    assert "'whole'" in readme and "prior dwp" in readme and "n 2" in readme
+    assert "'whole'" in readme and "prior dwp" in readme and "evidence 50000.0, n 2" in readme
 
 
 def test_an_nnunet_folder_has_only_labels_and_its_dataset_file(command, copy_of_world, scans):
