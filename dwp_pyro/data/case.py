@@ -97,7 +97,7 @@ class Scan:
         id: Id of the case.
         images: Images [C, X, Y, Z], float32, one channel per modality.
         brain_mask: Brain mask [X, Y, Z].
-        label: Label values [X, Y, Z], int16; None without a label.
+        label: Label values [X, Y, Z], int32; None without a label.
         affine: Affine [4, 4], as in `Volume`.
         reference: File that defines the grid.
         ignored: Mask [X, Y, Z] of voxels that loss and metrics ignore; None if there are none.
@@ -106,7 +106,7 @@ class Scan:
     id: str
     images: NDArray[np.float32]
     brain_mask: NDArray[np.bool_]
-    label: NDArray[np.int16] | None
+    label: NDArray[np.int32] | None
     affine: NDArray[np.float64]
     reference: Path = field(compare=False)
     ignored: NDArray[np.bool_] | None = None
@@ -139,6 +139,8 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
         raise DataError(f"{path}: no such file; add it or exclude the case") from None
     except OSError as problem:  # circular link, no permission
         raise DataError(f"{path}: cannot be read ({problem.strerror}); fix that or exclude the case") from problem
+    except ValueError as problem:
+        raise DataError(f"{str(path)!r}: is not a file name ({problem}); fix it or exclude the case") from problem
     try:
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
@@ -242,7 +244,7 @@ def read_case(
     return scan
 
 
-def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference: Path) -> NDArray[np.int16]:
+def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference: Path) -> NDArray[np.int32]:
     volume = read_volume(path)
     _check_same_grid(volume, path, first, reference)
     whole = np.rint(volume.data)
@@ -252,7 +254,7 @@ def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference:
     if unknown:
         known = ", ".join(f"{value} {name}" for value, name in {0: "background", **labels}.items())
         raise LabelsUnknown(f"{path}: unknown label value {unknown[0]:.0f} ({known}); fix the mask or name the value")
-    return whole.astype(np.int16)
+    return whole.astype(np.int32)
 
 
 def _check_same_grid(volume: Volume, path: Path, first: Volume, reference: Path) -> None:

@@ -12,7 +12,7 @@ from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import label_values, overlay_order, warn_of_crossing_regions
-from dwp_pyro.prediction.outputs import map_path, save_like
+from dwp_pyro.prediction.outputs import check_posterior, map_path, save_like
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import new_folder, write_bytes, write_json
@@ -31,9 +31,11 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
         Ids of the cases.
 
     Raises:
-        RunError: if the run has no predictions, or `out` exists; nothing is written then.
+        RunError: if the run has no predictions, or those of another posterior, or `out` exists; nothing is written
+            then.
     """
-    network_config = load_run(run).posterior.network_config
+    trained = load_run(run)
+    network_config = trained.posterior.network_config
     warn_of_crossing_regions(network_config)
     predictions = run / "predictions"
     cases = sorted(path.stem for path in predictions.glob("[!.]*.json"))
@@ -42,6 +44,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
+            check_posterior(predictions, case, trained.digest)
             path = predictions / f"{case}_seg.nii.gz"
             save_like(path, to_nnunet(read_volume(path).data, network_config), folder / f"{case}.nii.gz")
             for region in network_config.regions:

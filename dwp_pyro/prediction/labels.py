@@ -66,6 +66,6 @@ def warn_of_crossing_regions(network_config: NetworkConfig) -> None:
     """Warn if a label map cannot hold the regions: two share voxels, and neither contains the other."""
     for first, second in combinations(overlay_order(network_config), 2):
         outer, inner = (set(network_config.values[number]) for number in (first, second))
-        if outer & inner and not inner <= outer:
+        if outer & inner and not inner < outer:
             names = network_config.regions[first], network_config.regions[second]
             _logger.warning("label maps show only '%s' where it overlaps '%s'; _prob has both", names[1], names[0])

@@ -15,11 +15,16 @@ from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.runtime.errors import PredictionOutdated
 from dwp_pyro.runtime.files import atomic_path, read_json
 
-__all__ = ["VERSION", "map_path", "read_case_metrics", "read_decision", "read_maps", "save_like"]
+__all__ = ["VERSION", "check_posterior", "map_path", "read_case_metrics", "read_decision", "read_maps", "save_like"]
 
 
 #: Version of maps, masks and metrics; files of another version are made again.
 VERSION = 2
+
+_GEOMETRY = (
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
 
 
 def read_case_metrics(out: Path, case: str, network_config: NetworkConfig) -> dict[str, dict[str, Any]]:
@@ -72,12 +77,25 @@ def read_decision(out: Path, case: str) -> Decision:
         raise PredictionOutdated(f"{path}: does not say how its masks were made") from problem
 
 
+def check_posterior(out: Path, case: str, digest: str) -> None:
+    """Raise PredictionOutdated unless a prediction is of the posterior whose file has this digest."""
+    path = out / f"{case}.json"
+    settings = read_json(path).get("settings")
+    if not isinstance(settings, dict) or settings.get("posterior") != digest:
+        raise PredictionOutdated(f"{path}: is of another posterior than that of the run")
+
+
 def save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:
-    """Write a volume with the header of a reference scan: affine, form codes and units."""
-    header: Any = nibabel.load(reference).header.copy()
+    """Write a volume with the affine, the form codes and the units of a reference scan.
+
+    The rest of its header does not describe the volume, and descriptions and extensions may name the patient.
+    """
+    source: Any = nibabel.load(reference).header
+    header: Any = nibabel.Nifti1Header()
+    for name in _GEOMETRY:
+        header[name] = source[name]
+    header["pixdim"][:4] = source["pixdim"][:4]
     header.set_data_dtype(volume.dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
     image = nibabel.Nifti1Image(volume, None, header)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)

@@ -221,10 +221,10 @@ def predict_case(
     network_config = posterior.network_config
     scan = read_scan(case, network_config, data)
     preprocess = Preprocessing(network_config.spacing)
-    example = preprocess(scan, ())
     decision = _decision(posterior, config)
     seeds = [step_seed(config.seed, number) for number in range(_passes(posterior, config))] if config.samples else None
     with catch_out_of_memory(f"case {case.id}"):
+        example = preprocess(scan, ())
         posterior.to(device)
         image, brain_mask = (volume.as_tensor().to(device) for volume in (example.image, example.brain_mask))
         try:
@@ -320,7 +320,10 @@ def _save(
         maps = dict(zip(_MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
-        known = data.regions.get(region)  # pictures show the label only if it names the region
+        # Pictures show the label only if it names the region, and numbers it as the training labels did.
+        known = data.regions.get(region)
+        if data.layout == network_config.layout and sorted(known or ()) != list(network_config.values[number]):
+            known = None
         truth = np.isin(scan.label, sorted(known)) if scan.label is not None and known else None
         suffix = "" if len(network_config.regions) == 1 else f"_{region}"
         pictures.append(out / f"{case.id}{suffix}.png")
@@ -351,6 +354,8 @@ def _passes(posterior: Posterior, config: PredictConfig) -> int:
 
 def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:
     """Return everything that a prediction depends on."""
+    modalities = trained.posterior.network_config.modalities
+    channels = {name: case.channels[name] for name in modalities if name in case.channels}
     return {
         "version": VERSION,
         "samples": _passes(trained.posterior, config) if config.samples else 0,
@@ -360,5 +365,6 @@ def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[st
         "decision": _decision(trained.posterior, config).to_mapping(),
         "posterior": trained.digest,
         "regions": list(trained.posterior.network_config.regions),
-        "scans": [file_digest(path) for path in case.files(trained.posterior.network_config.modalities, label=False)],
+        "scans": [file_digest(path) for path in case.files(modalities, label=False)],
+        **({"channels": channels} if channels else {}),
     }

@@ -46,19 +46,19 @@ def warn_if_emulated(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def catch_out_of_memory(what: str) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into `OutOfMemory` about `what`: the folder of a run, a case."""
+    """Turn the out-of-memory errors of torch and NumPy into `OutOfMemory` about `what`: the folder of a run, a case."""
     try:
         yield
-    except RuntimeError as problem:
+    except (RuntimeError, MemoryError) as problem:
         if not _is_out_of_memory(problem):
             raise
         raise OutOfMemory(f"{what}: the device ran out of memory") from problem
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:
-    # CUDA, cuBLAS and cuDNN raise plain RuntimeErrors.
-    message = str(problem)
-    if isinstance(problem, torch.OutOfMemoryError) or "out of memory" in message or "ALLOC_FAILED" in message:
+    # CUDA, cuBLAS, cuDNN and the allocator of the CPU raise plain RuntimeErrors.
+    texts = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError) or any(text in str(problem) for text in texts):
         return True
-    # An error during a CUDA graph capture makes the end of the capture fail, too.
+    # An error during a CUDA graph capture makes the end of the capture fail, too; MONAI wraps those of transforms.
     return problem.__context__ is not None and _is_out_of_memory(problem.__context__)

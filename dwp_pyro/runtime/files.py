@@ -85,6 +85,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunError: if `path` exists and is not an empty folder.
     """
+    path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already and is not overwritten; choose another folder or delete it")
     with written(path):

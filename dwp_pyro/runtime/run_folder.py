@@ -14,7 +14,7 @@ from dwp_pyro.runtime.errors import FolderTaken, RunError, RunFinished, RunOutda
 from dwp_pyro.runtime.files import locked, read_json, read_yaml, write_json, write_yaml
 from dwp_pyro.runtime.signals import resumable
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "check_pinned"]
 
 FORMAT_VERSION = 1
 
@@ -98,10 +98,8 @@ class RunFolder:
             RunOutdated: if the file exists with another content.
         """
         path = self.path / name
-        if path.exists() and read_json(path) != json.loads(json.dumps(value)):
-            raise RunOutdated(
-                f"{path}: cannot resume, because the scans, the split or the prior have changed since the run started"
-            )
+        if path.exists():
+            check_pinned(path, {**dict.fromkeys(read_json(path)), **value})
         write_json(path, value)
 
     def record(self, **values: Any) -> None:
@@ -114,9 +112,10 @@ class RunFolder:
         return read_json(self.path / "run.json") if (self.path / "run.json").exists() else {}
 
     def _clear(self) -> None:
-        for lock in self.path.rglob(".lock-*"):  # of a worker of a cluster that outlives its command
-            with locked(lock.parent, lock.name):
-                pass
+        for lock in self.path.rglob(".lock*"):  # of a prediction, or a worker of a cluster that outlives its command
+            if lock != self.path / ".lock":
+                with locked(lock.parent, lock.name):
+                    pass
         # Mark the state first: after a kill, the rest is neither a finished nor a resumable run.
         self.record(finished=False, being_cleared=True)
         state = self.path / "run.json"
@@ -126,3 +125,16 @@ class RunFolder:
             elif path != state and not (path.parent == self.path and path.name.startswith(".lock")):
                 path.unlink()
         state.unlink()
+
+
+def check_pinned(path: Path, values: Mapping[str, Any]) -> None:
+    """Check that what a run depends on is what `RunFolder.pin` has written.
+
+    Raises:
+        RunOutdated: if one of the values differs.
+    """
+    saved, current = read_json(path), json.loads(json.dumps(values))
+    if any(saved.get(name) != value for name, value in current.items()):
+        raise RunOutdated(
+            f"{path}: cannot continue, because the scans, the split or the prior have changed since the run started"
+        )

@@ -18,6 +18,7 @@ from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.config.training import SviConfig
 from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.split import Split
 from dwp_pyro.evaluation.evaluate import measure
 from dwp_pyro.metrics import MEASURES
 from dwp_pyro.plots.curves import save_learning_curves
@@ -27,6 +28,7 @@ from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, UserError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.run_folder import check_pinned
 from dwp_pyro.runtime.table import Table, markdown
 from dwp_pyro.runtime.workers import Workers
 from dwp_pyro.study.comparison import COMPARED, Row, compare, summarize_methods
@@ -127,6 +129,7 @@ class _Task:
 
     study_run: StudyRun
     settings: str
+    split: Split
     data: DataSet
     predict: PredictConfig
     run: Path
@@ -183,7 +186,7 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: 
     predict = PredictConfig(samples=study.samples, seed=config.seed)
     run = out / "runs" / study_run.name
     data = dataclasses.replace(data, cases=tuple(cases[name] for name in measured))
-    return _Task(StudyRun(study_run.method, config), digest, data, predict, run, device)
+    return _Task(StudyRun(study_run.method, config), digest, split, data, predict, run, device)
 
 
 def _run(task: _Task) -> list[Row]:
@@ -198,6 +201,8 @@ def _run(task: _Task) -> list[Row]:
     finally:  # the record of a killed run lacks the seconds since its last start
         seconds = before + time.monotonic() - start
         write_json(task.record, {"settings": task.settings, "seconds": seconds})
+    # Training looks for the scans again; those that were added meanwhile move the roles.
+    check_pinned(task.run / "split.json", asdict(task.split))
     device = torch_device(task.device)
     posterior = load_run(task.run).posterior
     measured = measure(posterior, task.data, task.predict, device)

@@ -24,6 +24,7 @@ from dwp_pyro.priors.blocks import kernel_sites
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import RunOutdated, SourceMissing
 from dwp_pyro.runtime.files import locked, read_json, write_json
+from dwp_pyro.runtime.run_folder import check_pinned
 from dwp_pyro.training.metrics_log import Track, no_track
 from dwp_pyro.training.network_training import (
     TrainingSetup,
@@ -101,8 +102,10 @@ def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:
 
 
 def _train_in_worker(config: FitPriorConfig, run: Path, device: str, stage: str) -> None:
+    data = load_training_data(config, None)
+    check_pinned(run / "split.json", asdict(data.split))
     with catch_out_of_memory(str(run)):
-        _train_bootstrap(config, load_training_data(config, None), run, stage, torch_device(device), no_track)
+        _train_bootstrap(config, data, run, stage, torch_device(device), no_track)
 
 
 def _train_bootstrap(

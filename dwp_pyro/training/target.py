@@ -22,7 +22,7 @@ from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.files import file_digest, files_digest, locked
-from dwp_pyro.runtime.run_folder import RunFolder
+from dwp_pyro.runtime.run_folder import RunFolder, check_pinned
 from dwp_pyro.training.choose_decision import choose_decision
 from dwp_pyro.training.metrics_log import Track, no_track, read_metrics
 from dwp_pyro.training.network_training import (
@@ -293,10 +293,13 @@ class _Trainer:
 def _train_in_worker(method: Method, run: Path, device: str, student: bool, stage: str) -> None:
     """Train the member of a stage to its last checkpoint."""
     config = method.config
-    trainer = _Trainer(method, load_training_data(config, config.n), torch_device(device), run, no_track)
+    data = load_training_data(config, config.n)
+    check_pinned(run / "split.json", asdict(data.split))
+    trainer = _Trainer(method, data, torch_device(device), run, no_track)
     if student:
-        more = find_unlabelled(config, trainer.data.split)
+        more = find_unlabelled(config, data.split)
         assert more is not None
+        check_pinned(run / "split.json", {"unlabelled": [case.id for case in more.cases]})
         trainer = trainer.student(load_unlabelled(config, more))
     with catch_out_of_memory(str(run)):
         trainer.fit_member(trainer.stages.index(stage))

@@ -158,6 +158,16 @@ def test_a_label_value_that_the_layout_does_not_know_is_refused(case, value, say
     assert str(case.label) in str(caught.value)
 
 
+def test_label_values_may_be_large(case):
+    write(case.label, np.full((8, 9, 10), 65537, np.int32))
+    assert read_case(case, ("flair",), {1: "lesion", 65537: "cyst"}).label.max() == 65537
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(DataError, match=r"'a\\x00.nii.gz': is not a file name"):
+        read_volume(Path("a\0.nii.gz"))
+
+
 def test_a_missing_modality_is_named(case):
     with pytest.raises(DataError, match=r"case c: has no t2 scan \(it has flair, t1\)"):
         read_case(case, ("flair", "t2"), LABELS)

@@ -80,6 +80,14 @@ def test_channels_in_all_commands(decathlon, tmp_path, monkeypatch):
         assert image.header["qform_code"] == scan.header["qform_code"]
     digests = json.loads(Path("maps/C_3.json").read_text())["settings"]["scans"]
     assert len(digests) == 1
+    # The same files, with the names of the channels corrected, are other scans.
+    about = json.loads(Path("msd/dataset.json").read_text())
+    for name, done in (("T2w", 0), ("T1w", 1)):
+        about["modality"] = {"0": "T2w", "1": name} if done else {"0": "FLAIR", "1": name}
+        Path("msd/dataset.json").write_text(json.dumps(about))
+        result = command("predict", run, "new", "--samples", 1, "--out", "maps", "--resume")
+        assert result.exit_code == 0, result.output
+        assert json.loads(Path("maps/C_3.json").read_text())["settings"]["channels"]["t2"] == 1 - done
 
 
 def test_a_split_may_not_name_a_case_without_a_label(decathlon, tmp_path):

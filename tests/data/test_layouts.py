@@ -11,6 +11,7 @@ import pytest
 from dwp_pyro.config.data import DATASETS
 from dwp_pyro.data.case import read_case
 from dwp_pyro.data.layouts import LAYOUTS, detect_layouts, open_dataset
+from dwp_pyro.data.layouts.file_names import modality_name
 from dwp_pyro.runtime.errors import DataError, LabelsUnknown
 
 
@@ -96,6 +97,10 @@ def test_subjects_of_bids_may_hold_underscores(tmp_path):
     for name in ("MS_001", "MS_002"):
         touch(tmp_path, f"sub-{name}/ses-1/anat/sub-{name}_ses-1_FLAIR.nii.gz")
     assert set(open_dataset(tmp_path).patients.values()) == {"sub-MS_001", "sub-MS_002"}
+
+
+def test_t2_star_is_not_t2():
+    assert modality_name("T2*") == "t2star" and modality_name("T2w") == "t2"
 
 
 def test_a_manifest_may_name_patients(tmp_path):
@@ -462,6 +467,20 @@ def test_masks_of_bids(tmp_path):
     assert case.images == {"flair": tmp_path / f"{raw}_FLAIR.nii.gz"}
 
 
+def test_subjects_of_bids_in_two_folders_are_not_merged(tmp_path):
+    touch(tmp_path, "a/sub-01/anat/sub-01_FLAIR.nii.gz", "masks/sub-01/anat/sub-01_mask.nii.gz")
+    touch(tmp_path, "sourcedata/sub-01/anat/sub-01_FLAIR.nii.gz")
+    assert open_dataset(tmp_path).cases[0].label is not None
+    touch(tmp_path, "b/sub-01/anat/sub-01_FLAIR.nii.gz")
+    with pytest.raises(DataError, match=r"b/sub-01/anat: holds a second 'sub-01' beside .*a/sub-01/anat"):
+        open_dataset(tmp_path)
+
+
+def test_names_of_bids_may_hold_dashes(tmp_path):
+    touch(tmp_path, "sub-A-02/anat/sub-A-02_FLAIR.nii.gz", "sub-1/ses-2020-01/anat/sub-1_ses-2020-01_FLAIR.nii.gz")
+    assert open_dataset(tmp_path).patients == {"sub-A-02": "sub-A-02", "sub-1_ses-2020-01": "sub-1"}
+
+
 def test_a_mask_of_bids_that_is_none_of_lesions(tmp_path):
     """Masks of anatomy are no labels, beside those of lesions of other subjects and in a session named after one."""
     touch(tmp_path, *(f"sub-{n}/anat/sub-{n}_FLAIR.nii.gz" for n in (1, 2)))
@@ -513,6 +532,7 @@ def test_a_manifest(tmp_path):
         ("id,flair\nA,nowhere.nii.gz\n", "line 2: flair .*nowhere.nii.gz: no such file"),
         ("id,flair,label\nA,f2.nii.gz,a\n", "line 2: label .*a: no such file"),
         ("id,flair\nA,f2.nii.gz\nA,f2.nii.gz\n", "line 3: id 'A' is a duplicate"),
+        ("id,flair\nA,f2.nii.gz\nB,f2.nii.gz\n", "cases 'A' and 'B' share the scan .*f2.nii.gz; name the same patient"),
         ("id,flair\n../A,f2.nii.gz\n", "'../A' cannot name a file"),
         ("id,flair\n,f2.nii.gz\n", "'' cannot name a file"),
         ("id,flair\nA\n", "line 2: has 1 cells for 2 columns"),

@@ -51,5 +51,7 @@ def test_regions_that_a_label_map_cannot_hold_are_warned_about(caplog):
     config = config_of(a=[1, 2, 3], b=[3, 4])
     warn_of_crossing_regions(config)
     assert "show only 'b' where it overlaps 'a'" in caplog.text
+    warn_of_crossing_regions(config_of(c=[1], d=[1]))
+    assert "show only 'd' where it overlaps 'c'" in caplog.text
     both = np.ones((2, 1, 1, 1), bool)
     assert to_label_map(both, config) == label_values(config)[1]

@@ -1,5 +1,6 @@
 """Devices by name, emulated precision, out-of-memory errors."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ def test_emulation_is_logged(monkeypatch, caplog, precision, supported, warns):
     assert ("emulates" in caplog.text) is warns
 
 
-@pytest.mark.parametrize("message", ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", None])
+@pytest.mark.parametrize("message", ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", None])
 def test_out_of_memory_is_detected_even_if_it_also_breaks_a_graph_capture(message):
     def fail():
         try:
@@ -33,3 +34,8 @@ def test_out_of_memory_is_detected_even_if_it_also_breaks_a_graph_capture(messag
     error = (OutOfMemory, "a run: the device ran out of memory") if message else (RuntimeError, "capture")
     with pytest.raises(error[0], match=error[1]), device.catch_out_of_memory("a run"):
         fail()
+
+
+def test_numpy_out_of_memory_is_detected():
+    with pytest.raises(OutOfMemory, match="a case: the device ran out of memory"), device.catch_out_of_memory("a case"):
+        np.empty(2**60, np.uint8)

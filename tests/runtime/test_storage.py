@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from dwp_pyro.runtime.errors import RunError, RunOutdated, RunUnfinished
-from dwp_pyro.runtime.files import atomic_path, new_folder, read_json, write_json
+from dwp_pyro.runtime.errors import FolderLocked, RunError, RunOutdated, RunUnfinished
+from dwp_pyro.runtime.files import atomic_path, locked, new_folder, read_json, write_json
 from dwp_pyro.runtime.run_folder import RunFolder
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 
@@ -127,6 +127,15 @@ def test_a_finished_run_is_refused_and_overwritten_on_demand(tmp_path):
         assert not (run.path / "result").exists()
     # Nothing of the run before, nor of its deletion.
     assert json.loads((tmp_path / "r" / "run.json").read_text()) == {"format": 1, "command": "svi", "finished": True}
+
+
+def test_a_run_is_not_overwritten_while_its_scans_are_predicted(tmp_path):
+    with start(tmp_path / "r"):
+        pass
+    refused = pytest.raises(FolderLocked, match="predictions: another")
+    with locked(tmp_path / "r" / "predictions"), refused, start(tmp_path / "r", overwrite=True):
+        pass
+    assert read_json(tmp_path / "r" / "run.json")["finished"]
 
 
 def test_an_unfinished_run_asks_for_resume_with_the_same_settings(tmp_path):

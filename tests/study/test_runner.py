@@ -13,10 +13,13 @@ import yaml
 
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.metrics import MEASURES
+from dwp_pyro.runtime.errors import RunOutdated
+from dwp_pyro.runtime.files import write_json
 from dwp_pyro.study import runner
 from dwp_pyro.study.comparison import Row
 from dwp_pyro.study.grid import Study
 
+TRAIN_AND_MEASURE = runner._run
 DICE = {"a": 0.4, "b": 0.6}
 VISITS = {"v1": 0.0, "v2": 0.1, "v3": 0.3}  # v1 and v2 of one patient
 
@@ -82,6 +85,21 @@ def test_patients_are_the_unit_also_in_tables_that_lack_them(study_of, tmp_path)
     assert [line[1:4] for line in means.rows] == [["b", "1", "0.775"], ["a", "1", "0.575"]]
     assert differences.rows[0][3] == "+0.200 [+0.200, +0.200]"
     assert [row.patient for row in runner.read_rows(tmp_path / "out" / "results.csv")] == ["p", "p", "v3"] * 2
+
+
+def test_a_run_on_another_split_is_not_measured(study_of, tmp_path, monkeypatch):
+    """Training looks for the scans again; with one that was added meanwhile it could have seen those to be measured."""
+    study = study_of("a")
+    (tmp_path / "runs").mkdir()
+    task = runner._task(study, study.runs[0], tmp_path, "cpu", lambda path: "")
+
+    def train(train, path, device):
+        path.mkdir()
+        write_json(path / "split.json", {"train": ["v1", "t1"], "validation": ["t3", "w"], "test": ["v2", "v3"]})
+
+    monkeypatch.setattr(runner, "run_if_unfinished", train)
+    with pytest.raises(RunOutdated, match=r"split\.json: cannot continue, because the scans, the split"):
+        TRAIN_AND_MEASURE(task)
 
 
 def test_changed_unlabelled_scans_are_another_study(study_of, tmp_path):

@@ -77,7 +77,7 @@ def test_a_changed_label_is_detected(folder, monkeypatch):
     (label,) = (folder / "data/brats").rglob(f"{case}_seg.nii*")
     scan = nibabel.load(label)
     nibabel.save(nibabel.Nifti1Image(scan.get_fdata()[::-1].astype("uint8"), scan.affine), label)
-    with pytest.raises(RunOutdated, match=r"learned_from\.json: cannot resume, because the scans"):
+    with pytest.raises(RunOutdated, match=r"learned_from\.json: cannot continue, because the scans"):
         svi(SviConfig(**FEW, spacing=4.0), RunOptions(folder / "run", resume=True))
 
 

@@ -63,11 +63,18 @@ class _File:
 def _find(root: Path) -> LayoutMatch | None:
     sessions: dict[str, list[_File]] = {}
     for parent, derived in _subject_parents(root):
-        for subject in subfolders(parent, r"sub-\w+"):
-            for folder in (subject, *subfolders(subject, r"ses-\w+")):
+        for subject in subfolders(parent, r"sub-.+"):
+            for folder in (subject, *subfolders(subject, r"ses-.+")):
                 name = subject.name if folder == subject else f"{subject.name}_{folder.name}"
                 files = nifti_files(folder / "anat")
                 sessions.setdefault(name, []).extend(_File(path, stem, derived) for stem, path in files.items())
+    for name, found in sessions.items():
+        folders = sorted({file.path.parent for file in found if _IMAGE.fullmatch(file.suffix) and not file.derived})
+        if len(folders) > 1:
+            raise DataError(
+                f"{folders[1]}: holds a second '{name}' beside {folders[0]}; give each folder by itself, or list the "
+                "scans in a CSV file and give that file instead"
+            )
     labels: Mapping[int, str] | None = {1: "lesion"}
     for find_mask in (_lesion_mask, _plain_mask):  # one kind for all sessions: a control has no lesion mask
         masks = {name: find_mask(files) for name, files in sessions.items()}
@@ -81,7 +88,7 @@ def _find(root: Path) -> LayoutMatch | None:
 
 def _subject_parents(root: Path) -> list[tuple[Path, bool]]:
     """Return the folders that may contain subjects, and whether they are derivatives."""
-    raw = [root, *subfolders(root, r"(?!derivatives$|sub-).+")]
+    raw = [root, *subfolders(root, r"(?!derivatives$|sourcedata$|sub-).+")]
     pipelines = [pipeline for folder in subfolders(root, "derivatives") for pipeline in (folder, *subfolders(folder))]
     return [*((folder, False) for folder in distinct(raw)), *((folder, True) for folder in distinct(pipelines))]
 

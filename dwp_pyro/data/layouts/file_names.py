@@ -30,7 +30,7 @@ _NAMES = {alias: name for name, aliases in _MODALITIES.items() for alias in alia
 
 def modality_name(name: str) -> str:
     """Return the common name of a modality: "t1" for "T1w", "t1n" and "MPRAGE"; other names in lower case."""
-    plain = re.sub(r"[\W_]+", "", name.casefold())
+    plain = re.sub(r"[\W_]+", "", name.casefold().replace("*", "star"))
     return _NAMES.get(plain, plain)
 
 

@@ -106,7 +106,7 @@ def _wmh_folders(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
 
 
 def _wmh_case(folder: Path, root: Path) -> Case | None:
-    name = "_".join(folder.relative_to(root).parts) or folder.name
+    name = "_".join(folder.relative_to(root).parts) or folder.resolve().name
     label = nifti_files(folder)
     cases = (
         case_from_stems(name, nifti_files(images) | label, {"flair": ("flair",), "t1": ("t1",)}, ("wmh",))
