@@ -320,11 +320,7 @@ def _save(
         maps = dict(zip(_MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
-        # Pictures show the label only if it names the region, and numbers it as the training labels did.
-        known = data.regions.get(region)
-        if data.layout == network_config.layout and sorted(known or ()) != list(network_config.values[number]):
-            known = None
-        truth = np.isin(scan.label, sorted(known)) if scan.label is not None and known else None
+        truth = _truth(scan, data, network_config, number)
         suffix = "" if len(network_config.regions) == 1 else f"_{region}"
         pictures.append(out / f"{case.id}{suffix}.png")
         save_case_figure(pictures[-1], f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values())
@@ -337,6 +333,17 @@ def _save(
     labels = dict(zip(network_config.regions, values, strict=True))
     write_json(marker, {"settings": _settings(trained, case, config), "labels": labels, "regions": metrics})
     return pictures
+
+
+def _truth(scan: Scan, data: DataSet, network_config: NetworkConfig, number: int) -> NDArray[np.bool_] | None:
+    """Return the label of a region for its picture.
+
+    None unless the label names the region, and in the layout of the training scans also numbers it as they did.
+    """
+    known, trained = data.regions.get(network_config.regions[number]), set(network_config.values[number])
+    if scan.label is None or known is None or (data.layout == network_config.layout and known != trained):
+        return None
+    return np.isin(scan.label, sorted(known))
 
 
 def _decision(posterior: Posterior, config: PredictConfig) -> Decision:
