@@ -139,8 +139,6 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
         raise DataError(f"{path}: no such file; add it or exclude the case") from None
     except OSError as problem:  # circular link, no permission
         raise DataError(f"{path}: cannot be read ({problem.strerror}); fix that or exclude the case") from problem
-    except ValueError as problem:
-        raise DataError(f"{str(path)!r}: is not a file name ({problem}); fix it or exclude the case") from problem
     try:
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":

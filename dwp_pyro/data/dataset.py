@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from dwp_pyro.data.case import Case
 from dwp_pyro.data.regions import default_regions
 from dwp_pyro.runtime.errors import DataError
 
-__all__ = ["DataSet", "Layout", "LayoutMatch", "check_patients", "join_data_sets"]
+__all__ = ["DataSet", "Layout", "LayoutMatch", "join_data_sets"]
 
 
 @dataclass(frozen=True)
@@ -99,19 +98,6 @@ class DataSet:
         return {name: self.regions[name] for name in chosen}
 
 
-def check_patients(root: Path, cases: Iterable[Case]) -> None:
-    """Raise DataError if cases of several patients share an image, which could be in training and in test."""
-    owners: dict[tuple[str, int | None], Case] = {}
-    for case in cases:
-        for name, path in case.images.items():
-            other = owners.setdefault((os.path.realpath(path), case.channels.get(name)), case)
-            if (other.patient or other.id) != (case.patient or case.id):
-                raise DataError(
-                    f"{root}: cases '{other.id}' and '{case.id}' share the scan {path}; name the same patient for "
-                    "both, or remove one"
-                )
-
-
 def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
     """Return the cases of several data sets as one, with the root and the layout of the first.
 
@@ -120,7 +106,7 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
 
     Raises:
         DataError: if a label value has different names in two data sets, if they share no region, or if two cases would
-            have the same id, or two patients the same image.
+            have the same id.
     """
     first = data_sets[0]
     labels: dict[int, str] = {}
@@ -145,5 +131,4 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise DataError(f"{first.root}: two cases of the data sets would have the id '{twice}'; rename a folder")
-    check_patients(first.root, cases)
     return replace(first, cases=tuple(sorted(cases, key=lambda case: case.id)), labels=labels, regions=regions)

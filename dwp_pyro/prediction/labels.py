@@ -56,7 +56,7 @@ def overlay_order(network_config: NetworkConfig) -> list[int]:
 def to_label_map(masks: NDArray[np.bool_], network_config: NetworkConfig) -> NDArray[Any]:
     """Merge masks of the regions [R, X, Y, Z] into `label_values` [X, Y, Z]; inner regions override outer ones."""
     values = label_values(network_config)
-    label = np.zeros(masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
+    label = np.zeros(masks.shape[1:], np.min_scalar_type(max(values)))
     for number in overlay_order(network_config):
         label[masks[number]] = values[number]
     return label

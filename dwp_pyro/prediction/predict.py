@@ -234,17 +234,17 @@ def predict_case(
         except FloatingPointError as problem:
             raise RunError(f"case {case.id}: {problem}, its weights are too large; train it again") from problem
         maps = torch.cat([moments.probability, moments.mutual_information]).cpu()
-    probability, mutual_information = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
-    probability = probability.clamp(0, 1)
-    entropy = binary_entropy(probability)  # of what is written; see `Moments`
-    return Prediction(
-        scan,
-        network_config.masks(probability.numpy(), decision, scan.spacing),
-        probability.numpy(),
-        entropy.numpy(),
-        mutual_information.minimum(entropy).numpy(),
-        moments.pairwise_dice,
-    )
+        probability, mutual_information = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
+        probability = probability.clamp(0, 1)
+        entropy = binary_entropy(probability)  # of what is written; see `Moments`
+        return Prediction(
+            scan,
+            network_config.masks(probability.numpy(), decision, scan.spacing),
+            probability.numpy(),
+            entropy.numpy(),
+            mutual_information.minimum(entropy).numpy(),
+            moments.pairwise_dice,
+        )
 
 
 def predict_cases(
@@ -320,7 +320,8 @@ def _save(
         maps = dict(zip(_MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
-        truth = _truth(scan, data, network_config, number)
+        known = data.regions.get(region)  # pictures show the label only if it names the region
+        truth = np.isin(scan.label, sorted(known)) if scan.label is not None and known else None
         suffix = "" if len(network_config.regions) == 1 else f"_{region}"
         pictures.append(out / f"{case.id}{suffix}.png")
         save_case_figure(pictures[-1], f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values())
@@ -333,17 +334,6 @@ def _save(
     labels = dict(zip(network_config.regions, values, strict=True))
     write_json(marker, {"settings": _settings(trained, case, config), "labels": labels, "regions": metrics})
     return pictures
-
-
-def _truth(scan: Scan, data: DataSet, network_config: NetworkConfig, number: int) -> NDArray[np.bool_] | None:
-    """Return the label of a region for its picture.
-
-    None unless the label names the region, and in the layout of the training scans also numbers it as they did.
-    """
-    known, trained = data.regions.get(network_config.regions[number]), set(network_config.values[number])
-    if scan.label is None or known is None or (data.layout == network_config.layout and known != trained):
-        return None
-    return np.isin(scan.label, sorted(known))
 
 
 def _decision(posterior: Posterior, config: PredictConfig) -> Decision:

@@ -25,7 +25,7 @@ from dwp_pyro.plots.curves import save_learning_curves
 from dwp_pyro.prediction.outputs import VERSION
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.device import torch_device
-from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, UserError
+from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, RunOutdated, UserError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.run_folder import check_pinned
@@ -202,7 +202,13 @@ def _run(task: _Task) -> list[Row]:
         seconds = before + time.monotonic() - start
         write_json(task.record, {"settings": task.settings, "seconds": seconds})
     # Training looks for the scans again; those that were added meanwhile move the roles.
-    check_pinned(task.run / "split.json", asdict(task.split))
+    try:
+        check_pinned(task.run / "split.json", asdict(task.split))
+    except RunOutdated as problem:
+        raise RunOutdated(
+            f"{task.run}: scans were added or removed before it was trained; delete it and its .json, and start the "
+            "study again"
+        ) from problem
     device = torch_device(task.device)
     posterior = load_run(task.run).posterior
     measured = measure(posterior, task.data, task.predict, device)

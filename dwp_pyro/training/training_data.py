@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,9 +164,11 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
     Cases without a label have no role; `n` is the number of training patients, None for all.
 
     Raises:
-        DataError: if there are too few cases, or the split file does not fit or contains a case without label.
+        DataError: if there are too few cases, two patients have the same scans, or the split file does not fit or
+            contains a case without label.
     """
     data = open_scans(settings)
+    _check_patients(data, settings.modality)
     rest = (n, settings.validation, settings.seed if settings.split_seed is None else settings.split_seed)
     if settings.split is None:
         labeled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
@@ -175,6 +178,22 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
         if data.by_id[name].label is None:
             raise DataError(f"{settings.split}: case '{name}' has no label file; add one, or take it out of the split")
     return data, split
+
+
+def _check_patients(data: DataSet, modalities: Sequence[str]) -> None:
+    """Raise DataError if labeled cases of two patients have the same scans, which could be in training and in test."""
+    owners: dict[tuple[Any, ...], Case] = {}
+    for case in data.cases:
+        scans = tuple(
+            (os.path.realpath(case.images[name]), case.channels.get(name)) for name in modalities if name in case.images
+        )
+        if scans and case.label is not None:
+            other = owners.setdefault(scans, case)
+            if data.patients[other.id] != data.patients[case.id]:
+                raise DataError(
+                    f"{data.root}: cases '{other.id}' and '{case.id}' have the same scan {scans[0][0]}, but not the "
+                    "same patient; remove one, or list both in a CSV file with a column 'patient'"
+                )
 
 
 def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:

@@ -713,4 +713,4 @@ def test_a_run_is_not_resumed_on_other_cases(command, copy_of_world):
     for path in Path("data/brats/HGG").glob("*_009_1"):
         path.rename(path.with_name(path.name.replace("Brats18", "gone")))
     result = command("finetune", "--n", 2, "--init", "source", *TINY, "--resume")
-    assert result.exit_code == 2 and "split.json: cannot resume" in result.stderr
+    assert result.exit_code == 2 and "split.json: cannot continue" in result.stderr

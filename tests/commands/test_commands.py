@@ -415,7 +415,7 @@ def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, n
     scan = next(Path("more").rglob("*_flair.nii.gz"))
     scan.write_bytes(gzip.compress(gzip.decompress(scan.read_bytes()), 1))
     changed = command(name, "--n", 2, *TINY, "--unlabelled", "more", "--out", "run", "--resume")
-    assert changed.exit_code == 2 and "learned_from.json: cannot resume" in changed.stderr
+    assert changed.exit_code == 2 and "learned_from.json: cannot continue" in changed.stderr
     again = command(name, "--n", 2, *TINY, "--root", "data/brats", "--unlabelled", "data/brats", "--out", "other")
     assert again.exit_code == 0, again.output
     roles = json.loads(Path("other/split.json").read_text())

@@ -80,7 +80,7 @@ def test_blocks_can_be_given(copy_of_world, command):
     state = copy_of_world / "prior" / "run.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
     result = command(*fit, "--out", "prior", "--resume")
-    assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.output
+    assert result.exit_code == 2 and "learned_from.json: cannot continue" in result.output
     for content, phrase in {
         "half: [input]": "'half' cannot be a block's name",
         "../x: [input]": "'../x' cannot be a block's name",

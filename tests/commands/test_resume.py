@@ -63,4 +63,4 @@ def test_a_changed_prior_is_detected(command, copy_of_world):
     (Path(finished) / "run.json").write_text(json.dumps({"format": 1, "command": "svi", "finished": False}))
     assert command("fit-prior", *TINY, "--bootstraps", 2, "--latent-size", 3, *QUICK, "--overwrite").exit_code == 0
     result = command(*arguments, "--resume")
-    assert result.exit_code == 2 and "learned_from.json: cannot resume" in result.stderr
+    assert result.exit_code == 2 and "learned_from.json: cannot continue" in result.stderr

@@ -51,12 +51,6 @@ def test_ids_that_collide_are_refused():
         join_data_sets(sets)
 
 
-def test_one_scan_of_two_patients_is_refused(tmp_path):
-    scan = {"flair": tmp_path / "f.nii.gz"}
-    with pytest.raises(DataError, match=r"cases 'ms1-p' and 'ms2-p' share the scan .*f\.nii\.gz"):
-        join_data_sets([lesions("/a/ms", Case("p", scan)), lesions("/b/ms", Case("p", scan))])
-
-
 def test_sets_without_a_common_region_are_refused():
     other = data_set("/b", labels={2: "lesion"}, regions={"lesion": {2}})
     with pytest.raises(DataError, match="/a: shares no region with the other data sets"):

@@ -42,6 +42,7 @@ def test_values_above_255_need_16_bits():
     label = to_label_map(masks, config)
     assert label.dtype == np.uint16
     assert label.ravel().tolist() == [1, 300]
+    assert to_label_map(masks, config_of(a=[1], b=[65537])).ravel().tolist() == [1, 65537]
 
 
 def test_regions_that_a_label_map_cannot_hold_are_warned_about(caplog):

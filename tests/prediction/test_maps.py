@@ -1,6 +1,5 @@
 """Maps of a prediction: shapes, and entropies on the grid of the scan."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -10,7 +9,6 @@ import torch
 from scipy.special import entr
 
 from dwp_pyro.config.prediction import PredictConfig
-from dwp_pyro.data.case import read_case
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import open_dataset
 from dwp_pyro.data.phantom import write_phantoms
@@ -41,18 +39,6 @@ def scan_and_network(folder: Path, spacing: float) -> tuple[DataSet, NetworkConf
     write_phantoms("brats", folder, 1, shape=(28, 32, 28))
     form = NetworkConfig(("flair",), ("whole",), ((1, 2, 4),), "brats", spacing, (16, 16, 16), widths=(2, 2, 3, 3))
     return open_dataset(folder, "brats"), form
-
-
-def test_a_picture_shows_no_label_that_was_numbered_otherwise_in_training(tmp_path):
-    """A label map of the run gave other values to the region."""
-    data, network_config = scan_and_network(tmp_path, 3.0)
-    scan = read_case(data.cases[0], ("flair",), data.labels)
-    truth = predict._truth(scan, data, network_config, 0)
-    np.testing.assert_array_equal(truth, scan.label > 0)
-    mapped = replace(network_config, values=((1,),))
-    assert predict._truth(scan, data, mapped, 0) is None
-    assert predict._truth(scan, data, replace(mapped, layout="bids"), 0) is not None
-    assert predict._truth(replace(scan, label=None), data, network_config, 0) is None
 
 
 def test_entropy_is_that_of_the_probability_on_the_grid_of_the_scan(tmp_path):

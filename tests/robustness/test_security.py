@@ -188,12 +188,11 @@ def test_a_case_cannot_leave_the_output_folder(copy_of_world, name):
 
 def test_a_case_id_like_an_option_or_a_script_is_plain_text(command, copy_of_world):
     """Check file names and the report."""
-    scan = next(Path("data/brats").rglob("*_flair.nii.gz"))
-    label = next(Path("data/brats").rglob("*_seg.nii.gz"))
+    scans, labels = (sorted(Path("data/brats").rglob(f"*_{kind}.nii.gz")) for kind in ("flair", "seg"))
     ids = ["--out", "<script>alert(1)<", '"><img src=x onerror=alert(2)>']
     ids += ["c0", "c1", "c2"]
     with open("scans.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("id", "flair", "label"), *((id_, scan, label) for id_ in ids)])
+        csv.writer(file).writerows([("id", "flair", "label"), *zip(ids, scans, labels, strict=False)])
     split = {"train": ["c0", "c1"], "validation": ["c2"], "test": ids[:3]}
     Path("split.json").write_text(json.dumps(split))
     tiny = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "2")

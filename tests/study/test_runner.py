@@ -98,7 +98,7 @@ def test_a_run_on_another_split_is_not_measured(study_of, tmp_path, monkeypatch)
         write_json(path / "split.json", {"train": ["v1", "t1"], "validation": ["t3", "w"], "test": ["v2", "v3"]})
 
     monkeypatch.setattr(runner, "run_if_unfinished", train)
-    with pytest.raises(RunOutdated, match=r"split\.json: cannot continue, because the scans, the split"):
+    with pytest.raises(RunOutdated, match=r"scans were added or removed .* delete it"):
         TRAIN_AND_MEASURE(task)
 
 

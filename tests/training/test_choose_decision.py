@@ -94,7 +94,7 @@ def test_one_half_must_be_better_by_more_than_the_noise(posterior):
     rash = example(volume((slice(2, 6), 1)), volume((slice(2, 6), 0.9), (slice(6, 9), 0.45)))
     assert choose(posterior, [ONE], [timid, rash, rash]).threshold == "expected-dice"
     assert choose(posterior, [ONE], [rash, rash, rash]).threshold == "half"
-    visits = [replace(rash, patient="A")] * 3
+    visits = [replace(rash, patient="A")] * 6
     assert choose(posterior, [ONE], [timid, *visits]).threshold == "expected-dice", "visits count as one patient"
 
 

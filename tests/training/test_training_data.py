@@ -99,3 +99,28 @@ def test_unlabelled_scans_are_of_other_patients(tmp_path):
     (tmp_path / "only.csv").write_text(f"id,flair\nx,{tmp_path}/link/{scans[1].relative_to(tmp_path / 'data')}\n")
     with pytest.raises(DataError, match="holds no scan beside those of the split"):
         find_unlabelled(replace(config, unlabelled=str(tmp_path / "only.csv")), split)
+
+
+def test_scans_that_two_patients_share_are_refused(tmp_path):
+    """Two raters without the column 'patient'; an atlas beside the scans, and cases to predict, may be shared."""
+    for name in ("f1", "f2", "f3", "atlas", "l"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    settings = SviConfig(
+        root=str(tmp_path / "scans.csv"), label_map=("1=lesion",), validation=1, n=1, modality=("flair",)
+    )
+
+    def split(*rows: str, header: str = "id,flair,t1,label", **changes) -> None:
+        (tmp_path / "scans.csv").write_text("\n".join([header, *rows]).replace("atlas", "atlas.nii.gz"))
+        find_split(replace(settings, **changes), 1)
+
+    others = ("c,f2.nii.gz,atlas,l.nii.gz", "d,f3.nii.gz,atlas,l.nii.gz")
+    split("a,f1.nii.gz,atlas,l.nii.gz", "b,f1.nii.gz,atlas,", *others)
+    raters = [f"{name},f1.nii.gz,atlas,l.nii.gz" for name in "ab"]
+    with pytest.raises(
+        DataError, match=r"cases 'a' and 'b' have the same scan .*f1\.nii\.gz, but not the same patient"
+    ):
+        split(*raters, *others)
+    patients = [f"{row},{patient}" for row, patient in zip((*raters, *others), "ppqr", strict=True)]
+    split(*patients, header="id,flair,t1,label,patient")
+    with pytest.raises(DataError, match="cases 'a' and 'c' have the same scan"):
+        split(*raters[:1], *others, modality=("t1",))

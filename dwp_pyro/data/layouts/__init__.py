@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dwp_pyro.data.dataset import DataSet, Layout, LayoutMatch, check_patients
+from dwp_pyro.data.dataset import DataSet, Layout, LayoutMatch
 from dwp_pyro.data.layouts import bids, brats, manifest, ms, msd, nnunet
 from dwp_pyro.data.regions import regions_of, structure
 from dwp_pyro.runtime.errors import ConfigError, DataError, LabelsUnknown
@@ -34,8 +34,7 @@ def open_dataset(
 
     Raises:
         DataError: if the root does not exist, has no case of the layout or of any layout, has several layouts with
-            different cases, two cases with the same id, two patients with the same image, or label values
-            without names.
+            different cases, two cases with the same id, or label values without names.
     """
     if not os.path.exists(root):
         raise DataError(f"{root}: no such folder or file; expected a folder of scans")
@@ -60,7 +59,6 @@ def open_dataset(
         labels = None  # the layouts differ only in the meaning of the label values
     cases = tuple(sorted(match.cases, key=lambda case: case.id))
     _check_ids(root, [case.id for case in cases])
-    check_patients(root, cases)
     if not any(case.label for case in cases):
         return DataSet(root, name, cases, {}, {})
     if labels is None and not label_map:

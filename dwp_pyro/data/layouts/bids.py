@@ -63,18 +63,21 @@ class _File:
 def _find(root: Path) -> LayoutMatch | None:
     sessions: dict[str, list[_File]] = {}
     for parent, derived in _subject_parents(root):
-        for subject in subfolders(parent, r"sub-.+"):
-            for folder in (subject, *subfolders(subject, r"ses-.+")):
+        for subject in subfolders(parent, r"sub-[\w-]+"):
+            for folder in (subject, *subfolders(subject, r"ses-[\w-]+")):
                 name = subject.name if folder == subject else f"{subject.name}_{folder.name}"
                 files = nifti_files(folder / "anat")
                 sessions.setdefault(name, []).extend(_File(path, stem, derived) for stem, path in files.items())
-    for name, found in sessions.items():
-        folders = sorted({file.path.parent for file in found if _IMAGE.fullmatch(file.suffix) and not file.derived})
-        if len(folders) > 1:
-            raise DataError(
-                f"{folders[1]}: holds a second '{name}' beside {folders[0]}; give each folder by itself, or list the "
-                "scans in a CSV file and give that file instead"
-            )
+    for found in sessions.values():
+        images: dict[str, Path] = {}
+        for file in found:
+            if _IMAGE.fullmatch(file.suffix) and not file.derived:
+                first = images.setdefault(file.stem, file.path)
+                if os.path.realpath(first) != os.path.realpath(file.path):
+                    raise DataError(
+                        f"{file.path}: has the name of {first}; open each data set by itself, or list the scans in a "
+                        "CSV file and give that file instead"
+                    )
     labels: Mapping[int, str] | None = {1: "lesion"}
     for find_mask in (_lesion_mask, _plain_mask):  # one kind for all sessions: a control has no lesion mask
         masks = {name: find_mask(files) for name, files in sessions.items()}
@@ -87,9 +90,10 @@ def _find(root: Path) -> LayoutMatch | None:
 
 
 def _subject_parents(root: Path) -> list[tuple[Path, bool]]:
-    """Return the folders that may contain subjects, and whether they are derivatives."""
-    raw = [root, *subfolders(root, r"(?!derivatives$|sourcedata$|sub-).+")]
-    pipelines = [pipeline for folder in subfolders(root, "derivatives") for pipeline in (folder, *subfolders(folder))]
+    """Return the folders that may contain subjects, and whether they are beside the raw data."""
+    beside = "derivatives|sourcedata"
+    raw = [root, *subfolders(root, rf"(?!({beside})$|sub-).+")]
+    pipelines = [pipeline for folder in subfolders(root, beside) for pipeline in (folder, *subfolders(folder))]
     return [*((folder, False) for folder in distinct(raw)), *((folder, True) for folder in distinct(pipelines))]
 
 

@@ -64,6 +64,8 @@ def _cases(root: Path, subset: str, files: Mapping[str, Path], channels: Mapping
 def _listed_case(root: Path, name: str, files: Mapping[str, Any], channels: Mapping[int, str]) -> Case:
     """Return a case in `dataset` of dataset.json, whose paths are relative to the root."""
     images = {channels.get(number, str(number)): root / path for number, path in enumerate(files["images"])}
+    if "\0" in "".join(map(str, (*files["images"], files.get("label")))):
+        raise ValueError("a path that no file can have")
     return Case(name, images, root / files["label"] if files.get("label") else None)
 
 
