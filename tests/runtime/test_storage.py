@@ -8,7 +8,7 @@ import torch
 
 from dwp_pyro.runtime.errors import FolderLocked, RunError, RunOutdated, RunUnfinished
 from dwp_pyro.runtime.files import atomic_path, locked, new_folder, read_json, write_json
-from dwp_pyro.runtime.run_folder import RunFolder
+from dwp_pyro.runtime.run_folder import RunFolder, check_pinned
 from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 
 CONFIG = {"seed": 0, "widths": [1, 2]}
@@ -127,6 +127,20 @@ def test_a_finished_run_is_refused_and_overwritten_on_demand(tmp_path):
         assert not (run.path / "result").exists()
     # Nothing of the run before, nor of its deletion.
     assert json.loads((tmp_path / "r" / "run.json").read_text()) == {"format": 1, "command": "svi", "finished": True}
+
+
+def test_a_run_depends_on_what_it_has_pinned(tmp_path):
+    with start(tmp_path / "r") as run:
+        run.pin("split.json", {"train": ("a", "b"), "test": ("c",)})
+        run.pin("split.json", {"train": ["a", "b"], "test": ["c"]})
+        for other in (
+            {"train": ["a"], "test": ["c"]},
+            {"train": ["a", "b"]},
+            {"train": ["a", "b"], "test": ["c"], "d": 1},
+        ):
+            with pytest.raises(RunOutdated, match=r"split\.json: cannot continue"):
+                run.pin("split.json", other)
+        check_pinned(run.path / "split.json", {"test": ["c"]})
 
 
 def test_a_run_is_not_overwritten_while_its_scans_are_predicted(tmp_path):
