@@ -108,7 +108,8 @@ class Settings:
             **changes: Settings that override those of the file.
 
         Raises:
-            ConfigError: if the file cannot be read or a setting is invalid; the message names the file.
+            ConfigError: if the file cannot be read or a setting is invalid; the message names the file, unless the
+                setting is one of `changes`.
         """
         from dwp_pyro.runtime.files import read_yaml  # imported late, to keep --help fast
 
@@ -117,8 +118,9 @@ class Settings:
         try:
             return cls.from_mapping({**kept, **changes})
         except ConfigError as problem:
-            where = f"{path}, with the given changes" if changes else path
-            raise ConfigError(f"{where}: {problem}") from problem
+            if str(problem).partition(":")[0].replace("-", "_") in changes:
+                raise
+            raise ConfigError(f"{path}: {problem}") from problem
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values for YAML and JSON."""

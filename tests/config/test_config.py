@@ -96,8 +96,11 @@ def test_a_setting_that_is_there_twice_is_named(tmp_path):
 
 def test_a_change_that_does_not_fit_is_not_blamed_on_the_file(tmp_path):
     (tmp_path / "config.yaml").write_text("batch-size: 3\n")
-    with pytest.raises(ConfigError, match=r"config\.yaml, with the given changes: batch-size: must be at least 1"):
+    with pytest.raises(ConfigError, match=r"^batch-size: must be at least 1"):
         SviConfig.from_yaml(tmp_path / "config.yaml", batch_size=0)
+    (tmp_path / "config.yaml").write_text("batch-size: 0\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: batch-size: must be at least 1"):
+        SviConfig.from_yaml(tmp_path / "config.yaml", steps=2)
 
 
 def test_a_bad_file_is_named(tmp_path):
