@@ -102,9 +102,9 @@ def _read_snapshot_metrics(path: Path) -> tuple[float | None, float | None]:
 
 
 def _train_in_worker(config: FitPriorConfig, run: Path, device: str, stage: str) -> None:
-    data = load_training_data(config, None)
-    check_pinned(run / "split.json", asdict(data.split))
     with catch_out_of_memory(str(run)):
+        data = load_training_data(config, None)
+        check_pinned(run / "split.json", asdict(data.split))
         _train_bootstrap(config, data, run, stage, torch_device(device), no_track)
 
 
