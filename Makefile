@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(RUN)/dwp-pyro demo
 
 test: $(INSTALLED)
-	$(RUN)/python -m pytest $(PYTEST_ARGS)
+	$(RUN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[federated]'

@@ -23,6 +23,9 @@ from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import kernel_sites
 from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
 from dwp_pyro.priors.make_prior import make_prior
+from tests.world import command, copy_of_world, in_world, one_thread, world
+
+__all__ = ["command", "copy_of_world", "in_world", "one_thread", "world"]
 
 # Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower.
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from dwp_pyro.runtime.tensors import load_tensors, save_tensors
-from tests.commands.conftest import TINY
+from tests.world import TINY
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 POSTERIOR = f"{SVI_RUN}/posterior.safetensors"

@@ -14,8 +14,8 @@ import pytest
 from distributed import Client
 
 import dwp_pyro.runtime.cluster as cluster_module
-from tests.commands.conftest import TINY, call
 from tests.commands.test_experiment import STUDY, runs_of, without_seconds, write
+from tests.world import TINY, call
 
 pytestmark = pytest.mark.slow
 

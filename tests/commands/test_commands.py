@@ -19,7 +19,7 @@ from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.prediction.outputs import read_decision, read_maps
 from dwp_pyro.training import target
-from tests.commands.conftest import TINY
+from tests.world import TINY
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 FINETUNE_RUN = "runs/finetune-brats-source-all-n2-seed0"
@@ -137,7 +137,7 @@ def test_masks_follow_the_decision(command, copy_of_world):
     assert ndimage.label(segmented, np.ones((3, 3, 3)))[1] == 1
 
 
-@pytest.mark.parametrize("run", [SVI_RUN, FINETUNE_RUN])
+@pytest.mark.parametrize("run", [SVI_RUN, pytest.param(FINETUNE_RUN, marks=pytest.mark.slow)])
 def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
     out = tmp_path / "p"
     result = command("predict", run, "data/brats", "--samples", 2, "--decision", "half", "--out", out)

@@ -18,8 +18,8 @@ import yaml
 
 from dwp_pyro.runtime.files import locked
 from dwp_pyro.study.grid import Study
-from tests.commands.conftest import call
 from tests.commands.test_bad_input import check, snapshot
+from tests.world import call
 
 pytestmark = pytest.mark.slow
 

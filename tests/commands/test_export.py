@@ -17,7 +17,7 @@ from click.testing import Result
 from dwp_pyro.export.nnunet import nnunet_labels, to_nnunet
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import label_values, to_label_map
-from tests.commands.conftest import World, call
+from tests.world import World, call
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 MAPS = ("seg", "prob", "entropy", "mi")

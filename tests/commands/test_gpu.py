@@ -36,8 +36,8 @@ from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.non_finite_guard import NonFiniteGuard
 from dwp_pyro.runtime.tensors import load_tensors
 from dwp_pyro.training.metrics_log import MetricsLog
-from tests.commands.conftest import TINY, World, call
 from tests.conftest import random_density
+from tests.world import TINY, World, call
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

@@ -29,6 +29,7 @@ def test_the_prior_has_a_card(in_world):
     assert "brain" in provenance["normalisation"]
 
 
+@pytest.mark.slow
 def test_options_state_source_and_license(command, in_world, tmp_path):
     """A prior of a bank inherits the facts of its networks, and states the options given."""
     stated = ("--license", "CC-BY 4.0", "--source", "generated heads", "--family", "gaussian")

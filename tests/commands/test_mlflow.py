@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dwp_pyro.training import tracking
-from tests.commands.conftest import TINY
+from tests.world import TINY
 
 installed = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="MLflow is not installed")
 

@@ -17,7 +17,7 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.tensors import load_tensors
-from tests.commands.conftest import TINY, World, call
+from tests.world import TINY, World, call
 
 pytestmark = pytest.mark.slow
 

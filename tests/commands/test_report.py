@@ -16,7 +16,7 @@ SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 @pytest.fixture(scope="module")
 def evaluated(world, tmp_path_factory) -> Path:
     """Copy the world and evaluate a run; tests must not change it."""
-    from tests.commands.conftest import call
+    from tests.world import call
 
     copy = tmp_path_factory.mktemp("evaluated") / "world"
     shutil.copytree(world.path, copy)
@@ -108,6 +108,7 @@ def test_missing_inputs_are_reported_in_one_line(command, copy_of_evaluated, dam
     assert sorted(copy_of_evaluated.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_predictions_that_another_process_replaces_are_not_measured(command, copy_of_evaluated, monkeypatch):
     measure = evaluation._measure_all
 

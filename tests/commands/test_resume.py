@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dwp_pyro.training.metrics_log import MetricsLog
-from tests.commands.conftest import TINY
+from tests.world import TINY
 
 QUICK = ("--density-steps", 20)
 COMMANDS = {
@@ -28,7 +28,9 @@ COMMANDS = {
 RESULTS = ("posterior.safetensors", "source.safetensors", "kernels.safetensors", "prior.safetensors", "split.json")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", ["finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in ("svi", "fit-prior"))]
+)
 def test_stopped_and_resumed(command, in_world, tmp_path, monkeypatch, name):
     arguments, undisturbed, (stage, step) = COMMANDS[name]
     out = tmp_path / "run"

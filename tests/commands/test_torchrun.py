@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dwp_pyro.inference.posterior import Posterior
-from tests.commands.conftest import TINY
+from tests.world import TINY
 
 pytestmark = pytest.mark.slow
 

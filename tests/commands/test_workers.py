@@ -16,7 +16,7 @@ from dwp_pyro.prediction import predict
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import locked
 from dwp_pyro.training.metrics_log import read_metrics
-from tests.commands.conftest import TINY, call
+from tests.world import TINY, call
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

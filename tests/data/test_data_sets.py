@@ -199,6 +199,7 @@ def test_an_invalid_label_map(tmp_path):
     assert result.exit_code == 2 and "label-map: '1:oedema' is not of the form 1=oedema" in result.stderr
 
 
+@pytest.mark.slow
 def test_labels_that_exclude_each_other_are_classes_in_all_commands(decathlon, tmp_path, monkeypatch):
     """Without --region, labels of no tumor are classes of one softmax in training, maps, metrics and export."""
     monkeypatch.chdir(tmp_path)

@@ -152,9 +152,10 @@ def test_patches_use_each_case_once_per_epoch_and_contain_each_region(scan):
         for i in range(3):
             patches[3 * round_ + i]
         assert sorted(taken[-3:]) == [0, 1, 2]
-    met = torch.stack([patches[i][1].flatten(1).any(1) for i in range(300)]).float().mean(0)
+    labels = torch.stack([patches[i][1] for i in range(300)])
+    met = labels.flatten(2).any(2).float().mean(0)
     assert met.min() > 0.3
-    center = torch.stack([patches[i][1][:, 4, 4, 4] for i in range(300)]).float().mean(0)
+    center = labels[..., 4, 4, 4].float().mean(0)
     assert abs(float(center[1]) - 0.25) < 0.12  # approximately: a rotation moves the center by a voxel
 
 
@@ -199,8 +200,8 @@ def test_patches_are_mirrored_along_the_given_axes(scan, mirror, expected):
     patches = PatchDataset([Preprocessing(None)(whole, [frozenset({2})])], (16, 16, 16), 0, 60, mirror=mirror)
     halves = (slice(0, 8), slice(8, 16))
     corners = {
-        max(product(range(2), repeat=3), key=lambda c: float(patches[i][1][0][tuple(halves[k] for k in c)].sum()))
-        for i in range(60)
+        max(product(range(2), repeat=3), key=lambda c, label=label: int(label[0][tuple(halves[k] for k in c)].sum()))
+        for _, label, _ in (patches[i] for i in range(60))
     }
     assert len(corners) == max(1, expected)
 
@@ -226,7 +227,8 @@ def test_patches_differ_as_scanners_do():
     example = Preprocessing(None)(Scan("c", image, brain_mask, label, np.eye(4), Path("c.nii")), [frozenset({4})])
     patches, draws = PatchDataset([example], (24, 12, 12), 0, 200), 200
     inside = (slice(3, 5), slice(11, 13), slice(19, 21))  # away from blurred edges
-    parts = [[patches[i][0][0][part] for part in inside] for i in range(draws)]
+    images = [patches[i][0][0] for i in range(draws)]
+    parts = [[image[part] for part in inside] for image in images]
     medians = torch.tensor([sorted(float(part.median()) for part in triple) for triple in parts])
     contrast = medians[:, 2] - medians[:, 0]
     bent = ((medians[:, 1] - medians[:, 0]) / contrast - 0.5).abs() > 0.03

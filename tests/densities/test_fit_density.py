@@ -95,6 +95,7 @@ def test_kernels_near_zero_are_a_component_of_their_own():
     assert nats["prior"] > nats["full_gaussian"] + 5
 
 
+@pytest.mark.slow
 def test_the_flow_fits_a_banana_better_than_the_gaussian():
     """Each weight near the square of the previous one: held-out nats at most .5 below the truth."""
     n = 6000

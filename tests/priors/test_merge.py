@@ -75,7 +75,9 @@ def test_merging_in_two_steps_gives_the_same_moments(tmp_path):
     assert_close(in_steps.block("all").scale_tril, at_once.block("all").scale_tril)
 
 
-@pytest.mark.parametrize("family", ["mixture", "flow", "dwp"])
+@pytest.mark.parametrize(
+    "family", ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flow", "dwp"))]
+)
 def test_another_family_is_as_good_as_a_fit_to_all_kernels(tmp_path, family):
     """Within half a nat per kernel on kernels of all sites that no fit has seen."""
     kernels = [each.repeat(8, 1, 1) + 0.05 * torch.randn(8 * len(each), *SHAPE) for each in kernels_of_sites(3)]

@@ -25,7 +25,7 @@ from dwp_pyro.priors.pack import MOMENTS, read_moments, save_pack
 from dwp_pyro.priors.private import clipped_contributions, noise_multiplier, noisy_moments, private_moments
 from dwp_pyro.runtime.errors import PriorError
 from dwp_pyro.runtime.tensors import load_tensors, save_tensors
-from tests.commands.conftest import call
+from tests.world import call
 
 NETWORKS, SNAPSHOTS = 4, 2
 

@@ -18,9 +18,9 @@ import click
 import yaml
 
 from dwp_pyro.data.phantom import write_phantoms
-from tests.commands.conftest import TINY
 from tests.robustness.test_kill import results
 from tests.robustness.trial import TrialResult, run
+from tests.world import TINY
 
 _WATCH_INTERVAL = 1.0  # seconds between two measurements
 _SETTINGS = {"members": 1, "root": "data/brats", "widths": [2, 3, 4, 5], "patch": 24, "validation": 1, "steps": 10}

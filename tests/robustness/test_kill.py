@@ -20,8 +20,8 @@ import yaml
 
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import locked
-from tests.commands.conftest import TINY, World
 from tests.robustness.trial import TrialResult, run
+from tests.world import TINY, World
 
 pytestmark = pytest.mark.slow
 

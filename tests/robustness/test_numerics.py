@@ -18,8 +18,8 @@ from dwp_pyro.models.unet import ResidualUNet3d
 from dwp_pyro.priors.blocks import kernel_sites, prior_blocks
 from dwp_pyro.priors.kernel_prior import BlockInfo, KernelPrior
 from dwp_pyro.priors.make_prior import make_prior
-from tests.commands.conftest import TINY
 from tests.conftest import random_density
+from tests.world import TINY
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -54,7 +54,13 @@ def test_divergence_from_an_exact_density_has_the_mean_by_quadrature(family, mov
     assert abs(estimates.mean() - truth) < 4 * error
 
 
-MOVED = [(prior, moved) for prior in PRIORS for moved in (False, True) if not (moved and prior == "log-uniform")]
+SLOW = ("flow", "mixture")
+MOVED = [
+    pytest.param(prior, moved, marks=[pytest.mark.slow] * (prior in SLOW))
+    for prior in PRIORS
+    for moved in (False, True)
+    if not (moved and prior == "log-uniform")
+]
 
 
 @pytest.mark.parametrize(("prior", "moved"), MOVED)

@@ -1,4 +1,4 @@
-"""Shared fixture made once by the commands: scans, a prior, an svi run and a finetune run."""
+"""Scans, a prior, an svi run and a finetune run, made once by the commands; fixtures that tests/conftest.py shares."""
 
 from __future__ import annotations
 
