@@ -9,6 +9,7 @@ import pytest
 
 from dwp_pyro.evaluation import evaluate as evaluation
 from dwp_pyro.evaluation.report import _best_median_worst
+from tests.world import call
 
 SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 
@@ -16,8 +17,6 @@ SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 @pytest.fixture(scope="module")
 def evaluated(world, tmp_path_factory) -> Path:
     """Copy the world and evaluate a run; tests must not change it."""
-    from tests.world import call
-
     copy = tmp_path_factory.mktemp("evaluated") / "world"
     shutil.copytree(world.path, copy)
     with pytest.MonkeyPatch.context() as patch:
