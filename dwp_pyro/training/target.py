@@ -293,13 +293,13 @@ class _Trainer:
 def _train_in_worker(method: Method, run: Path, device: str, student: bool, stage: str) -> None:
     """Train the member of a stage to its last checkpoint."""
     config = method.config
-    data = load_training_data(config, config.n)
-    check_pinned(run / "split.json", asdict(data.split))
-    trainer = _Trainer(method, data, torch_device(device), run, no_track)
-    if student:
-        more = find_unlabelled(config, data.split)
-        assert more is not None
-        check_pinned(run / "split.json", {"unlabelled": [case.id for case in more.cases]})
-        trainer = trainer.student(load_unlabelled(config, more))
     with catch_out_of_memory(str(run)):
+        data = load_training_data(config, config.n)
+        check_pinned(run / "split.json", asdict(data.split))
+        trainer = _Trainer(method, data, torch_device(device), run, no_track)
+        if student:
+            more = find_unlabelled(config, data.split)
+            assert more is not None
+            check_pinned(run / "split.json", {"unlabelled": [case.id for case in more.cases]})
+            trainer = trainer.student(load_unlabelled(config, more))
         trainer.fit_member(trainer.stages.index(stage))

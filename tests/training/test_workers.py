@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from dwp_pyro.data.split import Split
-from dwp_pyro.runtime.errors import RunOutdated
+from dwp_pyro.runtime.errors import OutOfMemory, RunOutdated
 from dwp_pyro.runtime.files import write_json
 from dwp_pyro.training import source_networks, target
 
@@ -24,6 +24,18 @@ def test_a_worker_with_another_split_than_its_command_stops(module, tmp_path, mo
     config = SimpleNamespace(n=1)
     settings = config if module is source_networks else SimpleNamespace(config=config)
     with pytest.raises(RunOutdated, match=r"split\.json: cannot continue, because the scans, the split"):
+        module._train_in_worker(settings, tmp_path, "cpu", *ARGUMENTS[module])
+
+
+@pytest.mark.parametrize("module", ARGUMENTS)
+def test_a_worker_without_memory_for_the_scans_is_one_line(module, tmp_path, monkeypatch):
+    def load(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "load_training_data", load)
+    config = SimpleNamespace(n=1)
+    settings = config if module is source_networks else SimpleNamespace(config=config)
+    with pytest.raises(OutOfMemory, match="the device ran out of memory"):
         module._train_in_worker(settings, tmp_path, "cpu", *ARGUMENTS[module])
 
 
