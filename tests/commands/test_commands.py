@@ -140,10 +140,10 @@ def test_masks_follow_the_decision(command, copy_of_world):
 @pytest.mark.parametrize("run", [SVI_RUN, pytest.param(FINETUNE_RUN, marks=pytest.mark.slow)])
 def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
     out = tmp_path / "p"
-    result = command("predict", run, "data/brats", "--samples", 2, "--decision", "half", "--out", out)
+    result = command("predict", run, "data/two", "--samples", 2, "--decision", "half", "--out", out)
     assert result.exit_code == 0, result.output
-    name = "Brats18_PHA_004_1"
-    scan = nibabel.load(f"data/brats/HGG/{name}/{name}_flair.nii.gz")
+    path = next(Path("data/two").rglob("*_flair.nii.gz"))
+    name, scan = path.parent.name, nibabel.load(path)
     maps = {}
     for kind in ("seg", "prob", "entropy", "mi"):
         image = nibabel.load(out / f"{name}_{kind}.nii.gz")
@@ -158,7 +158,7 @@ def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
     assert (maps["mi"] <= maps["entropy"] + 1e-5).all()
     assert (maps["mi"].max() > 0) == (run == SVI_RUN)
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list(out.glob("*_seg.nii.gz"))) == 9
+    assert len(list(out.glob("*_seg.nii.gz"))) == 2
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.metrics import MEASURES
 from dwp_pyro.runtime.errors import RunOutdated
 from dwp_pyro.runtime.files import write_json
+from dwp_pyro.runtime.workers import Workers
 from dwp_pyro.study import runner
 from dwp_pyro.study.comparison import Row
 from dwp_pyro.study.grid import Study
@@ -34,6 +35,11 @@ def measured(task: runner._Task) -> list[Row]:
     ]
 
 
+def in_this_process(workers: Workers, work, tasks, finished) -> None:
+    for task in tasks:
+        finished(task, work(task))
+
+
 @pytest.fixture
 def study_of(tmp_path, monkeypatch):
     """Return a function that writes a study of some methods on nine scans, three of them for the test."""
@@ -50,6 +56,7 @@ def study_of(tmp_path, monkeypatch):
     (tmp_path / "split.json").write_text(json.dumps(split))
 
     monkeypatch.setattr(runner, "_run", measured)
+    monkeypatch.setattr(Workers, "map", in_this_process)
 
     def write(*methods: str) -> Study:
         settings = {

@@ -19,7 +19,7 @@ from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import SOURCE, resolve
 
-FEW = {"patch": 16, "steps": 3, "n": 1, "validation": 1}
+FEW = {"patch": 16, "spacing": 4.0, "steps": 3, "members": 1, "n": 1, "validation": 1}
 
 
 @pytest.fixture
@@ -72,13 +72,13 @@ def test_a_changed_label_is_detected(folder, monkeypatch):
 
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
         stopped.setattr("dwp_pyro.training.target._Trainer.summarize", stop)
-        svi(SviConfig(**FEW, spacing=4.0), RunOptions(folder / "run"))
+        svi(SviConfig(**FEW), RunOptions(folder / "run"))
     case = json.loads((folder / "run/split.json").read_text())["train"][0]
     (label,) = (folder / "data/brats").rglob(f"{case}_seg.nii*")
     scan = nibabel.load(label)
     nibabel.save(nibabel.Nifti1Image(scan.get_fdata()[::-1].astype("uint8"), scan.affine), label)
     with pytest.raises(RunOutdated, match=r"learned_from\.json: cannot continue, because the scans"):
-        svi(SviConfig(**FEW, spacing=4.0), RunOptions(folder / "run", resume=True))
+        svi(SviConfig(**FEW), RunOptions(folder / "run", resume=True))
 
 
 def test_widths_without_a_source_network(folder):
