@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Measured on one core; docs/scaling.md has the commands.
-SOURCE_NETWORK = 320.0  # core-seconds to train one
+SOURCE_NETWORK = 190.0  # core-seconds to train one
 SVI = 440.0  # core-seconds of a run
 PREDICT = 69.0  # core-seconds for a scan of 240×240×155, 21 samples
 MAPS = 18.5  # MB of its mask and maps

@@ -37,6 +37,7 @@ class DataConfig(Settings):
     """Settings of the scans, their split and their patches."""
 
     default_dataset: ClassVar[str] = "brats"
+    patch_over_brain: ClassVar[float] = 0.8  # least length of a patch; see `choose_spacing`
 
     dataset: str | None = setting(
         None,
@@ -68,7 +69,8 @@ class DataConfig(Settings):
     spacing: float | None = setting(
         None,
         "Side of the cubic voxels to resample to, in mm; 0 keeps those of the scans.  [default: the finest side of the "
-        "scans, or coarser, so that a patch is 1.5 times as long as the structures and 0.8 times as long as the brain]",
+        "scans, or coarser, so that a patch is 1.5 times as long as the structures and 0.8 times as long as the brain, "
+        "0.5 times for fit-prior]",
         minimum=0,
     )
     patch: int = setting(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dwp_pyro.config.training import SviConfig
+from dwp_pyro.config.training import FitPriorConfig, SviConfig
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.runtime.errors import DataError
-from dwp_pyro.training.training_data import choose_spacing, find_split, find_unlabelled, load_unlabelled
+from dwp_pyro.training.training_data import choose_spacing, find_split, find_unlabelled, load_unlabelled, resolve
 
 
 def scan(spacing: tuple[float, float, float], head: int, *structures: tuple[slice, slice, slice]) -> Scan:
@@ -44,14 +44,22 @@ ONE, SMALL = slice(0, 100), slice(110, 120)
 )
 def test_a_patch_covers_the_structure_and_most_of_the_brain(scans, expected):
     regions = [frozenset({1})]
-    assert choose_spacing(scans, regions, 32) == pytest.approx(expected, abs=0.02)
-    assert choose_spacing(scans, regions, 10**6) == pytest.approx(np.median([min(s.spacing) for s in scans]))
+    assert choose_spacing(scans, regions, 32, 0.8) == pytest.approx(expected, abs=0.02)
+    assert choose_spacing(scans, regions, 10**6, 0.8) == pytest.approx(np.median([min(s.spacing) for s in scans]))
+
+
+def test_patches_of_a_source_network_show_less_of_the_brain(tmp_path):
+    write_phantoms("ms", tmp_path, 3, shape=(60, 72, 60), spacing=1.0)
+    settings = {"root": str(tmp_path), "patch": 16, "validation": 1}
+    source, target = resolve(FitPriorConfig(**settings), None), resolve(SviConfig(**settings), 1)
+    assert source.spacing is not None and target.spacing is not None
+    assert source.spacing > 1 and source.spacing / target.spacing == pytest.approx(0.5 / 0.8, rel=0.01)
 
 
 def test_small_voxels_are_not_rounded_to_zero():
     tiny = scan((1.0, 1.0, 1.0), 40)
     tiny = dataclasses.replace(tiny, affine=np.diag([0.004, 0.004, 0.004, 1.0]))
-    assert choose_spacing([tiny], [frozenset({1})], 32) == pytest.approx(0.004)
+    assert choose_spacing([tiny], [frozenset({1})], 32, 0.8) == pytest.approx(0.004)
 
 
 def test_the_largest_component_of_each_region_is_measured():
@@ -60,7 +68,7 @@ def test_the_largest_component_of_each_region_is_measured():
     both = scan((1.0, 1.0, 1.0), 40, *boxes)
     assert both.label is not None
     both.label[190, 190, 190] = 2
-    assert choose_spacing([both], [frozenset({1}), frozenset({2})], 32) == 1.5 * 80 / 32
+    assert choose_spacing([both], [frozenset({1}), frozenset({2})], 32, 0.8) == 1.5 * 80 / 32
 
 
 def test_runs_of_several_seeds_can_have_the_same_cases(tmp_path):
