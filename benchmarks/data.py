@@ -45,7 +45,7 @@ def rows(device: torch.device) -> Iterator[Row]:
         note = f"{statistics.median(seconds['patch']) * 1e3:.1f} ms per patch"
         yield Row(
             f"reading and transforming a patch; {where}",
-            "SVI step, DWP, a quarter of the kernels",
+            "SVI step, DWP, all kernels",
             0.05,
             *metrics,
             note,

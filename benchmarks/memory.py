@@ -28,7 +28,7 @@ _CPU = torch.device("cpu")
 def _steps(kind: str, device: torch.device = _CPU) -> None:
     scene = Scene(DEFAULT, dict(SIZES[device.type])[DEFAULT], device)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        step = scene.deterministic() if kind == "deterministic" else scene.bayesian("dwp", 1.0, "weight-sample")
+        step = scene.deterministic() if kind == "deterministic" else scene.bayesian("dwp", "weight-sample")
         for _ in range(_STEPS):
             step()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dwp_pyro.config.training import SviConfig
 from dwp_pyro.inference.predictive import Moments, posterior_predictive
+from dwp_pyro.metrics.overlap import dice
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.training.training_data import load_training_data
 
@@ -26,8 +27,7 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _dice(moments: Moments, label: Tensor) -> float:
-    predicted = moments.probability > 0.5
-    return float(2 * (predicted & label).sum() / (predicted.sum() + label.sum()).clamp_min(1))
+    return dice((moments.probability > 0.5).numpy(), label.numpy())
 
 
 def main(run: Path) -> None:

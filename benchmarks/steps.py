@@ -171,9 +171,7 @@ def rows(device: torch.device, batch: int = 1) -> Iterator[Row]:
                 if what == DWP:
                     sides["stock"] = stock
                 limit = small_target if small else target
-                # Steps vary by a tenth: tight targets need more rounds.
-                rounds = 30 if target > 1.2 else 50 if target > 1.1 else 70
-                seconds = time_in_turns(sides, rounds + 40 if small else rounds, device)
+                seconds = time_in_turns(sides, 70 if small else 30, device)
                 note = "; ".join(f"{side} {statistics.median(each) * 1e3:.0f} ms" for side, each in seconds.items())
                 metrics = ratio(seconds["ours"], seconds["deterministic"])
                 yield Row(f"SVI step, {what}; {where}", "deterministic step", limit, *metrics, note)

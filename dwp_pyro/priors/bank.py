@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dwp_pyro.densities import BlockKernels
 from dwp_pyro.runtime.errors import PriorError
 from dwp_pyro.runtime.files import read_json, write_json
 from dwp_pyro.runtime.tensors import load_tensors, save_tensors
@@ -70,6 +71,14 @@ class KernelBank:
         n = len(self.kernels[site])
         places = n // max(1, len(self.sources))
         return self.bootstraps(site) * places + torch.arange(n) % places
+
+    def block(self, sites: Sequence[str]) -> BlockKernels:
+        """Return the kernels of several sites, with identities that differ between sites."""
+        return BlockKernels(
+            torch.cat([self.kernels[site] for site in sites]),
+            torch.cat([self.bootstraps(site) for site in sites]),
+            torch.cat([self.identities(site) + (number << 48) for number, site in enumerate(sites)]),
+        )
 
     def save(self, folder: Path) -> None:
         """Write `kernels.safetensors` and `kernels.json`."""

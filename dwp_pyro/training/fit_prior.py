@@ -142,15 +142,7 @@ def _fit_blocks(
 ) -> KernelPrior:
     bank.save(run)
     write_blocks(run, {site: block for block, sites in blocks.items() for site in sites})
-    kernels = {
-        name: BlockKernels(
-            torch.cat([bank.kernels[site] for site in sites]),
-            torch.cat([bank.bootstraps(site) for site in sites]),
-            # Distinct across sites.
-            torch.cat([bank.identities(site) + (number << 48) for number, site in enumerate(sites)]),
-        )
-        for name, sites in blocks.items()
-    }
+    kernels = {name: bank.block(sites) for name, sites in blocks.items()}
     if config.epsilon is None:
         best, densities, nats = _best_fits(config, kernels, run)
         moments = {name: fold_moments(block.kernels, block.identities) for name, block in kernels.items()}

@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         steps=args.prior_steps,
         validation=1,
         patch=SHAPE[0],
+        batch_size=1,
         spacing=SPACING,
     )
     fit_prior(prior, RunOptions(out / "server" / "prior", device="cpu"))

@@ -2,7 +2,7 @@
 
 The scans must be where the runs found them.
 
-$ python studies/gliomas/decisions.py runs/gliomas-development/runs/svi-n5-seed*
+$ python studies/gliomas/decisions.py runs/gliomas-development/runs/svi-n5-seed*/
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from membership import Blocks, kernels_of
+from membership import Blocks
 
 from dwp_pyro.densities.gaussian import fold_moments, gaussian_of
 from dwp_pyro.densities.moments import Moments
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.private import clipped_contributions, noise_multiplier, noisy_moments
+from dwp_pyro.training.fit_prior import blocks_of
 
 _EPSILONS, _NETWORKS, _DELTA = (1.0, 3.0, 8.0), (10, 100, 1000, 10_000), 1e-5
 
@@ -36,7 +37,8 @@ def main() -> None:
     parser.add_argument("--clip", type=float, default=2.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    blocks = kernels_of(read_kernels(arguments.bank))
+    bank = read_kernels(arguments.bank)
+    blocks = {name: bank.block(sites) for name, sites in blocks_of(bank, None).items()}
     numbers = next(iter(blocks.values())).bootstraps.unique().tolist()
     costs: dict[str, list[float]] = {}
     for number in numbers:

@@ -1,7 +1,7 @@
 """Membership tests: was this network in the prior, and this scan in the training of a network or of a prior?
 
-$ python studies/privacy/membership.py networks runs/prior-ms/kernels.safetensors --members 3
-$ python studies/privacy/membership.py scans runs/prior-ms
+$ python studies/privacy/membership.py networks runs/generated/kernels.safetensors
+$ python studies/privacy/membership.py scans runs/generated
 
 Each line is a test: its area under the ROC curve and a 95 % interval by the bootstrap over networks, or over patients.
 """
@@ -28,7 +28,7 @@ from dwp_pyro.densities.moments import Moments
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.inference.predictive import posterior_mean_probability
 from dwp_pyro.metrics.overlap import dice
-from dwp_pyro.priors.bank import KernelBank, read_kernels
+from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.blocks import by_block, kernel_sites, prior_blocks
 from dwp_pyro.training.fit_prior import blocks_of
 from dwp_pyro.training.source_networks import _bag
@@ -67,8 +67,11 @@ def compare(scores: Array, member: NDArray[np.bool_], known: NDArray[np.bool_]) 
 
 def networks(path: Path, size: int, repetitions: int, families: Sequence[str]) -> None:
     """Test the membership of networks in priors of `size` networks, drawn from a bank."""
-    blocks = kernels_of(read_kernels(path))
+    bank = read_kernels(path)
+    blocks = {name: bank.block(sites) for name, sites in blocks_of(bank, None).items()}
     numbers = np.unique(next(iter(blocks.values())).bootstraps)
+    if len(numbers) < size + 2:
+        raise SystemExit(f"{path}: holds {len(numbers)} networks, a test of priors of {size} needs {size + 2}")
     of_network = [{name: block[block.bootstraps == int(n)] for name, block in blocks.items()} for n in numbers]
     folds = [{name: fold_moments(b.kernels, b.identities) for name, b in each.items()} for each in of_network]
     moments = [{name: reduce(Moments.__add__, parts) for name, parts in each.items()} for each in folds]
@@ -190,18 +193,6 @@ def priors_of_scans(
         return
     print(f"  prior: log-density of networks with the scan, less that without: {area(density, pairs, patients)}")
     print(f"  prior: linear discriminant of second moments: {area(discriminant, pairs, patients)}")
-
-
-def kernels_of(bank: KernelBank) -> dict[str, BlockKernels]:
-    """Return the kernels of each block of a bank."""
-    return {
-        name: BlockKernels(
-            torch.cat([bank.kernels[site] for site in sites]),
-            torch.cat([bank.bootstraps(site) for site in sites]),
-            torch.cat([bank.identities(site) + 10**8 * number for number, site in enumerate(sites)]),
-        )
-        for name, sites in blocks_of(bank, None).items()
-    }
 
 
 def second_moments(moments: Moments) -> Tensor:
