@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
@@ -23,11 +24,13 @@ from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import kernel_sites
 from dwp_pyro.priors.kernel_prior import ANY_SITE, BlockInfo, KernelPrior
 from dwp_pyro.priors.make_prior import make_prior
-from tests.world import command, copy_of_world, in_world, one_thread, world
+from dwp_pyro.runtime.progress import show_bars
+from tests.world import command, copy_of_world, in_world, world
 
-__all__ = ["command", "copy_of_world", "in_world", "one_thread", "world"]
+__all__ = ["command", "copy_of_world", "in_world", "world"]
 
-# Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower.
+# Tensors are tiny, and a second thread that waits for a busy core makes the tests up to twenty times slower. With one
+# thread per worker, too, results agree to the bit for any number of workers.
 torch.set_num_threads(1)
 
 
@@ -44,6 +47,15 @@ LinearGaussian = Callable[..., tuple[KernelVAE, MultivariateNormal]]
 def _fresh_pyro() -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_console() -> None:
+    """Take back what commands of earlier tests set in this process."""
+    show_bars(False)
+    logger = logging.getLogger("dwp_pyro")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from dwp_pyro.cli import main
@@ -54,15 +53,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     finally:
         os.chdir(previous)
     return World(path, outputs)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Give this process and each worker one thread: results agree to the bit for any number of workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -14,10 +14,15 @@ import pytest
 import torch
 import yaml
 from scipy import ndimage
+from torch.distributions import MultivariateNormal
 
+from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.prediction.outputs import read_decision, read_maps
+from dwp_pyro.prediction.predict import _cases_to_predict, _passes
+from dwp_pyro.priors.bank import read_kernels
+from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.training import target
 from tests.world import TINY
 
@@ -157,6 +162,9 @@ def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
     assert maps["entropy"].max() <= np.log(2) + 1e-5
     assert (maps["mi"] <= maps["entropy"] + 1e-5).all()
     assert (maps["mi"].max() > 0) == (run == SVI_RUN)
+    (record,) = json.loads((out / f"{name}.json").read_text())["regions"].values()
+    for kind, key in (("entropy", "mean_entropy_of_brain"), ("mi", "mean_mutual_information_of_brain")):
+        assert record[key] == pytest.approx(maps[kind][~outside].mean(), rel=1e-3)
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(out.glob("*_seg.nii.gz"))) == 2
 
@@ -221,15 +229,6 @@ def test_curves_of_the_test_cases(command, copy_of_world):
         assert (copy_of_world / FINETUNE_RUN / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_options_override_a_config_file(command, in_world, tmp_path):
-    (tmp_path / "c.yaml").write_text("n: 1\nsteps: 2\nwidths: [2, 3, 4, 5]\npatch: 24\nvalidation: 0\n")
-    out = tmp_path / "run"
-    result = command("finetune", "--config", tmp_path / "c.yaml", "--steps", 3, "--out", out)
-    assert result.exit_code == 0, result.output
-    config = yaml.safe_load((out / "config.yaml").read_text())
-    assert (config["n"], config["steps"], config["validation"]) == (1, 3, 0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -251,27 +250,37 @@ def test_the_finetuning_methods(command, in_world, tmp_path):
 
     sources, _ = load_tensors(in_world / "runs/prior-ms/source.safetensors")
     source = {name: w for name, w in sources.items() if name.startswith("0.")}
-    for options, frozen in ((("source", "all"), 0), (("source", "first-last"), None), (("random", "all"), 0)):
-        init, train = options
-        out = tmp_path / f"{init}-{train}"
-        result = command("finetune", "--n", 2, "--init", init, "--trainable", train, *TINY, "--out", out)
-        assert result.exit_code == 0, result.output
-        tensors, _ = load_tensors(out / "posterior.safetensors")
-        same = {name for name in source if (tensors[name] == source[name]).all()}
-        if frozen is None:
-            ends = tuple(f"0.network.{end}" for end in ("input.", "down1.", "up3.", "norm.", "output."))
-            moved = {name for name in source if name.startswith(ends)}
-            assert same == set(source) - moved
-        else:
-            assert not same
 
+    def equal_to_source(run: Path) -> set[str]:
+        tensors, _ = load_tensors(run / "posterior.safetensors")
+        return {name for name in source if (tensors[name] == source[name]).all()}
 
-def test_several_modalities(command, in_world, tmp_path):
-    result = command("finetune", "--n", 2, *TINY, "--modality", "t1,flair", "--spacing", 4, "--out", tmp_path / "run")
+    assert not equal_to_source(in_world / FINETUNE_RUN)  # --init source
+    result = command(
+        "finetune", "--n", 2, "--init", "source", "--trainable", "first-last", *TINY, "--out", tmp_path / "a"
+    )
     assert result.exit_code == 0, result.output
+    ends = tuple(f"0.network.{end}" for end in ("input.", "down1.", "up3.", "norm.", "output."))
+    assert equal_to_source(tmp_path / "a") == {name for name in source if not name.startswith(ends)}
+    still = ("--steps", 1, "--learning-rate", 0)
+    result = command("finetune", "--n", 2, "--init", "random", *TINY, *still, "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert not {name for name in equal_to_source(tmp_path / "b") if source[name].dim() == 5}
+
+
+def test_options_override_a_config_file_and_files_are_in_the_order_of_the_modalities(command, in_world, tmp_path):
+    settings = {"n": 1, "steps": 2, "widths": [2, 3, 4, 5], "patch": 24, "validation": 0, "spacing": 4, "seed": 5}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings | {"modality": ["t1", "flair"]}))
+    out = tmp_path / "run"
+    result = command("finetune", "--config", tmp_path / "c.yaml", "--steps", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["n"], config["steps"], config["validation"], config["seed"]) == (1, 3, 0, 5)
     name = "Brats18_PHA_004_1"
-    files = [f"data/brats/HGG/{name}/{name}_{m}.nii.gz" for m in ("t1", "flair")]
-    result = command("predict", tmp_path / "run", *files, "--out", tmp_path / "p")
+    t1, flair = (Path(f"data/brats/HGG/{name}/{name}_{modality}.nii.gz") for modality in ("t1", "flair"))
+    data = _cases_to_predict([t1, flair], Posterior.load(out / "posterior.safetensors"))
+    assert data.cases[0].images == {"t1": t1, "flair": flair}
+    result = command("predict", out, t1, flair, "--out", tmp_path / "p")
     assert result.exit_code == 0, result.output
     assert nibabel.load(tmp_path / "p" / f"{name}_t1_prob.nii.gz").shape == (28, 32, 28)
 
@@ -289,9 +298,6 @@ def test_kernels_of_another_network_become_a_prior(command, tmp_path, monkeypatc
     report = json.loads(scored.stdout)
     assert report["kernels"] == 100
     nats = report["nats_per_kernel"]
-    import torch
-    from torch.distributions import MultivariateNormal
-
     flat = torch.from_numpy(smooth[:200].reshape(200, -1)).double()
     held_out = torch.from_numpy(smooth[200:].reshape(100, -1)).double()
     gaussian = MultivariateNormal(flat.mean(0), torch.cov(flat.T) + 1e-6 * torch.eye(49))
@@ -301,14 +307,26 @@ def test_kernels_of_another_network_become_a_prior(command, tmp_path, monkeypatc
 
 
 def test_a_bank_is_scored_block_by_block(command, in_world):
-    result = command("score-prior", "runs/prior-ms", "--kernels", "runs/prior-ms/kernels.safetensors", "--samples", 5)
+    bank = "runs/prior-ms/kernels.safetensors"
+    result = command("score-prior", "runs/prior-ms", "--kernels", bank, "--samples", 5, "--json")
     assert result.exit_code == 0, result.output
-    assert "full gaussian" in result.output
+    prior, total, count = KernelPrior.load(Path("runs/prior-ms")), 0.0, 0
+    for site, kernels in read_kernels(Path(bank)).kernels.items():
+        density = prior.block_at(site, (0, 0, *kernels.shape[1:]))
+        gaussian = MultivariateNormal(density.loc, scale_tril=density.scale_tril)
+        total += float(gaussian.log_prob(kernels.flatten(1)).sum())
+        count += len(kernels)
+    scored = json.loads(result.stdout)
+    assert scored["kernels"] == count
+    assert scored["nats_per_kernel"]["full_gaussian"] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_overwrite_replaces_a_run(command, copy_of_world):
-    result = command("finetune", "--n", 2, "--init", "source", *TINY, "--overwrite")
+    Path(FINETUNE_RUN, "mine").touch()
+    result = command("finetune", "--n", 2, "--init", "source", *TINY, "--steps", 2, "--overwrite")
     assert result.exit_code == 0, result.output
+    assert not Path(FINETUNE_RUN, "mine").exists()
+    assert yaml.safe_load(Path(FINETUNE_RUN, "config.yaml").read_text())["steps"] == 2
 
 
 def test_phantom_writes_the_layout(command, tmp_path):
@@ -317,14 +335,11 @@ def test_phantom_writes_the_layout(command, tmp_path):
     assert command("check-data", "--root", tmp_path / "d").exit_code == 0
 
 
-@pytest.mark.parametrize(("run", "requested", "samples"), [(SVI_RUN, 3, 4), (FINETUNE_RUN, 3, 1), (SVI_RUN, 0, 0)])
-def test_every_member_has_the_same_number_of_samples(command, in_world, tmp_path, run, requested, samples):
-    """Round 3 samples up to 4 for two members; use 1 without a posterior; 0 means the posterior means."""
-    scan = "data/brats/HGG/Brats18_PHA_004_1/Brats18_PHA_004_1_flair.nii.gz"
-    result = command("predict", run, scan, "--samples", requested, "--out", tmp_path / "p")
-    assert result.exit_code == 0, result.output
-    (record,) = (tmp_path / "p").glob("*.json")
-    assert json.loads(record.read_text())["settings"]["samples"] == samples
+@pytest.mark.parametrize(("run", "samples"), [(SVI_RUN, 4), (FINETUNE_RUN, 1)])
+def test_every_member_has_the_same_number_of_samples(in_world, run, samples):
+    """Round 3 samples up to 4 for two members; use 1 without a posterior."""
+    posterior = Posterior.load(Path(run) / "posterior.safetensors")
+    assert _passes(posterior, PredictConfig(samples=3, decision="half")) == samples
 
 
 @pytest.mark.slow
@@ -348,36 +363,32 @@ def _out_of_memory(*args, **kwargs):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
-@pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior", "predict", "evaluate"])
+@pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior", "predict"])
 def test_too_little_device_memory_is_reported(command, copy_of_world, monkeypatch, name):
     """Memory may run out while the network moves to the device, or in a step."""
     cases = ("--n", 2) if name in ("svi", "finetune") else ()
-    arguments = {
-        "predict": ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--out", "new"),
-        "evaluate": ("evaluate", "runs/svi-brats-dwp-n2-seed0"),
-    }.get(name, (name, *TINY, *cases, "--out", "new"))
+    arguments = (SVI_RUN, "data/two") if name == "predict" else (*TINY, *cases)
     trained = "dwp_pyro.models.segmentation.SegmentationModel"
     predicted = "dwp_pyro.inference.posterior.Posterior"
-    trains = name not in ("predict", "evaluate")
-    for place in (f"{trained}.to", f"{trained}.forward") if trains else (f"{predicted}.to", f"{predicted}.logits"):
+    for place in (
+        (f"{predicted}.to", f"{predicted}.logits") if name == "predict" else (f"{trained}.to", f"{trained}.forward")
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(place, _out_of_memory)
-            result = command(*arguments, *(("--overwrite",) if name != "evaluate" else ()))
+            result = command(name, *arguments, "--out", "new", "--overwrite")
         lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
         assert result.exit_code == 2 and len(lines) == 1, result.output
         assert "ran out of memory" in lines[0] and ("new" in lines[0] or "case Brats18" in lines[0])
 
 
-@pytest.mark.parametrize("name", ["predict", "evaluate"])
-def test_nan_in_the_output_of_a_network_is_reported(command, copy_of_world, monkeypatch, name):
+def test_nan_in_the_output_of_a_network_is_reported(command, in_world, tmp_path, monkeypatch):
     """Finite weights that are too large make the output infinite."""
     logits = Posterior.logits
     monkeypatch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)
-    arguments = ("predict", SVI_RUN, "data/two", "--out", "new") if name == "predict" else ("evaluate", SVI_RUN)
-    result = command(*arguments)
+    result = command("predict", SVI_RUN, "data/two", "--out", tmp_path / "new")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert result.exit_code == 2 and "case Brats18" in line and "NaN" in line and "train it again" in line
-    assert not list(copy_of_world.rglob("*_prob.nii.gz"))
+    assert not list(tmp_path.rglob("*_prob.nii.gz"))
 
 
 def test_a_study_of_two_methods(command, in_world, tmp_path):

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
 
 from dwp_pyro.commands.console import exit_with_error, logger, set_up_logging
 from dwp_pyro.runtime.progress import progress
-
-
-@pytest.fixture(autouse=True)
-def _no_console() -> Iterator[None]:
-    yield
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
 
 
 def work() -> None:

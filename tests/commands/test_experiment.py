@@ -66,7 +66,7 @@ def runs_reported(printed: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(world, one_thread, tmp_path_factory) -> tuple[Path, str]:
+def finished(world, tmp_path_factory) -> tuple[Path, str]:
     """Run the study; return its folder, which tests must not change, and the output."""
     folder = tmp_path_factory.mktemp("experiment")
     with pytest.MonkeyPatch.context() as patch:
@@ -232,7 +232,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_called_again_with_more_workers(command, in_world, one_thread, finished, tmp_path):
+def test_killed_and_called_again_with_more_workers(command, in_world, finished, tmp_path):
     """Finished runs are kept, and the table equals that of an uninterrupted study."""
     study, out = write(tmp_path), tmp_path / "out"
     process = start(study, out)

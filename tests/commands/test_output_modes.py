@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 from click.testing import CliRunner
@@ -42,8 +41,7 @@ def test_an_option_or_a_variable_selects_the_output_mode(tmp_path, options, envi
 
 
 @pytest.mark.parametrize("arguments", [["svi", "--n", "five"], ["no-such-command"]])
-def test_usage_errors_can_be_json(arguments, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("dwp_pyro"), "handlers", [])  # as in a new process
+def test_usage_errors_can_be_json(arguments):
     result = CliRunner().invoke(main, ["--log-format", "json", *arguments])
     assert result.exit_code == 2
     assert [json.loads(line)["event"] for line in result.stderr.splitlines()] == ["error"]

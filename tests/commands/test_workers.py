@@ -18,7 +18,7 @@ from dwp_pyro.runtime.files import locked
 from dwp_pyro.training.metrics_log import read_metrics
 from tests.world import TINY, call
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 SVI = ("svi", "--dataset", "brats", "--prior", "dwp", "--n", "2", *TINY, "--members", "2")
 UNLABELLED = (*SVI[:-2], "--members", "2", "--unlabelled", "data/two")

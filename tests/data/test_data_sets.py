@@ -232,9 +232,3 @@ def test_labels_that_exclude_each_other_are_classes_in_all_commands(decathlon, t
         dice = 2 * (predicted & (truth == value)).sum() / (predicted.sum() + (truth == value).sum())
         assert scores[region]["cases"][case]["dice"] == pytest.approx(dice)
     assert command("report", "run").exit_code == 0
-
-
-def test_regions_that_overlap_keep_a_sigmoid_each(decathlon, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command("finetune", "--root", "msd", "--modality", "t2", "--region", "whole,core", *TINY, "--out", "run")
-    assert Posterior.load(tmp_path / "run/posterior.safetensors").network_config.activation == "sigmoid"

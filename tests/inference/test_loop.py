@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,10 +131,29 @@ def run(
     return state, logged
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A run without an interruption: its parameters, records and checkpoint."""
+
+    state: dict[str, torch.Tensor]
+    logged: list[tuple[int, dict[str, float]]]
+    checkpoint: Path
+
+
+@pytest.fixture(scope="module")
+def wholes(patches, tmp_path_factory) -> dict[bool, Whole]:
+    """Bayesian or not → the run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {
+        bayesian: Whole(*run(patches, folder / f"{bayesian}.safetensors", bayesian), folder / f"{bayesian}.safetensors")
+        for bayesian in (True, False)
+    }
+
+
 @pytest.mark.parametrize("bayesian", [True, False])
 @pytest.mark.parametrize("stop_at", range(1, STEPS + 1))
-def test_a_resumed_run_gives_the_same_bits(patches, tmp_path, bayesian, stop_at):
-    whole, _ = run(patches, tmp_path / "whole.safetensors", bayesian)
+def test_a_resumed_run_gives_the_same_bits(patches, wholes, tmp_path, bayesian, stop_at):
+    whole = wholes[bayesian].state
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Interrupted) as caught:
         run(patches, checkpoint, bayesian, stop_at=stop_at)
@@ -155,11 +175,10 @@ def test_a_signal_does_not_interrupt_logging(patches, tmp_path):
     assert steps_reported(checkpoint) == 3
 
 
-def test_content_of_a_checkpoint(patches, tmp_path):
+def test_content_of_a_checkpoint(wholes):
     """Values and optimizer state of every parameter, and the step."""
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    state, _ = run(patches, checkpoint)
-    tensors, metadata = load_tensors(checkpoint)
+    state = wholes[True].state
+    tensors, metadata = load_tensors(wholes[True].checkpoint)
     assert metadata["step"] == STEPS and metadata["unreported"] is None
     values = {name.removeprefix("value/"): tensor for name, tensor in tensors.items() if name.startswith("value/")}
     assert len(values) > 10
@@ -232,11 +251,10 @@ def test_five_steps_are_those_of_stock_pyro(patches, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, tmp_path, monkeypatch):
-    without, _ = run(patches, tmp_path / "a.safetensors")
+def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, wholes, tmp_path, monkeypatch):
     monkeypatch.setattr("dwp_pyro.inference.loop._workers", lambda device: 2)
     with_workers, _ = run(patches, tmp_path / "b.safetensors")
-    assert all(torch.equal(tensor, with_workers[name]) for name, tensor in without.items())
+    assert all(torch.equal(tensor, with_workers[name]) for name, tensor in wholes[True].state.items())
     checkpoint = tmp_path / "c.safetensors"
 
     def stop_a_group() -> None:
@@ -278,16 +296,16 @@ def test_a_reverse_model_that_is_not_frozen_is_trained(patches, tmp_path):
     assert moved and all(".encoder." in name for name in moved)
 
 
-def test_every_parameter_moves(patches, tmp_path):
+def test_every_parameter_moves(wholes):
     model, guide = build(True)
     before = {f"network.{k}": v.clone() for k, v in model.network.state_dict().items()}
     before |= {f"guide.{k}": v.detach().clone() for k, v in guide.named_parameters()}
-    after, _ = run(patches, tmp_path / "c.safetensors")
+    after = wholes[True].state
     assert not [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
 
 
-def test_the_loss_is_logged_with_its_parts(patches, tmp_path):
-    _, logged = run(patches, tmp_path / "c.safetensors")
+def test_the_loss_is_logged_with_its_parts(wholes):
+    logged = wholes[True].logged
     assert [step for step, _ in logged] == [2, 4, 6]
     last = logged[-1][1]
     assert last["beta"] == 1
@@ -295,14 +313,14 @@ def test_the_loss_is_logged_with_its_parts(patches, tmp_path):
     assert last["loss"] == pytest.approx(last["kl"] - last["log_likelihood"] - last["log_prior"], rel=1e-5)
 
 
-def test_the_local_estimator_gives_another_run(patches, tmp_path):
-    weight_sample, _ = run(patches, tmp_path / "a.safetensors")
+def test_the_local_estimator_gives_another_run(patches, wholes, tmp_path):
+    weight_sample = wholes[True].state
     local, _ = run(patches, tmp_path / "b.safetensors", estimator="local")
     assert not torch.equal(weight_sample["guide.shifts.input/weight"], local["guide.shifts.input/weight"])
     assert all(torch.isfinite(tensor).all() for tensor in local.values())
 
 
-def test_a_deterministic_network_learns(patches, tmp_path):
+def test_a_deterministic_network_learns(patches, wholes):
     model, _ = build(False)
     image, label, brain_mask = (torch.stack(parts) for parts in zip(*(patches[i] for i in range(4)), strict=True))
 
@@ -315,21 +333,19 @@ def test_a_deterministic_network_learns(patches, tmp_path):
             )
 
     trained = ResidualUNet3d(1, 2, (2, 2, 3, 3))
-    state, _ = run(patches, tmp_path / "c.safetensors", bayesian=False)
-    trained.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
+    trained.load_state_dict({name.removeprefix("network."): w for name, w in wholes[False].state.items()})
     assert loss(trained) < loss(model.network)
 
 
-def test_l2_sp_keeps_a_run_near_its_start_and_a_resumed_run_gives_the_same_bits(patches, tmp_path):
+def test_l2_sp_keeps_a_run_near_its_start_and_a_resumed_run_gives_the_same_bits(patches, wholes, tmp_path):
     """The center of L2-SP in a resumed run is the start of the whole run."""
     start = dict(build(False)[0].network.state_dict())
 
     def distance(state: dict[str, torch.Tensor]) -> float:
         return math.sqrt(sum(float((state[f"network.{name}"] - w).square().sum()) for name, w in start.items()))
 
-    free, _ = run(patches, tmp_path / "free.safetensors", bayesian=False)
     held, _ = run(patches, tmp_path / "l2_sp.safetensors", bayesian=False, l2_sp=1e8)
-    assert distance(held) < 0.3 * distance(free)
+    assert distance(held) < 0.3 * distance(wholes[False].state)
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(Interrupted):
         run(patches, checkpoint, bayesian=False, l2_sp=1e8, stop_at=3)

@@ -228,6 +228,14 @@ def test_private_packs_are_merged(bank, tmp_path):
     assert "(0.5, 1e-05)-differentially private" in (tmp_path / "merged" / "card.md").read_text()
 
 
+def test_a_merged_card_states_the_privacy_of_each_parent(bank, tmp_path):
+    for name, options in {"weak": ("--epsilon", 3), "strong": ("--epsilon", 0.5), "open": ()}.items():
+        assert fit(bank, tmp_path / name, "--family", "gaussian", *options).exit_code == 0
+    merged, _ = merge_priors([tmp_path / name for name in ("weak", "strong", "open")])
+    statements = merged.provenance["privacy"]
+    assert statements.startswith("(3, 1e-05)") and "(0.5, 1e-05)" in statements and statements.endswith(", not stated")
+
+
 def test_a_scatter_with_negative_eigenvalues_needs_noise(bank, tmp_path):
     folder = tmp_path / "prior"
     assert fit(bank, folder, "--family", "gaussian", "--epsilon", 0.1).exit_code == 0

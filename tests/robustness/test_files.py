@@ -11,7 +11,9 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,6 +64,11 @@ def error_line(trial: TrialResult) -> str:
     return line
 
 
+def slow(name: str, fast: Sequence[str]) -> Any:
+    """Return a parameter that the fast tests leave out, unless it is one of `fast`."""
+    return pytest.param(name, marks=[] if name in fast else pytest.mark.slow)
+
+
 def temporary_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
 
@@ -93,7 +100,7 @@ def test_a_full_disk(own_world, tmp_path, name, size):
         assert results(out) == results(undisturbed)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *OTHER_COMMANDS])
+@pytest.mark.parametrize("name", [slow(name, ("svi", "predict", "evaluate")) for name in [*COMMANDS, *OTHER_COMMANDS]])
 def test_a_folder_without_write_permission(own_world, tmp_path, name):
     if name == "evaluate":
         read_only = own_world / "runs/svi-brats-dwp-n2-seed0"
@@ -119,7 +126,7 @@ def test_a_scan_without_read_permission(own_world, tmp_path, kind):
     assert scan.name in line and "Permission denied" in line
 
 
-@pytest.mark.parametrize("name", ["svi", "finetune", "fit-prior"])
+@pytest.mark.parametrize("name", [slow(name, ("svi",)) for name in ("svi", "finetune", "fit-prior")])
 def test_a_run_folder_that_is_removed_during_training(command, own_world, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
     log = MetricsLog.__call__
@@ -135,7 +142,7 @@ def test_a_run_folder_that_is_removed_during_training(command, own_world, tmp_pa
     assert not (out / "run.json").exists()
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "evaluate"])
+@pytest.mark.parametrize("name", [slow(name, ("svi", "evaluate")) for name in [*COMMANDS, "evaluate"]])
 def test_a_folder_that_another_process_locks(own_world, tmp_path, name):
     out = tmp_path / "out"
     folder = own_world / "runs/svi-brats-dwp-n2-seed0/predictions" if name == "evaluate" else out

@@ -22,19 +22,6 @@ from tests.conftest import random_density
 from tests.world import TINY
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_standard_deviations_never_reach_zero(dtype):
-    """Decrease them in every step, at a thousand times the usual learning rate."""
-    guide = MeanFieldNormal({"a": torch.zeros(3, 2, dtype=dtype)}, scale=0.1)
-    optimizer = torch.optim.AdamW(guide.parameters(), lr=1.0, weight_decay=0.0)
-    for _ in range(2000):
-        optimizer.zero_grad()
-        guide.log_scales["a"].sum().backward()
-        optimizer.step()
-    _, scale = guide.posterior("a")
-    assert (scale > 0).all() and scale.isfinite().all() and guide.draw()["a"].isfinite().all()
-
-
 @pytest.mark.parametrize("prior", ["normal", "log-uniform", "gaussian", "mixture", "flow", "dwp"])
 def test_the_elbo_in_single_precision_equals_that_in_double(linear_gaussian, monkeypatch, prior):
     """Use the same noise in both."""

@@ -15,7 +15,6 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.errors import RunOutdated
-from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import SOURCE, resolve
 
@@ -86,8 +85,3 @@ def test_widths_without_a_source_network(folder):
     assert resolve(FinetuneConfig(**FEW, init="source"), 1).widths == (8, 16, 32, 64)
     assert resolve(FinetuneConfig(**FEW, init="source", widths=(2, 3, 4, 5)), 1).widths == (2, 3, 4, 5)
     assert resolve(SviConfig(**FEW, prior="normal"), 1).widths == DEFAULT_WIDTHS
-
-
-def test_one_network_is_fine_tuned(folder):
-    posterior = finetune(FinetuneConfig(**FEW, init="source"), RunOptions(folder / "run"))
-    assert posterior.network_config.widths == (8, 16, 32, 64)
