@@ -27,7 +27,7 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _dice(moments: Moments, label: Tensor) -> float:
-    return dice((moments.probability > 0.5).numpy(), label.numpy())
+    return dice((moments.probability[0] > 0.5).numpy(), label.numpy())
 
 
 def main(run: Path) -> None:
@@ -42,7 +42,7 @@ def main(run: Path) -> None:
         reference = posterior_predictive(posterior, image, _REFERENCE)
         for name, seeds in _TRIALS.items():
             moments = posterior_predictive(posterior, image, seeds)
-            pair = (each.mutual_information[brain_mask] for each in (moments, reference))
+            pair = (each.mutual_information[0][brain_mask] for each in (moments, reference))
             metrics[name].append((_correlation(*pair), abs(_dice(moments, label) - _dice(reference, label))))
     print(f"{len(cases)} cases, {len(posterior.members)} members, against {len(_REFERENCE)} samples")
     print("| maps of | correlation of the mutual information: mean, smallest | largest change of Dice |")

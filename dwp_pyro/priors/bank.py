@@ -77,6 +77,7 @@ class KernelBank:
         return BlockKernels(
             torch.cat([self.kernels[site] for site in sites]),
             torch.cat([self.bootstraps(site) for site in sites]),
+            # Those of a site are far below 2⁴⁸.
             torch.cat([self.identities(site) + (number << 48) for number, site in enumerate(sites)]),
         )
 

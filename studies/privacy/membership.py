@@ -70,8 +70,8 @@ def networks(path: Path, size: int, repetitions: int, families: Sequence[str]) -
     bank = read_kernels(path)
     blocks = {name: bank.block(sites) for name, sites in blocks_of(bank, None).items()}
     numbers = np.unique(next(iter(blocks.values())).bootstraps)
-    if len(numbers) < size + 2:
-        raise SystemExit(f"{path}: holds {len(numbers)} networks, a test of priors of {size} needs {size + 2}")
+    if len(numbers) < size + 3:  # the attacker needs two others
+        raise SystemExit(f"{path}: holds {len(numbers)} networks, a test of priors of {size} needs {size + 3}")
     of_network = [{name: block[block.bootstraps == int(n)] for name, block in blocks.items()} for n in numbers]
     folds = [{name: fold_moments(b.kernels, b.identities) for name, b in each.items()} for each in of_network]
     moments = [{name: reduce(Moments.__add__, parts) for name, parts in each.items()} for each in folds]

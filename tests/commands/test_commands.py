@@ -20,7 +20,7 @@ from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.prediction.outputs import read_decision, read_maps
-from dwp_pyro.prediction.predict import _cases_to_predict, _passes
+from dwp_pyro.prediction.predict import _cases_to_predict, _settings, load_run
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.training import target
@@ -337,9 +337,11 @@ def test_phantom_writes_the_layout(command, tmp_path):
 
 @pytest.mark.parametrize(("run", "samples"), [(SVI_RUN, 4), (FINETUNE_RUN, 1)])
 def test_every_member_has_the_same_number_of_samples(in_world, run, samples):
-    """Round 3 samples up to 4 for two members; use 1 without a posterior."""
-    posterior = Posterior.load(Path(run) / "posterior.safetensors")
-    assert _passes(posterior, PredictConfig(samples=3, decision="half")) == samples
+    """Round 3 samples up to 4 for two members; use 1 without a posterior; 0 means the posterior means."""
+    trained = load_run(Path(run))
+    case = _cases_to_predict([next(Path("data/two").rglob("*_flair.nii.gz"))], trained.posterior).cases[0]
+    for requested, used in ((3, samples), (0, 0)):
+        assert _settings(trained, case, PredictConfig(samples=requested, decision="half"))["samples"] == used
 
 
 @pytest.mark.slow

@@ -132,8 +132,8 @@ def run(
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A run without an interruption: its parameters, records and checkpoint."""
+class UninterruptedRun:
+    """Parameters, records and checkpoint of a run."""
 
     state: dict[str, torch.Tensor]
     logged: list[tuple[int, dict[str, float]]]
@@ -141,19 +141,16 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def wholes(patches, tmp_path_factory) -> dict[bool, Whole]:
+def uninterrupted(patches, tmp_path_factory) -> dict[bool, UninterruptedRun]:
     """Bayesian or not → the run."""
-    folder = tmp_path_factory.mktemp("whole")
-    return {
-        bayesian: Whole(*run(patches, folder / f"{bayesian}.safetensors", bayesian), folder / f"{bayesian}.safetensors")
-        for bayesian in (True, False)
-    }
+    files = {bayesian: tmp_path_factory.mktemp("run") / "checkpoint.safetensors" for bayesian in (True, False)}
+    return {bayesian: UninterruptedRun(*run(patches, file, bayesian), file) for bayesian, file in files.items()}
 
 
 @pytest.mark.parametrize("bayesian", [True, False])
 @pytest.mark.parametrize("stop_at", range(1, STEPS + 1))
-def test_a_resumed_run_gives_the_same_bits(patches, wholes, tmp_path, bayesian, stop_at):
-    whole = wholes[bayesian].state
+def test_a_resumed_run_gives_the_same_bits(patches, uninterrupted, tmp_path, bayesian, stop_at):
+    whole = uninterrupted[bayesian].state
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Interrupted) as caught:
         run(patches, checkpoint, bayesian, stop_at=stop_at)
@@ -175,10 +172,10 @@ def test_a_signal_does_not_interrupt_logging(patches, tmp_path):
     assert steps_reported(checkpoint) == 3
 
 
-def test_content_of_a_checkpoint(wholes):
+def test_content_of_a_checkpoint(uninterrupted):
     """Values and optimizer state of every parameter, and the step."""
-    state = wholes[True].state
-    tensors, metadata = load_tensors(wholes[True].checkpoint)
+    state = uninterrupted[True].state
+    tensors, metadata = load_tensors(uninterrupted[True].checkpoint)
     assert metadata["step"] == STEPS and metadata["unreported"] is None
     values = {name.removeprefix("value/"): tensor for name, tensor in tensors.items() if name.startswith("value/")}
     assert len(values) > 10
@@ -251,10 +248,10 @@ def test_five_steps_are_those_of_stock_pyro(patches, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, wholes, tmp_path, monkeypatch):
+def test_workers_give_the_same_bits_and_leave_signals_to_the_parent(patches, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr("dwp_pyro.inference.loop._workers", lambda device: 2)
     with_workers, _ = run(patches, tmp_path / "b.safetensors")
-    assert all(torch.equal(tensor, with_workers[name]) for name, tensor in wholes[True].state.items())
+    assert all(torch.equal(tensor, with_workers[name]) for name, tensor in uninterrupted[True].state.items())
     checkpoint = tmp_path / "c.safetensors"
 
     def stop_a_group() -> None:
@@ -296,16 +293,16 @@ def test_a_reverse_model_that_is_not_frozen_is_trained(patches, tmp_path):
     assert moved and all(".encoder." in name for name in moved)
 
 
-def test_every_parameter_moves(wholes):
+def test_every_parameter_moves(uninterrupted):
     model, guide = build(True)
     before = {f"network.{k}": v.clone() for k, v in model.network.state_dict().items()}
     before |= {f"guide.{k}": v.detach().clone() for k, v in guide.named_parameters()}
-    after = wholes[True].state
+    after = uninterrupted[True].state
     assert not [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
 
 
-def test_the_loss_is_logged_with_its_parts(wholes):
-    logged = wholes[True].logged
+def test_the_loss_is_logged_with_its_parts(uninterrupted):
+    logged = uninterrupted[True].logged
     assert [step for step, _ in logged] == [2, 4, 6]
     last = logged[-1][1]
     assert last["beta"] == 1
@@ -313,14 +310,14 @@ def test_the_loss_is_logged_with_its_parts(wholes):
     assert last["loss"] == pytest.approx(last["kl"] - last["log_likelihood"] - last["log_prior"], rel=1e-5)
 
 
-def test_the_local_estimator_gives_another_run(patches, wholes, tmp_path):
-    weight_sample = wholes[True].state
+def test_the_local_estimator_gives_another_run(patches, uninterrupted, tmp_path):
+    weight_sample = uninterrupted[True].state
     local, _ = run(patches, tmp_path / "b.safetensors", estimator="local")
     assert not torch.equal(weight_sample["guide.shifts.input/weight"], local["guide.shifts.input/weight"])
     assert all(torch.isfinite(tensor).all() for tensor in local.values())
 
 
-def test_a_deterministic_network_learns(patches, wholes):
+def test_a_deterministic_network_learns(patches, uninterrupted):
     model, _ = build(False)
     image, label, brain_mask = (torch.stack(parts) for parts in zip(*(patches[i] for i in range(4)), strict=True))
 
@@ -333,11 +330,11 @@ def test_a_deterministic_network_learns(patches, wholes):
             )
 
     trained = ResidualUNet3d(1, 2, (2, 2, 3, 3))
-    trained.load_state_dict({name.removeprefix("network."): w for name, w in wholes[False].state.items()})
+    trained.load_state_dict({name.removeprefix("network."): w for name, w in uninterrupted[False].state.items()})
     assert loss(trained) < loss(model.network)
 
 
-def test_l2_sp_keeps_a_run_near_its_start_and_a_resumed_run_gives_the_same_bits(patches, wholes, tmp_path):
+def test_l2_sp_keeps_a_run_near_its_start_and_a_resumed_run_gives_the_same_bits(patches, uninterrupted, tmp_path):
     """The center of L2-SP in a resumed run is the start of the whole run."""
     start = dict(build(False)[0].network.state_dict())
 
@@ -345,7 +342,7 @@ def test_l2_sp_keeps_a_run_near_its_start_and_a_resumed_run_gives_the_same_bits(
         return math.sqrt(sum(float((state[f"network.{name}"] - w).square().sum()) for name, w in start.items()))
 
     held, _ = run(patches, tmp_path / "l2_sp.safetensors", bayesian=False, l2_sp=1e8)
-    assert distance(held) < 0.3 * distance(wholes[False].state)
+    assert distance(held) < 0.3 * distance(uninterrupted[False].state)
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(Interrupted):
         run(patches, checkpoint, bayesian=False, l2_sp=1e8, stop_at=3)

@@ -1,4 +1,4 @@
-"""What of the settings reaches the training of a network."""
+"""Settings that reach the training loop."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.errors import RunOutdated
+from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import SOURCE, resolve
 
@@ -85,3 +86,10 @@ def test_widths_without_a_source_network(folder):
     assert resolve(FinetuneConfig(**FEW, init="source"), 1).widths == (8, 16, 32, 64)
     assert resolve(FinetuneConfig(**FEW, init="source", widths=(2, 3, 4, 5)), 1).widths == (2, 3, 4, 5)
     assert resolve(SviConfig(**FEW, prior="normal"), 1).widths == DEFAULT_WIDTHS
+
+
+@pytest.mark.slow
+def test_all_its_networks_are_used(folder):
+    several = SviConfig(**FEW | {"members": 3})
+    assert len(svi(several, RunOptions(folder / "svi")).members) == 3
+    assert finetune(FinetuneConfig(**FEW, init="source"), RunOptions(folder / "finetune")).members

@@ -48,7 +48,9 @@ def test_a_patch_covers_the_structure_and_most_of_the_brain(scans, expected):
     assert choose_spacing(scans, regions, 10**6, 0.8) == pytest.approx(np.median([min(s.spacing) for s in scans]))
 
 
-def test_patches_of_a_source_network_show_less_of_the_brain(tmp_path):
+def test_patches_of_a_source_network_are_smaller_and_show_less_of_the_brain(tmp_path):
+    assert (FitPriorConfig().patch, FitPriorConfig().batch_size) == (32, 2)
+    assert (SviConfig().patch, SviConfig().batch_size) == (48, 1)
     write_phantoms("ms", tmp_path, 3, shape=(60, 72, 60), spacing=1.0)
     settings = {"root": str(tmp_path), "patch": 16, "validation": 1}
     source, target = resolve(FitPriorConfig(**settings), None), resolve(SviConfig(**settings), 1)
