@@ -73,7 +73,7 @@ class KernelBank:
         return self.bootstraps(site) * places + torch.arange(n) % places
 
     def block(self, sites: Sequence[str]) -> BlockKernels:
-        """Return the kernels of several sites, with identities that differ between sites."""
+        """Return the kernels of several sites of one kernel shape, [n, k₁, …, k_d]; identities differ between sites."""
         return BlockKernels(
             torch.cat([self.kernels[site] for site in sites]),
             torch.cat([self.bootstraps(site) for site in sites]),
