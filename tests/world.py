@@ -17,6 +17,9 @@ from dwp_pyro.data.phantom import write_phantoms
 #: Options for a small network and a short training.
 TINY = ("--widths", "2,3,4,5", "--patch", "24", "--validation", "1", "--steps", "4")
 
+#: The svi run of the world.
+SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
+
 
 @dataclass(frozen=True)
 class World:
@@ -28,6 +31,13 @@ class World:
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def error_line(output: str) -> str:
+    """Return the error line of a command's output, which must have exactly one and no traceback."""
+    assert "Traceback" not in output, output
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+    return line
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ from dwp_pyro.training.network_training import (
 )
 from dwp_pyro.training.training_data import SOURCE, TrainingData, load_training_data
 
-__all__ = ["Snapshot", "load_source_network", "load_source_networks", "train_source"]
+__all__ = ["Snapshot", "bootstrap_cases", "load_source_network", "load_source_networks", "train_source"]
 
 Snapshot = tuple[KernelSource, dict[str, Tensor]]
 
@@ -112,7 +112,7 @@ def _train_bootstrap(
     config: FitPriorConfig, data: TrainingData, run: Path, stage: str, device: torch.device, track: Track
 ) -> None:
     folder, bootstrap = run / "source" / stage, int(stage.removeprefix("bootstrap"))
-    bag = dataclasses.replace(data, train=_bag(data, np.random.default_rng([config.seed, bootstrap])))
+    bag = dataclasses.replace(data, train=bootstrap_cases(data, config.seed, bootstrap))
     ends = [round(number * config.steps / config.snapshots) for number in range(config.snapshots + 1)]
     seed = config.seed * 1009 + bootstrap  # distinct for each bootstrap
 
@@ -158,8 +158,9 @@ def _train_bootstrap(
         )
 
 
-def _bag(data: TrainingData, random: np.random.Generator) -> tuple[Example, ...]:
+def bootstrap_cases(data: TrainingData, seed: int, bootstrap: int) -> tuple[Example, ...]:
     """Draw as many patients as there are, with replacement; repeated draws of a patient cycle through its scans."""
+    random = np.random.default_rng([seed, bootstrap])
     scans: dict[str, list[Example]] = {}
     for example in data.train:
         scans.setdefault(data.patients[example.id], []).append(example)

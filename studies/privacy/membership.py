@@ -31,7 +31,7 @@ from dwp_pyro.metrics.overlap import dice
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.blocks import by_block, kernel_sites, prior_blocks
 from dwp_pyro.training.fit_prior import blocks_of
-from dwp_pyro.training.source_networks import _bag
+from dwp_pyro.training.source_networks import bootstrap_cases
 from dwp_pyro.training.training_data import load_training_data
 
 Array = NDArray[np.float64]
@@ -122,7 +122,7 @@ def scans(run: Path, size: int, repetitions: int) -> None:
     patients = np.unique([data.patients[example.id] for example in examples], return_inverse=True)[1]
     member, loss, overlap, moments = [], [], [], []
     for folder in folders:
-        bag = _bag(data, np.random.default_rng([config.seed, int(folder.name[9:])]))
+        bag = bootstrap_cases(data, config.seed, int(folder.name[9:]))
         member.append(np.isin([example.id for example in examples], [example.id for example in bag]))
         posterior = Posterior.load(folder / f"snapshot{config.snapshots - 1}.safetensors")
         results = [evaluate(posterior, example) for example in examples]

@@ -15,7 +15,7 @@ from distributed import Client
 
 import dwp_pyro.runtime.cluster as cluster_module
 from tests.commands.test_experiment import STUDY, runs_of, without_seconds, write
-from tests.world import TINY, call
+from tests.world import SVI_RUN, TINY, call, error_line
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_a_scheduler_that_ends_is_one_line_and_the_command_resumes(cluster, tmp_
     cluster.scheduler.kill()
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 2
-    (line,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
+    line = error_line(errors)
     assert "the scheduler has ended; start it, and resume the command" in line
     cluster.stop()
     resumed = begin(study, out)
@@ -118,14 +118,14 @@ def test_members_bootstraps_and_cases_are_those_of_one_process(cluster, in_world
     for command in (
         (*svi, "--out", run),
         ("fit-prior", *TINY, "--bootstraps", 2, "--density-steps", 20, "--out", prior),
-        ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--samples", 1, "--out", maps),
+        ("predict", SVI_RUN, "data/two", "--samples", 1, "--out", maps),
         ("evaluate", run, "--samples", 1),
     ):
         result = call(*command, "--cluster", cluster.file)
         assert result.exit_code == 0, result.output
     alone = in_world / "runs"
     name = "posterior.safetensors"
-    assert (run / name).read_bytes() == (alone / "svi-brats-dwp-n2-seed0" / name).read_bytes()
+    assert (run / name).read_bytes() == (alone / Path(SVI_RUN).name / name).read_bytes()
     assert (prior / "prior.safetensors").read_bytes() == (alone / "prior-ms/prior.safetensors").read_bytes()
     assert len(list(maps.glob("*_seg.nii.gz"))) == 2
     assert len((run / "evaluation.csv").read_text().splitlines()) > 2

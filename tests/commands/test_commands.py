@@ -24,9 +24,8 @@ from dwp_pyro.prediction.predict import _cases_to_predict, _settings, load_run
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.training import target
-from tests.world import TINY
+from tests.world import SVI_RUN, TINY, error_line
 
-SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 FINETUNE_RUN = "runs/finetune-brats-source-all-n2-seed0"
 
 
@@ -378,9 +377,9 @@ def test_too_little_device_memory_is_reported(command, copy_of_world, monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(place, _out_of_memory)
             result = command(name, *arguments, "--out", "new", "--overwrite")
-        lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-        assert result.exit_code == 2 and len(lines) == 1, result.output
-        assert "ran out of memory" in lines[0] and ("new" in lines[0] or "case Brats18" in lines[0])
+        assert result.exit_code == 2, result.output
+        line = error_line(result.stderr)
+        assert "ran out of memory" in line and ("new" in line or "case Brats18" in line)
 
 
 def test_nan_in_the_output_of_a_network_is_reported(command, in_world, tmp_path, monkeypatch):
@@ -388,7 +387,7 @@ def test_nan_in_the_output_of_a_network_is_reported(command, in_world, tmp_path,
     logits = Posterior.logits
     monkeypatch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)
     result = command("predict", SVI_RUN, "data/two", "--out", tmp_path / "new")
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert result.exit_code == 2 and "case Brats18" in line and "NaN" in line and "train it again" in line
     assert not list(tmp_path.rglob("*_prob.nii.gz"))
 

@@ -17,9 +17,8 @@ from click.testing import Result
 from dwp_pyro.export.nnunet import nnunet_labels, to_nnunet
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import label_values, to_label_map
-from tests.world import World, call
+from tests.world import SVI_RUN, World, call
 
-SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 MAPS = ("seg", "prob", "entropy", "mi")
 CASES = ("Brats18_PHA_001_1", "Brats18_PHA_002_1")
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from tests.world import error_line
+
 PRIOR = "runs/prior-ms"
 
 
@@ -87,6 +89,6 @@ def test_invalid_priors_are_not_plotted(command, copy_of_world, damage):
     elif damage == "damaged kernels":
         (folder / "kernels.safetensors").write_bytes(b"no kernels")
     result = command("inspect-prior", folder, "--out", "pictures")
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert result.exit_code == 2 and str(folder) in line
     assert not Path("pictures").exists()

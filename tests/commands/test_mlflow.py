@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dwp_pyro.training import tracking
-from tests.world import TINY
+from tests.world import TINY, error_line
 
 installed = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="MLflow is not installed")
 
@@ -83,5 +83,5 @@ def test_a_store_error_is_reported_in_one_line(command, in_world, tmp_path, monk
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     result = command("finetune", "--n", 2, *TINY, "--out", tmp_path / "run", "--mlflow")
     assert result.exit_code == 2
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert "MLflow" in line and "without --mlflow" in line

@@ -17,7 +17,7 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.tensors import load_tensors
-from tests.world import TINY, World, call
+from tests.world import TINY, World, call, error_line
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +132,7 @@ def test_a_simpler_prior_is_in_every_folder(command, in_world, tmp_path, name):
 def test_a_family_that_the_folder_does_not_contain(command, in_world, tmp_path, name):
     result = command("svi", "--n", 2, *TINY, "--members", 1, "--prior", name, "--out", tmp_path / "run")
     assert result.exit_code == 2
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert f"family 'dwp', not '{name}'" in line and f"fit a prior of the family '{name}'" in line
     assert not (tmp_path / "run").exists()
 
@@ -231,7 +231,7 @@ def test_incompatible_settings(command, in_world, tmp_path, arguments, culprit):
     name, *rest = arguments
     result = command(name, "--n", 2, *TINY, *rest, "--out", tmp_path / "run")
     assert result.exit_code == 2, result.output
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert culprit in line
     assert not (tmp_path / "run").exists()
 
@@ -291,7 +291,7 @@ def test_each_member_starts_at_a_source_network_of_its_own(command, in_world, tm
 def test_more_members_than_source_networks(command, in_world, tmp_path):
     result = command("svi", "--n", 2, *TINY, "--members", 3, "--out", tmp_path / "run")
     assert result.exit_code == 2
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert "source.safetensors: holds 2 source networks" in line and "give at most 2 members" in line
     assert not (tmp_path / "run").exists()
 

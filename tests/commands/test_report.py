@@ -9,9 +9,7 @@ import pytest
 
 from dwp_pyro.evaluation import evaluate as evaluation
 from dwp_pyro.evaluation.report import _best_median_worst
-from tests.world import call
-
-SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
+from tests.world import SVI_RUN, call, error_line
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +52,12 @@ def test_another_output_file_and_moved_scans(command, copy_of_evaluated):
     result = command("report", SVI_RUN, "--out", "pages/one.html", "--root", "elsewhere")
     assert result.exit_code == 0, result.output
     assert Path("pages/one.html").stat().st_size > 2_000_000 and not Path(SVI_RUN, "report.html").exists()
+
+
+def test_a_region_that_the_run_does_not_segment(command, copy_of_evaluated):
+    result = command("report", SVI_RUN, "--region", "core")
+    assert result.exit_code == 2
+    assert error_line(result.stderr) == f"Error: region: 'core' is not one of whole, which {SVI_RUN} segments"
 
 
 def not_evaluated(run: Path) -> None:
@@ -102,8 +106,7 @@ def test_missing_inputs_are_reported_in_one_line(command, copy_of_evaluated, dam
     damage(Path(SVI_RUN))
     before = sorted(copy_of_evaluated.rglob("*"))
     result = command("report", SVI_RUN)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert result.exit_code == 2 and len(lines) == 1 and culprit in lines[0], result.output
+    assert result.exit_code == 2 and culprit in error_line(result.stderr), result.output
     assert sorted(copy_of_evaluated.rglob("*")) == before
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from dwp_pyro.runtime.tensors import load_tensors, save_tensors
 from dwp_pyro.training.metrics_log import MetricsLog
-from tests.world import TINY
+from tests.world import SVI_RUN, TINY
 
 QUICK = ("--density-steps", 20)
 COMMANDS = {
     "svi": (
         ("svi", "--prior", "dwp", "--n", 2, *TINY, "--members", 2),
-        "runs/svi-brats-dwp-n2-seed0",
+        SVI_RUN,
         ("svi-member0", 2),
     ),
     "finetune": (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dwp_pyro.inference.posterior import Posterior
-from tests.world import TINY
+from tests.world import SVI_RUN, TINY
 
 pytestmark = pytest.mark.slow
 
@@ -87,9 +87,7 @@ def test_a_bad_scan_of_another_process_is_named_by_the_first(copy_of_world, tmp_
     """Process 1 checks the second case; process 0 prints its error, and nothing is written."""
     scan = sorted(Path("data/brats").rglob("*_flair.nii.gz"))[1]
     scan.write_bytes(scan.read_bytes()[:200])
-    result = torchrun(
-        "predict", "runs/svi-brats-dwp-n2-seed0", "data/brats", "--samples", 1, "--out", tmp_path / "maps"
-    )
+    result = torchrun("predict", SVI_RUN, "data/brats", "--samples", 1, "--out", tmp_path / "maps")
     assert result.returncode != 0
     (line,) = errors_in(result.stderr)
     assert scan.name in line

@@ -16,7 +16,7 @@ from dwp_pyro.prediction import predict
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import locked
 from dwp_pyro.training.metrics_log import read_metrics
-from tests.world import TINY, call
+from tests.world import SVI_RUN, TINY, call, error_line
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_bootstraps(in_world, tmp_path):
 
 
 def test_predictions_and_metrics(copy_of_world, tmp_path):
-    run = "runs/svi-brats-dwp-n2-seed0"
+    run = SVI_RUN
     for name, more in RUNS.items():
         result = call("predict", run, "data/two", "--samples", 2, "--out", tmp_path / name, *more)
         assert result.exit_code == 0, result.output
@@ -95,7 +95,7 @@ def test_a_worker_that_outlives_its_command_locks_its_member(in_world, tmp_path)
 
 
 def test_a_worker_that_outlives_its_command_locks_its_case(copy_of_world, tmp_path):
-    out, run = tmp_path / "maps", "runs/svi-brats-dwp-n2-seed0"
+    out, run = tmp_path / "maps", SVI_RUN
     case = sorted(path.name for path in Path("data/two/HGG").iterdir())[0]
     with locked(out, f".lock-{case}"):
         result = call("predict", run, "data/two", "--samples", 1, "--out", out, "--workers", 1)
@@ -106,17 +106,17 @@ def test_a_worker_that_outlives_its_command_locks_its_case(copy_of_world, tmp_pa
 
 def test_a_posterior_that_changes_meanwhile_is_an_error(in_world):
     with pytest.raises(RunError, match="was trained again since the command started"):
-        predict._load_once(Path("runs/svi-brats-dwp-n2-seed0"), "another digest")
+        predict._load_once(Path(SVI_RUN), "another digest")
 
 
 def test_a_case_whose_map_is_damaged_is_one_line(copy_of_world, tmp_path):
-    run = Path("runs/svi-brats-dwp-n2-seed0")
+    run = Path(SVI_RUN)
     assert call("evaluate", run, "--samples", 1).exit_code == 0
     maps = sorted((run / "predictions").glob("*_prob.nii.gz"))
     maps[0].write_bytes(b"no map")
     result = call("evaluate", run, "--samples", 1, "--workers", 2)
     assert result.exit_code == 2
-    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.output)
     assert maps[0].name in line
 
 
@@ -133,7 +133,7 @@ def test_a_killed_worker_is_one_line_and_one_process_resumes(in_world, tmp_path)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 2
-    (line,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
+    line = error_line(errors)
     assert "svi-member" in line and "a worker process was killed" in line
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr

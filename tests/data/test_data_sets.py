@@ -15,7 +15,9 @@ from click.testing import CliRunner, Result
 from dwp_pyro.cli import main
 from dwp_pyro.data.case import Scan
 from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.evaluation import report
 from dwp_pyro.evaluation.evaluate import _measure
+from dwp_pyro.evaluation.viewer import case_view
 from dwp_pyro.inference.posterior import Posterior
 
 TINY = ("--widths", "2,3,4,5", "--patch", "16", "--validation", "1", "--steps", "2", "--n", "1")
@@ -231,4 +233,11 @@ def test_labels_that_exclude_each_other_are_classes_in_all_commands(decathlon, t
         assert metrics[region]["volume_ml"] == pytest.approx(predicted.sum() * 12 / 1000)
         dice = 2 * (predicted & (truth == value)).sum() / (predicted.sum() + (truth == value).sum())
         assert scores[region]["cases"][case]["dice"] == pytest.approx(dice)
-    assert command("report", "run").exit_code == 0
+    shown = []
+    monkeypatch.setattr(report, "case_view", lambda *arguments: shown.append(arguments) or case_view(*arguments))
+    for region, value in ((), 1), (("--region", "middle"), 3):
+        assert command("report", "run", *region).exit_code == 0
+        _, _, _, _, label, mask, probability, _, _ = shown.pop()
+        np.testing.assert_array_equal(label, truth == value)
+        np.testing.assert_array_equal(mask, classes == value)
+        np.testing.assert_array_equal(probability, maps[value - 1])

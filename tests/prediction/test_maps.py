@@ -68,6 +68,22 @@ def test_borders_are_no_disagreement(tmp_path):
     assert found.mutual_information.max() < 1e-5
 
 
+@pytest.mark.parametrize(("overlap", "windows"), [(0.0, 8), (0.25, 12), (0.75, 60)])
+def test_windows_overlap_by_the_setting(tmp_path, monkeypatch, overlap, windows):
+    """Windows of 16³ voxels are (1 - overlap) · 16 apart in a brain of 24×29×25, and cover its border."""
+    data, network_config = scan_and_network(tmp_path, 3.0)
+    logits, sizes = Posterior.logits, []
+
+    def count(self, images, *rest):
+        sizes.append(len(images))
+        return logits(self, images, *rest)
+
+    monkeypatch.setattr(Posterior, "logits", count)
+    posterior = Posterior(network_config, [Member(network_config.build(), None)])
+    predict_case(posterior, data.cases[0], data, PredictConfig(samples=0, overlap=overlap), torch.device("cpu"))
+    assert sum(sizes) == windows
+
+
 def test_doubtful_voxels_of_the_network_are_no_lesion_on_a_finer_grid(tmp_path, monkeypatch):
     """Eight of p = 0.15, which interpolation makes hundreds of."""
 

@@ -24,11 +24,12 @@ from dwp_pyro.training import training_data
 from dwp_pyro.training.metrics_log import MetricsLog
 from tests.robustness.test_kill import COMMANDS, STUDY, results
 from tests.robustness.trial import TrialResult, run
+from tests.world import SVI_RUN, error_line
 
 OTHER_COMMANDS = {
-    "evaluate": ("evaluate", "runs/svi-brats-dwp-n2-seed0", "--samples", 1),
+    "evaluate": ("evaluate", SVI_RUN, "--samples", 1),
     "phantom": ("phantom", "brats", "{out}/scans", "--cases", 2),
-    "export": ("export", "runs/svi-brats-dwp-n2-seed0", "{out}/bundle", "--format", "monai-bundle"),
+    "export": ("export", SVI_RUN, "{out}/bundle", "--format", "monai-bundle"),
     "inspect-prior": ("inspect-prior", "runs/prior-ms", "--out", "{out}/page"),
 }
 
@@ -56,12 +57,10 @@ def arguments(name: str, out: Path) -> list[object]:
     return [str(part).format(out=out) for part in OTHER_COMMANDS[name]]
 
 
-def error_line(trial: TrialResult) -> str:
-    """Return the only error line of a failed trial."""
+def failure(trial: TrialResult) -> str:
+    """Return the error line of a failed trial."""
     assert trial.exit_code == 2, trial.output
-    assert "Traceback" not in trial.output, trial.output
-    (line,) = [line for line in trial.output.splitlines() if line.startswith("Error: ")]
-    return line
+    return error_line(trial.output)
 
 
 def slow(name: str, fast: Sequence[str]) -> Any:
@@ -85,7 +84,7 @@ def test_a_full_disk(own_world, tmp_path, name, size):
     """The error names the file, no partial file remains, and the command resumes when there is space."""
     out = tmp_path / "out"
     full = run(arguments(name, out), own_world, out, prepare=limit_file_size, args=(size,))
-    line = error_line(full)
+    line = failure(full)
     if name != "experiment":  # its error starts with the name of the run
         where = "runs/svi-brats" if name == "evaluate" else out
         assert re.search(rf"^Error: {where}\S*: cannot be written \(File too large\); free some space", line), line
@@ -103,7 +102,7 @@ def test_a_full_disk(own_world, tmp_path, name, size):
 @pytest.mark.parametrize("name", [slow(name, ("svi", "predict", "evaluate")) for name in [*COMMANDS, *OTHER_COMMANDS]])
 def test_a_folder_without_write_permission(own_world, tmp_path, name):
     if name == "evaluate":
-        read_only = own_world / "runs/svi-brats-dwp-n2-seed0"
+        read_only = own_world / SVI_RUN
     else:
         read_only = tmp_path / "read-only"
         read_only.mkdir()
@@ -111,7 +110,7 @@ def test_a_folder_without_write_permission(own_world, tmp_path, name):
     before = sorted(own_world.rglob("*"))
     trial = run(arguments(name, read_only / "out"), own_world, tmp_path / "out", prepare=drop_capabilities)
     read_only.chmod(0o700)
-    line = error_line(trial)
+    line = failure(trial)
     assert str(read_only) in line or "runs/svi-brats" in line, line
     assert "Permission denied" in line and "choose another folder" in line
     assert sorted(own_world.rglob("*")) == before and (name == "evaluate" or not list(read_only.iterdir()))
@@ -122,7 +121,7 @@ def test_a_scan_without_read_permission(own_world, tmp_path, kind):
     scan = next(own_world.glob(f"data/brats/HGG/*/*_{kind}.nii.gz"))
     scan.chmod(0)
     check_data = ("check-data", "--dataset", "brats", "--root", "data/brats", "--modality", "flair")
-    line = error_line(run(check_data, own_world, tmp_path / "out", prepare=drop_capabilities))
+    line = failure(run(check_data, own_world, tmp_path / "out", prepare=drop_capabilities))
     assert scan.name in line and "Permission denied" in line
 
 
@@ -137,7 +136,7 @@ def test_a_run_folder_that_is_removed_during_training(command, own_world, tmp_pa
 
     monkeypatch.setattr(MetricsLog, "__call__", remove)
     result = command(*COMMANDS[name], "--out", out)
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    line = error_line(result.stderr)
     assert result.exit_code == 2 and f"{out}/metrics.jsonl: cannot be written (No such file or directory)" in line
     assert not (out / "run.json").exists()
 
@@ -145,10 +144,10 @@ def test_a_run_folder_that_is_removed_during_training(command, own_world, tmp_pa
 @pytest.mark.parametrize("name", [slow(name, ("svi", "evaluate")) for name in [*COMMANDS, "evaluate"]])
 def test_a_folder_that_another_process_locks(own_world, tmp_path, name):
     out = tmp_path / "out"
-    folder = own_world / "runs/svi-brats-dwp-n2-seed0/predictions" if name == "evaluate" else out
+    folder = own_world / SVI_RUN / "predictions" if name == "evaluate" else out
     with locked(folder):
         trial = run(arguments(name, out), own_world, tmp_path / "log")
-        assert "another process writes" in error_line(trial)
+        assert "another process writes" in failure(trial)
         assert list(folder.iterdir()) == [folder / ".lock"]
 
 

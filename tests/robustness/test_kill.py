@@ -21,7 +21,7 @@ import yaml
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import locked
 from tests.robustness.trial import TrialResult, run
-from tests.world import TINY, World
+from tests.world import SVI_RUN, TINY, World
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ COMMANDS = {
     "fit-prior": ("fit-prior", *TINY, "--bootstraps", 2, "--snapshots", 1, "--density-steps", 10),
     "svi": ("svi", "--n", 2, *TINY, "--members", 2),
     "finetune": ("finetune", "--n", 2, "--init", "source", *TINY),
-    "predict": ("predict", "runs/svi-brats-dwp-n2-seed0", "data/two", "--samples", 2),
+    "predict": ("predict", SVI_RUN, "data/two", "--samples", 2),
     "experiment": ("experiment", "study.yaml"),
 }
 

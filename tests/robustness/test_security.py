@@ -29,10 +29,10 @@ from dwp_pyro.priors.kernel_prior import KernelPrior
 from dwp_pyro.runtime.errors import DataError, PriorError, RunError, UserError
 from dwp_pyro.runtime.files import read_json, read_yaml
 from dwp_pyro.runtime.tensors import load_tensors, save_tensors
+from tests.world import SVI_RUN
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(dwp_pyro.__file__).parent
-SVI_RUN = "runs/svi-brats-dwp-n2-seed0"
 
 
 class MaliciousPickle:

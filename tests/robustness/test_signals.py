@@ -19,6 +19,7 @@ import pytest
 
 from tests.robustness.test_kill import COMMANDS, Reference, check_results, make_reference
 from tests.robustness.trial import TrialResult, run
+from tests.world import SVI_RUN, error_line
 
 pytestmark = pytest.mark.slow
 
@@ -108,12 +109,11 @@ def signal_at(point: SignalPoint, signum: int) -> None:
     setattr(owner, attribute, signaled)
 
 
-def error_line(trial: TrialResult, signum: int) -> str:
-    """Return the only error line of a stopped trial."""
+def stop_message(trial: TrialResult, signum: int) -> str:
+    """Return the error line of a trial that a signal has stopped."""
     assert trial.exit_code == 128 + signum, trial.output
-    assert "Traceback" not in trial.output and "Exception ignored" not in trial.output, trial.output
-    (line,) = [line for line in trial.output.splitlines() if line.startswith("Error: ")]
-    return line
+    assert "Exception ignored" not in trial.output, trial.output
+    return error_line(trial.output)
 
 
 def has_ended(group: int) -> bool:
@@ -149,7 +149,7 @@ def test_a_signal_stops_the_command_and_resuming_gives_identical_results(make_on
     point, signum = SIGNAL_POINTS[name], (signal.SIGTERM, signal.SIGINT)[list(SIGNAL_POINTS).index(name) % 2]
     reference, out = make_once(point.command), tmp_path / "out"
     stopped = reference.call(out, prepare=signal_at, args=(point, signum))
-    line = error_line(stopped, signum)
+    line = stop_message(stopped, signum)
     assert line.startswith(f"Error: stopped by {signum.name}") and line.endswith(point.message_end), line
     sent = re.search(r"^signaled: (.+)$", stopped.output, re.MULTILINE)
     assert sent and stopped.ended_at - float(sent[1]) < MAX_STOP_SECONDS, stopped.ended_at - float(sent[1])
@@ -167,7 +167,7 @@ def test_a_study_stops_with_all_its_workers(make_once, tmp_path, signum):
     point = SIGNAL_POINTS["experiment, a worker in a step"]
     stopped = reference.call(out, "--workers", 2, prepare=signal_at, args=(point, signum))
     assert (
-        error_line(stopped, signum)
+        stop_message(stopped, signum)
         == f"Error: stopped by {signum.name}, checkpoint saved; run the same command again to resume"
     )
     assert has_ended(stopped.pid)
@@ -179,11 +179,11 @@ def test_a_study_stops_with_all_its_workers(make_once, tmp_path, signum):
 
 def test_an_evaluation_stops_and_resumes(world, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(world.path / "runs/svi-brats-dwp-n2-seed0", out)
+    shutil.copytree(world.path / SVI_RUN, out)
     arguments = ("evaluate", out, "--samples", 1)
     point = SignalPoint("evaluate", "dwp_pyro.evaluation.evaluate:case_metrics", 1, AGAIN)
     stopped = run(arguments, world.path, out, prepare=signal_at, args=(point, signal.SIGTERM))
-    assert error_line(stopped, signal.SIGTERM) == "Error: stopped by SIGTERM; run the same command again to resume"
+    assert stop_message(stopped, signal.SIGTERM) == "Error: stopped by SIGTERM; run the same command again to resume"
     kept = {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.nii.gz")}
     assert kept and run(arguments, world.path, out).exit_code == 0
     assert kept.items() <= {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.nii.gz")}.items()

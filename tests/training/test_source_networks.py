@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -25,7 +24,7 @@ from dwp_pyro.runtime.files import write_bytes
 from dwp_pyro.training import network_training
 from dwp_pyro.training import source_networks as module
 from dwp_pyro.training.network_training import have_learned
-from dwp_pyro.training.source_networks import load_source_network, train_source
+from dwp_pyro.training.source_networks import bootstrap_cases, load_source_network, train_source
 
 NETWORK = NetworkConfig(("flair",), ("lesion",), ((1,),), "openms", None, (16, 16, 16), widths=(2, 2, 3, 3))
 THREE = {"regions": ("whole", "core", "enhancing"), "values": ((1, 2, 4), (1, 4), (4,)), "layout": "brats"}
@@ -36,8 +35,8 @@ def test_bootstraps_draw_patients_not_scans():
     patients = {"a1": "a", "a2": "a", "a3": "a", "b": "b", "c": "c", "d": "d", "e": "e"}
     data = SimpleNamespace(train=[SimpleNamespace(id=name) for name in patients], patients=patients)
     of_a, draws = 0, 400
-    for seed in range(draws):
-        drawn = Counter(example.id for example in module._bag(data, np.random.default_rng(seed)))
+    for bootstrap in range(draws):
+        drawn = Counter(example.id for example in bootstrap_cases(data, 0, bootstrap))
         assert drawn.total() == 5
         assert 0 <= drawn["a1"] - drawn["a3"] <= 1 and drawn["a1"] >= drawn["a2"] >= drawn["a3"]
         of_a += drawn["a1"] + drawn["a2"] + drawn["a3"]
