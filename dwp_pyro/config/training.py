@@ -144,7 +144,7 @@ class FitPriorConfig(TrainingConfig):
     clip: float = setting(
         _CLIP,
         "Bound on the norm of a source network's second moments in a private prior, from public knowledge; networks of "
-        "the prior that comes with the package have up to 1.8.",
+        "the prior that comes with the package have 1.8 to 2.4.",
         minimum=1e-6,
     )
     source: str | None = setting(

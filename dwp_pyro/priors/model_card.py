@@ -15,7 +15,7 @@ _NOT_STATED = "not stated"
 def model_card(prior: KernelPrior) -> tuple[Table, Table]:
     """Return two tables: the origin and license of a prior, and the scores of its blocks.
 
-    What a prior does not state is "not stated".
+    What a prior does not state is "not stated"; kernel file, parents and privacy only have a row if there are any.
     """
     provenance = prior.provenance
     network = provenance.get("network")
@@ -33,10 +33,10 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
         ["widths of the network", _text(network.get("widths"))],
         ["source networks", f"{trained}, {snapshots} snapshots" if trained else _NOT_STATED],
         ["kernels", f"{sum(info.kernels for info in prior.block_infos.values())} in {len(prior.block_infos)} blocks"],
-        ["kernel file", _text(provenance.get("kernels"))],
-        ["merged from", _text(provenance.get("parents"))],
-        ["privacy", _text(provenance.get("privacy"))],
     ]
+    for name, key in (("kernel file", "kernels"), ("merged from", "parents"), ("privacy", "privacy")):
+        if provenance.get(key) is not None:
+            rows.append([name, _text(provenance[key])])
     names = list(dict.fromkeys(name for info in prior.block_infos.values() for name in info.nats_per_kernel))
     blocks = [
         [

@@ -43,6 +43,7 @@ def test_what_an_old_prior_does_not_say_is_not_made_up():
     assert found.pop("modalities") == "flair"
     assert found.pop("kernels") == "30 in 2 blocks"
     assert set(found.values()) == {"not stated"}
+    assert not {"kernel file", "merged from", "privacy"} & found.keys()
 
 
 def test_priors_made_before_there_was_a_card_have_one():

@@ -14,7 +14,9 @@ from dwp_pyro.config.training import DEFAULT_WIDTHS, PRETRAINED, FinetuneConfig,
 from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.priors.kernel_prior import KernelPrior
+from dwp_pyro.priors.model_card import model_card
 from dwp_pyro.runtime.errors import RunOutdated
+from dwp_pyro.runtime.table import markdown
 from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.metrics_log import read_metrics
 from dwp_pyro.training.svi import svi
@@ -35,7 +37,7 @@ def test_it_states_its_data_and_license():
     assert provenance["licence"].startswith("CC BY")
     assert all(name in provenance["source"] for name in ("Lesjak", "Guarnera"))
     assert len(Posterior.load(PRETRAINED / SOURCE).members) == 3
-    assert "CC BY" in (PRETRAINED / "card.md").read_text()
+    assert (PRETRAINED / "card.md").read_text() == markdown(model_card(KernelPrior.load(PRETRAINED)))
     assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 8 * 2**20
 
 
