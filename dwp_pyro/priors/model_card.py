@@ -15,7 +15,8 @@ _NOT_STATED = "not stated"
 def model_card(prior: KernelPrior) -> tuple[Table, Table]:
     """Return two tables: the origin and license of a prior, and the scores of its blocks.
 
-    What a prior does not state is "not stated"; kernel file, parents and privacy only have a row if there are any.
+    What a prior does not state is "not stated"; "kernel file", "merged from" and "privacy" are left out if they do not
+    apply.
     """
     provenance = prior.provenance
     network = provenance.get("network")

@@ -1,11 +1,12 @@
-"""Write the scans that the networks and the prior of the package are learned from, and their manifest and split.
+"""Write copies of the source scans of the package in simulated heads, and a manifest and a split of all scans.
 
 $ python studies/pretrained/scans.py DATA data/pretrained
 
-All are CC BY 4.0 and skull-stripped, which most scans of a target are not. Each is therefore used as it is and in
-simulated heads: a dark layer for the skull and the fluid around the brain, and a layer of random brightness for the
-scalp, both of random thickness. Every scan counts as a patient, so that a bootstrap draws as many scans as there are.
-Four further semi-synthetic scans validate.
+DATA has the folders real/ms, openms and semisynthetic/ms. The scans are skull-stripped, and a target may have whole
+heads. A head is a dark layer for the skull and the fluid around the brain, and a layer of random brightness for the
+scalp, both of random thickness. Two copies are made of each real scan, and one of each of 12 semi-synthetic ones. Every
+scan counts as a patient, so that a bootstrap draws as many scans as there are. Four further semi-synthetic scans, of
+the same two brains, validate.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Array = NDArray[np.float64]
 
 Scan = tuple[str, Path, Path]  # id, FLAIR, mask
 
-_PAD = 22.0  # mm around the scan: the thickest skull and scalp
+_PAD = 22.0  # mm around the scan: with its own margin, room for 26 mm of skull and scalp
 
 
 def main(data: Path, out: Path) -> None:
@@ -34,11 +35,10 @@ def main(data: Path, out: Path) -> None:
         for folder in sorted((data / "real" / "ms").glob("mslesseg*"))
     ]
     real = [*mslesseg, *(_patient(folder) for folder in sorted((data / "openms").glob("patient*")))]
-    synthetic = [
-        _patient(data / "semisynthetic" / "ms" / f"patient{number:03d}") for number in (*range(1, 13), *range(45, 49))
-    ]
-    synthetic = [(f"semisynthetic-{name}", flair, label) for name, flair, label in synthetic]
-    synthetic, held_out = synthetic[:12], synthetic[12:]
+    synthetic, held_out = (
+        [_patient(data / "semisynthetic" / "ms" / f"patient{number:03d}", "semisynthetic-") for number in numbers]
+        for numbers in (range(1, 13), range(45, 49))
+    )
     heads = [
         _with_head(scan, np.random.default_rng([number, copy]), out / f"{scan[0]}-head{copy}")
         for scans, copies in ((real, 2), (synthetic, 1))
@@ -54,8 +54,8 @@ def main(data: Path, out: Path) -> None:
     (out / "split.json").write_text(json.dumps(split | {"test": []}, indent=2))
 
 
-def _patient(folder: Path) -> Scan:
-    return folder.name, *(folder / f"{folder.name}_{end}.nii.gz" for end in ("FLAIR", "consensus_gt"))
+def _patient(folder: Path, prefix: str = "") -> Scan:
+    return prefix + folder.name, *(folder / f"{folder.name}_{end}.nii.gz" for end in ("FLAIR", "consensus_gt"))
 
 
 def _with_head(scan: Scan, random: np.random.Generator, out: Path) -> Scan:
@@ -78,15 +78,19 @@ def simulate_head(image: Array, spacing: Array, random: np.random.Generator, pad
     """Return a skull-stripped scan within layers of skull and scalp.
 
     Args:
-        image: Scan, 0 outside the brain [X, Y, Z].
+        image: Scan, above 0 in the brain [X, Y, Z].
         spacing: Sides of a voxel, in mm [3].
         random: Source of random numbers.
         pad: Voxels to add at each end of an axis [3].
+
+    Returns:
+        Scan with the added voxels, 0 outside the head [X + 2 pad₁, Y + 2 pad₂, Z + 2 pad₃].
     """
     image = np.pad(image, [(n, n) for n in pad])
-    brain = ndimage.binary_fill_holes(ndimage.binary_closing(image > 0, iterations=2) | (image > 0))
-    labels, _ = ndimage.label(brain)
-    brain = labels == 1 + np.argmax(np.bincount(labels[labels > 0])[1:])
+    parts, _ = ndimage.label(ndimage.binary_fill_holes(ndimage.binary_closing(image > 0, iterations=2)))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0  # the background
+    brain = parts == sizes.argmax()
     distance = ndimage.distance_transform_edt(~brain, sampling=spacing)
     median = np.median(image[brain])
 
@@ -106,8 +110,8 @@ def simulate_head(image: Array, spacing: Array, random: np.random.Generator, pad
 
 
 def _smooth_field(shape: tuple[int, ...], spacing: Array, mm: float, random: np.random.Generator) -> Array:
-    """Return Gaussian noise on a grid of about `mm`, interpolated by cubic splines; mean 0, variance 1."""
-    coarse = np.maximum(4, np.ceil(np.array(shape) * spacing / mm).astype(int) + 3)
+    """Return Gaussian noise on a grid of at most `mm`, interpolated by cubic splines; mean 0, variance 1."""
+    coarse = np.ceil(np.array(shape) * spacing / mm).astype(int) + 3
     field = ndimage.zoom(random.standard_normal(coarse), np.array(shape) / coarse, order=3)
     return (field - field.mean()) / field.std()
 

@@ -622,6 +622,7 @@ def check(result, before: dict[str, int], root: Path, *phrases: str) -> None:
     assert len(line) < 600
     for phrase in phrases:
         assert phrase in line
+    assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
     assert snapshot(root) == before
 

@@ -123,10 +123,8 @@ def test_members_bootstraps_and_cases_are_those_of_one_process(cluster, in_world
     ):
         result = call(*command, "--cluster", cluster.file)
         assert result.exit_code == 0, result.output
-    alone = in_world / "runs"
-    name = "posterior.safetensors"
-    assert (run / name).read_bytes() == (alone / Path(SVI_RUN).name / name).read_bytes()
-    assert (prior / "prior.safetensors").read_bytes() == (alone / "prior-ms/prior.safetensors").read_bytes()
+    for folder, alone, name in ((run, SVI_RUN, "posterior"), (prior, "runs/prior-ms", "prior")):
+        assert (folder / f"{name}.safetensors").read_bytes() == Path(alone, f"{name}.safetensors").read_bytes()
     assert len(list(maps.glob("*_seg.nii.gz"))) == 2
     assert len((run / "evaluation.csv").read_text().splitlines()) > 2
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from dwp_pyro.training import tracking
@@ -32,6 +31,8 @@ def test_without_mlflow_no_run_starts(command, in_world, tmp_path, monkeypatch, 
 
 def test_a_run_is_in_mlflow_as_in_its_folder(command, copy_of_world):
     """MLflow gets settings, all of metrics.jsonl and the files; an interrupted and resumed run is one run."""
+    import mlflow  # not before `_no_server` and pytest's mark of a test: its import starts telemetry elsewhere
+
     run = Path("runs/new")
     arguments = ("svi", "--n", 2, *TINY, "--members", 2, "--out", run, "--mlflow")
     result = command(*arguments)
@@ -58,6 +59,8 @@ def test_a_run_is_in_mlflow_as_in_its_folder(command, copy_of_world):
 
 def test_a_prior_is_in_mlflow(command, in_world, tmp_path, monkeypatch):
     """A prior and its card go to the user's own store."""
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mine"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     bank = "runs/prior-ms/kernels.safetensors"

@@ -55,18 +55,17 @@ def test_bootstraps(in_world, tmp_path):
 
 
 def test_predictions_and_metrics(copy_of_world, tmp_path):
-    run = SVI_RUN
     for name, more in RUNS.items():
-        result = call("predict", run, "data/two", "--samples", 2, "--out", tmp_path / name, *more)
+        result = call("predict", SVI_RUN, "data/two", "--samples", 2, "--out", tmp_path / name, *more)
         assert result.exit_code == 0, result.output
     names = sorted(path.name for path in (tmp_path / "one").iterdir() if not path.name.startswith("."))
     assert len(names) == 12
     assert same_files(tmp_path / "parallel", tmp_path / "one", names)
     tables = []
     for more in RUNS.values():
-        result = call("evaluate", run, "--samples", 2, *more)
+        result = call("evaluate", SVI_RUN, "--samples", 2, *more)
         assert result.exit_code == 0, result.output
-        tables.append((Path(run, "evaluation.csv").read_text(), Path(run, "evaluation.json").read_text()))
+        tables.append((Path(SVI_RUN, "evaluation.csv").read_text(), Path(SVI_RUN, "evaluation.json").read_text()))
     assert tables[0] == tables[1]
 
 
@@ -95,10 +94,10 @@ def test_a_worker_that_outlives_its_command_locks_its_member(in_world, tmp_path)
 
 
 def test_a_worker_that_outlives_its_command_locks_its_case(copy_of_world, tmp_path):
-    out, run = tmp_path / "maps", SVI_RUN
+    out = tmp_path / "maps"
     case = sorted(path.name for path in Path("data/two/HGG").iterdir())[0]
     with locked(out, f".lock-{case}"):
-        result = call("predict", run, "data/two", "--samples", 1, "--out", out, "--workers", 1)
+        result = call("predict", SVI_RUN, "data/two", "--samples", 1, "--out", out, "--workers", 1)
     assert result.exit_code == 2
     assert f"case {case}: {out}: another process writes to it" in result.output
     assert not (out / f"{case}.json").exists()

@@ -57,7 +57,7 @@ def arguments(name: str, out: Path) -> list[object]:
     return [str(part).format(out=out) for part in OTHER_COMMANDS[name]]
 
 
-def failure(trial: TrialResult) -> str:
+def failure_message(trial: TrialResult) -> str:
     """Return the error line of a failed trial."""
     assert trial.exit_code == 2, trial.output
     return error_line(trial.output)
@@ -84,7 +84,7 @@ def test_a_full_disk(own_world, tmp_path, name, size):
     """The error names the file, no partial file remains, and the command resumes when there is space."""
     out = tmp_path / "out"
     full = run(arguments(name, out), own_world, out, prepare=limit_file_size, args=(size,))
-    line = failure(full)
+    line = failure_message(full)
     if name != "experiment":  # its error starts with the name of the run
         where = "runs/svi-brats" if name == "evaluate" else out
         assert re.search(rf"^Error: {where}\S*: cannot be written \(File too large\); free some space", line), line
@@ -110,7 +110,7 @@ def test_a_folder_without_write_permission(own_world, tmp_path, name):
     before = sorted(own_world.rglob("*"))
     trial = run(arguments(name, read_only / "out"), own_world, tmp_path / "out", prepare=drop_capabilities)
     read_only.chmod(0o700)
-    line = failure(trial)
+    line = failure_message(trial)
     assert str(read_only) in line or "runs/svi-brats" in line, line
     assert "Permission denied" in line and "choose another folder" in line
     assert sorted(own_world.rglob("*")) == before and (name == "evaluate" or not list(read_only.iterdir()))
@@ -121,7 +121,7 @@ def test_a_scan_without_read_permission(own_world, tmp_path, kind):
     scan = next(own_world.glob(f"data/brats/HGG/*/*_{kind}.nii.gz"))
     scan.chmod(0)
     check_data = ("check-data", "--dataset", "brats", "--root", "data/brats", "--modality", "flair")
-    line = failure(run(check_data, own_world, tmp_path / "out", prepare=drop_capabilities))
+    line = failure_message(run(check_data, own_world, tmp_path / "out", prepare=drop_capabilities))
     assert scan.name in line and "Permission denied" in line
 
 
@@ -147,7 +147,7 @@ def test_a_folder_that_another_process_locks(own_world, tmp_path, name):
     folder = own_world / SVI_RUN / "predictions" if name == "evaluate" else out
     with locked(folder):
         trial = run(arguments(name, out), own_world, tmp_path / "log")
-        assert "another process writes" in failure(trial)
+        assert "another process writes" in failure_message(trial)
         assert list(folder.iterdir()) == [folder / ".lock"]
 
 
