@@ -245,7 +245,7 @@ class SviConfig(TargetConfig):
     center: str | None = setting(
         None,
         "Center of the prior: the kernels of the source network, or none to keep the learned location.  "
-        "[default: source for a learned prior, otherwise none]",
+        "[default: source for dwp, gaussian, mixture, flow and isotropic, otherwise none]",
         choices=("source", "none"),
     )
     prior_scale: float | None = setting(

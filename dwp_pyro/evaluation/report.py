@@ -107,9 +107,14 @@ def _posterior(run: Path, summary: Any) -> dict[str, str]:
         return "–" if value is None else f"{value:,.{digits}f}"
 
     try:
+        terms = {
+            "elbo": "ELBO (nats)",
+            "log_likelihood": "log-likelihood",
+            "kl": "KL",
+            "log_prior": "log prior of deterministic weights and prior scales",
+        }
         rows = {
-            label: f"{shown(summary[name], 0)} ± {shown(summary[f'{name}_error'], 0)}"
-            for name, label in (("elbo", "ELBO (nats)"), ("log_likelihood", "log-likelihood"), ("kl", "KL"))
+            label: f"{shown(summary[name], 0)} ± {shown(summary[f'{name}_error'], 0)}" for name, label in terms.items()
         }
         for null, label in NULLS.items():
             if f"above_{null}" in summary:

@@ -42,6 +42,9 @@ def test_the_page_is_about_the_run(command, copy_of_evaluated):
     html = Path(SVI_RUN, "report.html").read_text(encoding="utf-8")
     for case, metrics in evaluation["regions"]["whole"]["cases"].items():
         assert case in html and f"{metrics['nll']:.4f}" in html
+    summary = json.loads(Path(SVI_RUN, "run.json").read_text())["summary"]
+    terms = [f"{summary[name]:,.0f} ± " for name in ("elbo", "log_likelihood", "kl", "log_prior")]
+    assert all(term in html for term in terms)
     assert html.count('class="viewer"') == 2 and "Best: " in html and "Worst: " in html
     assert html.count('class="plot"') == 4  # training, reliability, risk-coverage of voxels and of cases
     assert "Not a medical device" in html and "data/brats" in html and "prior.safetensors" in html
