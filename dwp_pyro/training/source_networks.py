@@ -159,7 +159,16 @@ def _train_bootstrap(
 
 
 def bootstrap_cases(data: TrainingData, seed: int, bootstrap: int) -> tuple[Example, ...]:
-    """Draw as many patients as there are, with replacement; repeated draws of a patient cycle through its scans."""
+    """Draw as many patients as there are, with replacement; repeated draws of a patient cycle through its scans.
+
+    Args:
+        data: Cases, of which those for training are drawn.
+        seed: Seed of the run of fit-prior.
+        bootstrap: Number of the bootstrap, from 0.
+
+    Returns:
+        One scan per drawn patient.
+    """
     random = np.random.default_rng([seed, bootstrap])
     scans: dict[str, list[Example]] = {}
     for example in data.train:
