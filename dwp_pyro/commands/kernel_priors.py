@@ -9,12 +9,16 @@ import click
 
 from dwp_pyro.commands.console import print_rows, print_tables
 from dwp_pyro.commands.options import PATH, overwrite
+from dwp_pyro.config.training import named_prior
 
 __all__ = ["inspect_prior", "merge_prior", "score_prior"]
 
 
+_prior = click.argument("prior", callback=lambda _context, _parameter, name: named_prior(name))
+
+
 @click.command("score-prior")
-@click.argument("prior", type=PATH)
+@_prior
 @click.option("--kernels", type=PATH, required=True, help="Kernels: a .safetensors bank or an .npy array.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Samples K of the bound.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bound's samples.")
@@ -22,6 +26,7 @@ __all__ = ["inspect_prior", "merge_prior", "score_prior"]
 def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bool) -> None:
     """Compute the log-density of kernels under a PRIOR, in nats per kernel.
 
+    PRIOR is the folder of a prior, or pretrained for that of the package.
     For comparison, the result includes N(0, 1) on each weight and the full-covariance Gaussian of the kernels
     that the prior was fitted to.
     """
@@ -39,11 +44,12 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
 
 
 @click.command("inspect-prior")
-@click.argument("prior", type=PATH)
+@_prior
 @click.option("--out", type=PATH, help="Folder of the plots.  [default: runs/inspect-PRIOR]")
 def inspect_prior(prior: Path, out: Path | None) -> None:
     """Show the card of a PRIOR and plot it.
 
+    PRIOR is the folder of a prior, or pretrained for that of the package.
     The plots show samples beside the kernels that the prior was fitted to (if its folder has them), mean kernels along
     the most used latent dimensions (of VAEs), and outputs of networks with sampled kernels for a generated scan.
     """

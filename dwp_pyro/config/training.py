@@ -13,7 +13,7 @@ from dwp_pyro.config.data import DataConfig
 from dwp_pyro.config.names import FAMILIES, LEARNED, MAX_UNITS, PRIORS
 from dwp_pyro.runtime.errors import ConfigError
 
-__all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig"]
+__all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig", "named_prior"]
 
 #: Names of the networks in `models.registry`.
 NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext", "mednext-7")
@@ -31,6 +31,11 @@ _CENTERED_MEMBERS = 3
 
 #: Number of independent observations that the segmentation of one case counts as.
 DEFAULT_EVIDENCE = 50_000.0
+
+
+def named_prior(name: str) -> Path:
+    """Return the folder of a prior from its name: a path, or "pretrained" for that of the package."""
+    return PRETRAINED if name == _PRETRAINED else Path(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +210,7 @@ class TargetConfig(TrainingConfig, ABC):
     def prior_folder(self) -> Path:
         """Folder of the prior and the source networks."""
         own = Path("runs/prior-ms")
-        chosen = self.prior_dir or (str(own) if own.exists() else _PRETRAINED)
-        return PRETRAINED if chosen == _PRETRAINED else Path(chosen)
+        return named_prior(self.prior_dir or (str(own) if own.exists() else _PRETRAINED))
 
     def resolve_prior(self) -> Self:
         """Return the settings with `prior_dir` filled in if they use it: another command may make one during a run."""

@@ -49,7 +49,7 @@ def map_on_cluster(
         from distributed import Client, KilledWorker
     except ImportError as problem:
         raise ConfigError("cluster: Dask is not installed; pip install 'dwp-pyro[cluster]'") from problem
-    # The end of the scheduler is one line of ours; Dask would add the traceback of the reconnection that closing cancels.
+    # The end of the scheduler is one line of ours; Dask would add the traceback of the reconnection that we cancel.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     where: dict[str, Any] = {"address": cluster} if "://" in cluster else {"scheduler_file": cluster}
     end = time.monotonic() + _FILE_TIMEOUT

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.metrics_log import read_metrics
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import SOURCE, resolve
+from tests.world import call, error_line
 
 FEW = {"patch": 16, "spacing": 4.0, "steps": 3, "members": 1, "n": 1, "validation": 1}
 
@@ -59,6 +61,11 @@ def test_a_prior_of_ones_own_comes_first(folder):
     assert SviConfig().prior_folder == Path("runs/prior-ms")
     assert SviConfig(prior_dir="elsewhere").prior_folder == Path("elsewhere")
     assert SviConfig(prior_dir="pretrained").prior_folder == PRETRAINED
+
+
+def test_commands_on_a_prior_know_its_name(folder):
+    np.save(folder / "k.npy", np.ones((2, 3, 3, 3)))
+    assert f"{PRETRAINED} has 7 blocks" in error_line(call("score-prior", "pretrained", "--kernels", "k.npy").output)
 
 
 def test_the_prior_is_fixed_at_the_start(folder):
