@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dwp_pyro.commands.console import print_table, print_tables
-from dwp_pyro.commands.options import PATH, device, workers_options
+from dwp_pyro.commands.options import PATH, device, seed_option, workers_options
 
 __all__ = ["demo", "experiment"]
 
@@ -16,7 +16,7 @@ __all__ = ["demo", "experiment"]
 @click.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Output folder.")
 @device
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of scans and training.")
+@seed_option("Seed of scans and training.")
 def demo(out: Path, device: str, seed: int) -> None:
     """Run the whole pipeline on generated scans, in minutes.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dwp_pyro.commands.console import print_rows, print_tables
-from dwp_pyro.commands.options import PATH, overwrite
+from dwp_pyro.commands.options import PATH, overwrite, seed_option
 from dwp_pyro.config.training import named_prior
 
 __all__ = ["inspect_prior", "merge_prior", "score_prior"]
@@ -21,7 +21,7 @@ _prior = click.argument("prior", callback=lambda _context, _parameter, name: nam
 @_prior
 @click.option("--kernels", type=PATH, required=True, help="Kernels: a .safetensors bank or an .npy array.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Samples K of the bound.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bound's samples.")
+@seed_option("Seed of the bound's samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bool) -> None:
     """Compute the log-density of kernels under a PRIOR, in nats per kernel.
@@ -68,7 +68,7 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
 @click.option(
     "--out", type=PATH, default=Path("runs/prior-merged"), show_default=True, help="Folder of the merged prior."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of samples and fits.")
+@seed_option("Seed of samples and fits.")
 @overwrite
 def merge_prior(priors: tuple[Path, ...], out: Path, seed: int, overwrite: bool) -> None:
     """Merge PRIORS of several sites into one, without their kernels or images.

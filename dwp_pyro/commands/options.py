@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dwp_pyro.config.base import Settings
+from dwp_pyro.config.base import MAX_SEED, Settings
 
 __all__ = [
     "PATH",
@@ -20,6 +20,7 @@ __all__ = [
     "options_of_run",
     "overwrite",
     "resume",
+    "seed_option",
     "settings_options",
     "workers_options",
 ]
@@ -94,6 +95,11 @@ mlflow = click.option(
     is_flag=True,
     help="Log settings, metrics and files to MLflow, too: $MLFLOW_TRACKING_URI, or runs/mlruns.",
 )
+
+
+def seed_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds --seed."""
+    return click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help=help_text)
 
 
 def workers_options(default: int | None, description: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

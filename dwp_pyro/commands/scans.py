@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dwp_pyro.commands.console import count_cases, exit_with_error, print_rows
-from dwp_pyro.commands.options import PATH
+from dwp_pyro.commands.options import PATH, seed_option
 from dwp_pyro.config.data import DATASETS, data_root
 
 __all__ = ["check_data", "phantom"]
@@ -20,7 +20,7 @@ __all__ = ["check_data", "phantom"]
 @click.argument("dataset", type=click.Choice(["ms", "brats"]))
 @click.argument("out", type=PATH)
 @click.option("--cases", type=click.IntRange(min=1), default=24, show_default=True, help="Number of cases.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the anatomy.")
+@seed_option("Seed of the anatomy.")
 def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
     """Write generated scans to folder OUT in the layout of a real data set.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +96,10 @@ def read_split(path: Path, patients: Mapping[str, str], n: int | None, validatio
     roles_in_file = read_roles(path)
     lists = {role: roles_in_file.get(role, []) for role in ("train", "validation", "test")}
     named = [name for names in lists.values() for name in names]
-    for name in named:
+    for name, count in Counter(named).items():
         if name not in patients:
             raise DataError(f"{path}: case '{name}' is not among the scans; fix the file or the folder of the scans")
-        if named.count(name) > 1:
+        if count > 1:
             raise DataError(f"{path}: case '{name}' is named twice; give each case one role")
     roles: dict[str, str] = {}
     for role, names in lists.items():
@@ -122,7 +123,9 @@ def read_split(path: Path, patients: Mapping[str, str], n: int | None, validatio
 
 
 def _cases_of(chosen: Iterable[str], patients: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(case for patient in chosen for case in sorted(patients) if patients[case] == patient)
+    order = {patient: position for position, patient in enumerate(chosen)}
+    cases = (case for case, patient in patients.items() if patient in order)
+    return tuple(sorted(cases, key=lambda case: (order[patients[case]], case)))
 
 
 def _permutation(names: Iterable[str], seed: int) -> list[str]:

@@ -90,6 +90,8 @@ def predict(
     data = _cases_to_predict(scans, trained.posterior)
     cases = list(data.cases)
     out = out or run / "predictions"
+    if resume and overwrite:
+        raise RunError("resume and overwrite exclude each other; choose one")
     if out.exists() and not out.is_dir():
         raise FolderTaken(f"{out}: is a file, expected a folder")
     done = [case for case in cases if (out / f"{case.id}.json").exists()]

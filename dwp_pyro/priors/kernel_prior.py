@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,19 @@ class KernelPrior(nn.Module):
         densities = {name: self.block(name) for name in block_infos}
         return KernelPrior(self.family, densities, block_infos, self.provenance, self.name)
 
-    def block_names(self, sites: Iterable[str]) -> dict[str, str]:
-        """Return the block of each site."""
-        names = {site: name for name, info in self.block_infos.items() for site in info.sites}
-        return {site: names[site if site in names else ANY_SITE] for site in sites}
+    def block_name(self, site: str) -> str:
+        """Return the name of the block of a site.
+
+        Raises:
+            PriorError: If no block has the site.
+        """
+        for name, info in self.block_infos.items():
+            if site in info.sites or ANY_SITE in info.sites:
+                return name
+        raise PriorError(
+            f"{self.name}: no block has the site '{site}' (blocks: {', '.join(self.block_infos)}); "
+            "fit a prior with a network of the same kind"
+        )
 
     def block_at(self, site: str, shape: Sequence[int]) -> KernelDistribution:
         """Return the distribution of the kernels at a site.
@@ -154,21 +163,15 @@ class KernelPrior(nn.Module):
         Raises:
             PriorError: If no block has the site, or the block's kernels have another shape.
         """
-        for name, info in self.block_infos.items():
-            if site in info.sites or ANY_SITE in info.sites:
-                block = self.block(name)
-                if tuple(block.kernel_shape) != tuple(shape[2:]):
-                    expected = "×".join(map(str, shape[2:]))
-                    found = "×".join(map(str, block.kernel_shape))
-                    raise PriorError(
-                        f"{self.name}: block '{name}' holds {found} kernels, but '{site}' has {expected}; "
-                        "fit a prior to kernels of that shape"
-                    )
-                return block
-        raise PriorError(
-            f"{self.name}: no block has the site '{site}' (blocks: {', '.join(self.block_infos)}); "
-            "fit a prior with a network of the same kind"
-        )
+        name = self.block_name(site)
+        block = self.block(name)
+        if tuple(block.kernel_shape) != tuple(shape[2:]):
+            expected, found = ("×".join(map(str, sides)) for sides in (shape[2:], block.kernel_shape))
+            raise PriorError(
+                f"{self.name}: block '{name}' holds {found} kernels, but '{site}' has {expected}; "
+                "fit a prior to kernels of that shape"
+            )
+        return block
 
     def block(self, name: str) -> KernelDistribution:
         """Return the distribution of a block."""

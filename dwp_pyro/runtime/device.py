@@ -25,10 +25,12 @@ def torch_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if device.type in ("cpu", "cuda"):
+            torch.empty(0, device=device)
+            return device
     except (RuntimeError, AssertionError) as problem:
         raise ConfigError(f"device: '{name}' cannot be used here; choose auto, cpu or cuda") from problem
-    return device
+    raise ConfigError(f"device: '{name}' is not supported; choose auto, cpu or cuda")
 
 
 def has_bfloat16(device: torch.device) -> bool:

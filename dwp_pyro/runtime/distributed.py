@@ -60,7 +60,7 @@ def join_processes(device: str, out: Path | None = None) -> Iterator[tuple[str, 
         Device and folder of this process.
     """
     folder = Path() if out is None else out
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not distributed.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield device, folder
         return
     if device in ("auto", "cuda") and torch.cuda.is_available():

@@ -86,9 +86,6 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
                 raise FolderTaken(
                     f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
                 )
-            # Tables of an older version lack the patients.
-            patients, own = task.data.patients, rows[task.study_run.key]
-            rows[task.study_run.key] = [dataclasses.replace(row, patient=patients[row.case]) for row in own]
         lines = {key: _lines(each) for key, each in rows.items()}
         _write_table(results, lines.values())
         left = [task for task in tasks if not rows[task.study_run.key]]

@@ -203,7 +203,7 @@ def _start(
         centers = {site: weight.detach().clone() for site, weight in kernel_sites(source).items()}
     if kernel_prior is not None:
         kernel_prior = kernel_prior.assign_sites(blocks, override=config.blocks is not None)
-        blocks = kernel_prior.block_names(sites)
+        blocks = {site: kernel_prior.block_name(site) for site in sites}
         if config.init == "prior":
             kernel_prior.fill(sites)
     elif config.prior in ("normal", "he") and config.init == "random" and config.center == "none":

@@ -673,6 +673,8 @@ def test_a_prediction_is_overwritten_only_on_request(command, copy_of_world):
     assert command("predict", SVI_RUN, scan, "--samples", 1).exit_code == 0
     before = snapshot(copy_of_world)
     check(command("predict", SVI_RUN, scan, "--samples", 1), before, copy_of_world, "already holds a prediction")
+    both = command("predict", SVI_RUN, scan, "--samples", 1, "--resume", "--overwrite")
+    check(both, before, copy_of_world, "resume and overwrite exclude each other")
     kept = command("predict", SVI_RUN, scan, "--samples", 1, "--resume")
     assert kept.exit_code == 0 and snapshot(copy_of_world) == before
     next(Path(SVI_RUN, "predictions").glob("*_mi.nii.gz")).unlink()

@@ -75,7 +75,7 @@ def test_a_killed_process_ends_the_run_and_one_process_resumes_it(in_world, tmp_
     (line,) = errors_in(errors)
     assert "another process of this run has ended; the checkpoint of step" in line and "--resume" in line
     assert not (out / "posterior.safetensors").exists()
-    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    environment = os.environ | {"WORLD_SIZE": "2"}  # of a scheduler, which has not started this process
     resumed = subprocess.run(
         [sys.executable, "-m", "dwp_pyro", *long, "--resume"], capture_output=True, text=True, env=environment
     )

@@ -154,7 +154,9 @@ def _read_prior(root: Path) -> None:
     for name in prior.block_infos:
         prior.block(name).rsample((2,))
     sites = list(kernel_sites(Posterior.load(root / "prior/source.safetensors").members[0].network))
-    prior.assign_sites({site: "input" for site in sites}).block_names(sites)
+    assigned = prior.assign_sites({site: "input" for site in sites})
+    for site in sites:
+        assigned.block_name(site)
 
 
 def _read_bank(root: Path) -> None:

@@ -12,6 +12,8 @@ def test_devices_by_name():
     assert device.torch_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="'nonsense' cannot be used"):
         device.torch_device("nonsense")
+    with pytest.raises(ConfigError, match="'meta' is not supported"):
+        device.torch_device("meta")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -74,20 +71,9 @@ def study_of(tmp_path, monkeypatch):
     return write
 
 
-def without_patients(path: Path) -> None:
-    """Rewrite a table as an older version wrote it."""
-    rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [name for name in rows[0] if name != "patient"], extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.write_text(table.getvalue())
-
-
-def test_patients_are_the_unit_also_in_tables_that_lack_them(study_of, tmp_path):
+def test_patients_are_the_unit(study_of, tmp_path):
     """Means over p and v3: .05 and .3 above the Dice of the method."""
     runner.experiment(study_of("a"), tmp_path / "out")
-    without_patients(tmp_path / "out" / "results.csv")
     means, differences = runner.experiment(study_of("a", "b"), tmp_path / "out")
     assert [line[1:4] for line in means.rows] == [["b", "1", "0.775"], ["a", "1", "0.575"]]
     assert differences.rows[0][3] == "+0.200 [+0.200, +0.200]"
