@@ -6,7 +6,7 @@ import gzip
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,12 @@ class Scan:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Side of a voxel along each axis, in mm."""
-        return tuple(float(side) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return tuple(map(float, nibabel.affines.voxel_sizes(self.affine)))
+
+    def mask(self, values: Collection[int]) -> NDArray[np.bool_]:
+        """Return the voxels [X, Y, Z] of a labeled scan that have one of these label values."""
+        assert self.label is not None
+        return np.isin(self.label, list(values))
 
 
 def read_volume(path: Path, channel: int | None = None) -> Volume:

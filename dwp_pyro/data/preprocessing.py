@@ -84,7 +84,7 @@ class Preprocessing:
             "brain_mask": (2 * scan.brain_mask.astype(np.float32) - scan.counted)[None],
         }
         if scan.label is not None and regions:
-            masks = np.stack([np.isin(scan.label, sorted(values)) for values in regions])
+            masks = np.stack([scan.mask(values) for values in regions])
             arrays["label"] = masks.astype(np.float32)
         orientation = io_orientation(scan.affine)
         affine = torch.from_numpy(scan.affine @ inv_ornt_aff(orientation, scan.brain_mask.shape))

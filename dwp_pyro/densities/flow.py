@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.contrib.zuko import ZukoToPyro
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -44,9 +43,9 @@ class KernelFlow(GradientFitted):
         return {"hidden": list(self.hidden), "transforms": self.transforms}
 
     def log_prob_standardized(self, u: Tensor, samples: int = 1) -> Tensor:
-        log_prob: Tensor = ZukoToPyro(self.flow()).log_prob(u)
+        log_prob: Tensor = self.flow().log_prob(u)
         return log_prob
 
     def rsample_standardized(self, shape: Sequence[int]) -> Tensor:
-        u: Tensor = ZukoToPyro(self.flow())(torch.Size(shape))
+        u: Tensor = self.flow().rsample(torch.Size(shape))
         return u

@@ -31,7 +31,7 @@ from dwp_pyro.metrics.uncertainty import RiskCoverage, risk_coverage
 from dwp_pyro.plots.curves import reliability_figure, risk_coverage_figure
 from dwp_pyro.plots.style import save_figure
 from dwp_pyro.prediction.labels import read_scan
-from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
+from dwp_pyro.prediction.outputs import read_maps, read_prediction
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted, predict_case, predict_cases
 from dwp_pyro.runtime.errors import ConfigError, DataError, RunError
 from dwp_pyro.runtime.files import file_digest, read_yaml, write_bytes, write_json
@@ -151,12 +151,12 @@ def _write(
 def _measure_predicted(out: Path, network_config: NetworkConfig, data: DataSet, case: Case) -> dict[str, CaseMetrics]:
     """Return the metrics of each region of a predicted case."""
     scan = read_scan(case, network_config, data)
-    predicted = read_case_metrics(out, case.id, network_config)
+    predicted = read_prediction(out, case.id, network_config.regions)
     probabilities, entropies = (read_maps(out, case.id, kind, network_config) for kind in ("prob", "entropy"))
-    masks = network_config.masks(probabilities, read_decision(out, case.id), scan.spacing)
+    masks = network_config.masks(probabilities, predicted.decision, scan.spacing)
     measured = {}
     for region, probability, mask, entropy in zip(network_config.regions, probabilities, masks, entropies, strict=True):
-        pairwise_dice = predicted[region]["pairwise_dice"]
+        pairwise_dice = predicted.regions[region]["pairwise_dice"]
         pairwise_dice = math.nan if pairwise_dice is None else pairwise_dice
         measured[region] = _measure(probability, mask, entropy, pairwise_dice, scan, data, region)
     return measured
@@ -225,9 +225,7 @@ def _measure(
     region: str,
 ) -> CaseMetrics:
     """Measure one region, with "pairwise_dice" after several passes; ignored voxels count as background."""
-    assert scan.label is not None
-    values = data.region_values([region])[region]
-    truth = np.isin(scan.label, sorted(values))
+    truth = scan.mask(data.region_values([region])[region])
     if scan.ignored is not None:
         probability, segmented = probability * ~scan.ignored, segmented & ~scan.ignored
     measured = case_metrics(probability, segmented, entropy, truth, scan.counted, scan.spacing, lesion_matching(region))

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import DataSet
@@ -15,8 +13,9 @@ from dwp_pyro.data.split import read_roles
 from dwp_pyro.evaluation.evaluate import find_test_cases
 from dwp_pyro.evaluation.page import Metrics, Report, page
 from dwp_pyro.evaluation.viewer import CaseView, case_view
+from dwp_pyro.inference.decision import Decision
 from dwp_pyro.prediction.labels import read_scan, shown_image
-from dwp_pyro.prediction.outputs import read_case_metrics, read_decision, read_maps
+from dwp_pyro.prediction.outputs import read_maps, read_prediction
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted
 from dwp_pyro.runtime.errors import ConfigError, RunError
 from dwp_pyro.runtime.files import file_digest, read_json, read_yaml, write_bytes
@@ -58,11 +57,11 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
     missing = not_predicted(run / "predictions", data.cases, trained, prediction)
     if missing:
         raise _outdated(run, f"does not match the prediction of '{missing[0].id}' in {run / 'predictions'}")
+    predicted = {name: read_prediction(run / "predictions", name, network_config.regions) for name in data.by_id}
+    decision = predicted[data.cases[0].id].decision  # that of all
     views = {}
     for rank, name in each(chosen.items(), "reading scans"):
-        views[rank] = (name, _view(run, data.by_id[name], data, trained, shown))
-    predicted = {name: read_case_metrics(run / "predictions", name, network_config) for name in data.by_id}
-    decision = read_decision(run / "predictions", data.cases[0].id)  # that of all
+        views[rank] = (name, _view(run, data.by_id[name], data, trained, shown, decision))
     split = read_roles(run / "split.json", RunError)
     state = read_json(run / "run.json")
     command = str(state.get("command"))
@@ -91,7 +90,7 @@ def report(run: Path, *, root: str | None = None, out: Path | None = None, regio
         training=read_metrics(run / "metrics.jsonl"),
         patients=data.patients,
         regions=regions,
-        volumes_ml={name: {case: of[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
+        volumes_ml={name: {case: of.regions[name]["volume_ml"] for case, of in predicted.items()} for name in regions},
         curves=curves,
         shown=shown,
         views=views,
@@ -194,10 +193,9 @@ def _best_median_worst(metrics: Mapping[str, Metrics]) -> dict[str, str]:
     return {"best": order[0], **middle, "worst": order[-1]}
 
 
-def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str) -> CaseView:
+def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str, decision: Decision) -> CaseView:
     network_config = trained.posterior.network_config
     scan = read_scan(case, network_config, data)
-    assert scan.label is not None
     modality, image = shown_image(scan, case, network_config)
     probability, entropy, mutual_information = (
         read_maps(run / "predictions", case.id, kind, network_config) for kind in ("prob", "entropy", "mi")
@@ -208,8 +206,8 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
         scan.affine,
         image,
         scan.brain_mask,
-        np.isin(scan.label, sorted(data.region_values([region])[region])),
-        network_config.masks(probability, read_decision(run / "predictions", case.id), scan.spacing)[number],
+        scan.mask(data.region_values([region])[region]),
+        network_config.masks(probability, decision, scan.spacing)[number],
         probability[number],
         entropy[number],
         mutual_information[number],

@@ -12,9 +12,9 @@ from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import label_values, overlay_order, warn_of_crossing_regions
-from dwp_pyro.prediction.outputs import check_posterior, map_path, save_like
+from dwp_pyro.prediction.outputs import map_path, read_prediction, save_like
 from dwp_pyro.prediction.predict import load_run
-from dwp_pyro.runtime.errors import RunError
+from dwp_pyro.runtime.errors import PredictionOutdated, RunError
 from dwp_pyro.runtime.files import new_folder, write_bytes, write_json
 from dwp_pyro.runtime.progress import progress
 
@@ -44,7 +44,8 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
-            check_posterior(predictions, case, trained.digest)
+            if read_prediction(predictions, case, network_config.regions).posterior != trained.digest:
+                raise PredictionOutdated(f"{predictions / case}.json: is of another posterior than that of the run")
             path = predictions / f"{case}_seg.nii.gz"
             save_like(path, to_nnunet(read_volume(path).data, network_config), folder / f"{case}.nii.gz")
             for region in network_config.regions:

@@ -51,7 +51,8 @@ def adamw(
 class OneOptimizer(PyroOptim):
     """Step one torch optimizer over all parameters in `SVI`, instead of one per tensor, so that its state can be saved.
 
-    The set of parameters that SVI passes is unordered and ignored. The loss is read from the last terms of the ELBO.
+    The set of parameters that SVI passes is unordered and ignored. The last terms of the ELBO tell whether the loss is
+    finite.
     """
 
     def __init__(self, take_step: NonFiniteGuard, elbo: MeanFieldELBO) -> None:

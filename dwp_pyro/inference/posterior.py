@@ -188,7 +188,7 @@ class Posterior:
             network_config = NetworkConfig.from_mapping(metadata["network"])
             if network_config.layout not in LAYOUTS:
                 raise ValueError(f"layout {network_config.layout!r}")
-            decision = Decision(**metadata.get("decision", {}))
+            decision = Decision(**metadata["decision"])
             members = [
                 _member(network_config, tensors, number, sites) for number, sites in enumerate(metadata["sites"])
             ]

@@ -18,6 +18,7 @@ from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics.overlap import pairwise_dice
 from dwp_pyro.models.likelihoods import region_masks, region_probability
 from dwp_pyro.models.segmentation import autocast
+from dwp_pyro.runtime.errors import RunError
 
 __all__ = ["Moments", "binary_entropy", "posterior_mean_probability", "posterior_predictive"]
 
@@ -88,7 +89,7 @@ def posterior_predictive(
         flips: Axes of [X, Y, Z] along which a pass sees the image mirrored; the passes of each member take turns.
 
     Raises:
-        FloatingPointError: if the network's output is not finite.
+        RunError: if the network's output is not finite.
     """
     shape = (len(posterior.network_config.regions), *image.shape[1:])
     total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
@@ -112,7 +113,7 @@ def posterior_predictive(
             probability = _probability(posterior, mirrored(image, number), current, overlap, precision)
             probability = mirrored(probability, number)
             if not probability.sum().isfinite():
-                raise FloatingPointError("the network's output is NaN or infinite")
+                raise RunError("the network's output is NaN or infinite, its weights are too large; train it again")
             total += probability
             entropies += binary_entropy(probability)
             segmented = region_masks(probability, posterior.network_config.activation)
@@ -125,13 +126,13 @@ def posterior_predictive(
 
 
 @torch.no_grad()
-def posterior_mean_probability(posterior: Posterior, image: Tensor, overlap: float = 0.25) -> Tensor:
+def posterior_mean_probability(posterior: Posterior, image: Tensor) -> Tensor:
     """Return the regions' probabilities with kernels at their posterior means, averaged over the members.
 
     Image [channels, X, Y, Z] → [R, X, Y, Z].
     """
     members = range(len(posterior.members))
-    total = sum(_probability(posterior, image, posterior.means(member), overlap) for member in members)
+    total = sum(_probability(posterior, image, posterior.means(member)) for member in members)
     return torch.as_tensor(total) / len(members)
 
 
@@ -141,7 +142,7 @@ def _draw_ahead(executor: Executor, draw: Callable[[], _Weights], device: torch.
 
 
 def _probability(
-    posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float, precision: str = "float32"
+    posterior: Posterior, image: Tensor, weights: dict[str, Tensor], overlap: float = 0.25, precision: str = "float32"
 ) -> Tensor:
     def window_probability(window: Tensor) -> Tensor:
         with autocast(precision, window.device):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -15,7 +16,7 @@ from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.runtime.errors import PredictionOutdated
 from dwp_pyro.runtime.files import atomic_path, read_json
 
-__all__ = ["VERSION", "check_posterior", "map_path", "read_case_metrics", "read_decision", "read_maps", "save_like"]
+__all__ = ["VERSION", "PredictionRecord", "map_path", "read_maps", "read_prediction", "save_like"]
 
 
 #: Version of maps, masks and metrics; files of another version are made again.
@@ -27,21 +28,38 @@ _GEOMETRY = (
 )  # fmt: skip
 
 
-def read_case_metrics(out: Path, case: str, network_config: NetworkConfig) -> dict[str, dict[str, Any]]:
-    """Read `<case>.json` of a prediction: region → "volume_ml", "pairwise_dice" (None for a single pass), ….
+class PredictionRecord(NamedTuple):
+    """Content of `<case>.json`.
+
+    Args:
+        posterior: Digest of the posterior's file.
+        decision: How the masks follow from the probabilities.
+        regions: Region → "volume_ml", "pairwise_dice" (None for a single pass), ….
+    """
+
+    posterior: str
+    decision: Decision
+    regions: dict[str, dict[str, Any]]
+
+
+def read_prediction(out: Path, case: str, regions: Sequence[str]) -> PredictionRecord:
+    """Read `<case>.json` of a prediction of these regions.
 
     Raises:
         RunError: if the file is damaged or incomplete.
     """
     path = out / f"{case}.json"
-    regions = read_json(path).get("regions")
-    for region in network_config.regions:
-        metrics = regions.get(region) if isinstance(regions, dict) else None
-        if not isinstance(metrics, dict) or not (
-            isinstance(metrics.get("volume_ml"), float) and isinstance(metrics.get("pairwise_dice"), float | None)
-        ):
-            raise PredictionOutdated(f"{path}: does not hold the metrics of '{region}'")
-    return dict(regions or {})
+    content = read_json(path)
+    try:
+        settings, metrics = content["settings"], content["regions"]
+        record = PredictionRecord(settings["posterior"], Decision(**settings["decision"]), dict(metrics))
+        for region in regions:
+            volume, agreement = (metrics[region][name] for name in ("volume_ml", "pairwise_dice"))
+            if not (isinstance(volume, float) and isinstance(agreement, float | None)):
+                raise TypeError(region)
+    except (LookupError, TypeError, ValueError) as problem:
+        raise PredictionOutdated(f"{path}: is not the record of a prediction of {', '.join(regions)}") from problem
+    return record
 
 
 def map_path(folder: Path, case: str, kind: str, region: str, network_config: NetworkConfig) -> Path:
@@ -62,27 +80,6 @@ def read_maps(folder: Path, case: str, kind: str, network_config: NetworkConfig)
         if volume.shape != maps[0].shape:
             raise PredictionOutdated(f"{path}: has another shape than {paths[0].name}")
     return np.stack(maps)
-
-
-def read_decision(out: Path, case: str) -> Decision:
-    """Read how the masks of a prediction follow from its probabilities, from `<case>.json`.
-
-    Raises:
-        RunError: if the file is damaged or incomplete.
-    """
-    path = out / f"{case}.json"
-    try:
-        return Decision(**read_json(path)["settings"]["decision"])
-    except (KeyError, TypeError, ValueError) as problem:
-        raise PredictionOutdated(f"{path}: does not say how its masks were made") from problem
-
-
-def check_posterior(out: Path, case: str, digest: str) -> None:
-    """Raise PredictionOutdated unless a prediction is of the posterior whose file has this digest."""
-    path = out / f"{case}.json"
-    settings = read_json(path).get("settings")
-    if not isinstance(settings, dict) or settings.get("posterior") != digest:
-        raise PredictionOutdated(f"{path}: is of another posterior than that of the run")
 
 
 def save_like(reference: Path, volume: NDArray[np.uint8] | NDArray[np.float32], path: Path) -> None:

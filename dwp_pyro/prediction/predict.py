@@ -229,12 +229,9 @@ def predict_case(
         example = preprocess(scan, ())
         posterior.to(device)
         image, brain_mask = (volume.as_tensor().to(device) for volume in (example.image, example.brain_mask))
-        try:
-            moments = posterior_predictive(
-                posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool(), decision.flips
-            )
-        except FloatingPointError as problem:
-            raise RunError(f"case {case.id}: {problem}, its weights are too large; train it again") from problem
+        moments = posterior_predictive(
+            posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool(), decision.flips
+        )
         maps = torch.cat([moments.probability, moments.mutual_information]).cpu()
         probability, mutual_information = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
         probability = probability.clamp(0, 1)
@@ -323,7 +320,7 @@ def _save(
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
         known = data.regions.get(region)  # pictures show the label only if it names the region
-        truth = np.isin(scan.label, sorted(known)) if scan.label is not None and known else None
+        truth = scan.mask(known) if scan.label is not None and known else None
         suffix = "" if len(network_config.regions) == 1 else f"_{region}"
         pictures.append(out / f"{case.id}{suffix}.png")
         save_case_figure(pictures[-1], f"{case.id}: {region}", scan.affine, shown, truth, masks[number], *maps.values())

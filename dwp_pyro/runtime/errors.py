@@ -53,7 +53,7 @@ class RunError(UserError):
 
 
 class FolderTaken(RunError):
-    """Output folder that holds something else or that another process writes to."""
+    """Output folder that holds something else."""
 
 
 class FolderLocked(RunError):
@@ -77,7 +77,7 @@ class PredictionExists(RunError):
 
 
 class PredictionOutdated(RunError):
-    """Prediction that exists already, is damaged or was made by another version."""
+    """Prediction that is damaged, of another posterior, or of another version."""
 
 
 class SourceMissing(RunError):

@@ -18,7 +18,6 @@ from dwp_pyro.inference.predictive import posterior_predictive
 from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.metrics.overlap import mean_dice
 from dwp_pyro.metrics.summary import patient_means
-from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.progress import progress
 from dwp_pyro.training.training_data import TrainingData
 
@@ -101,11 +100,8 @@ def predict_example(
         RunError: if the output of the network is NaN or infinite.
     """
     image = example.image.as_tensor().to(device)
-    try:
-        seeds = [step_seed(0, n) for n in range(len(posterior.members) * max(passes, len(decision.flips)))]
-        moments = posterior_predictive(posterior, image, seeds, advance=advance, flips=decision.flips)
-    except FloatingPointError as problem:
-        raise RunError(f"case {example.id}: {problem}, its weights are too large; train it again") from problem
+    seeds = [step_seed(0, n) for n in range(len(posterior.members) * max(passes, len(decision.flips)))]
+    moments = posterior_predictive(posterior, image, seeds, advance=advance, flips=decision.flips)
     probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
     return probability
 

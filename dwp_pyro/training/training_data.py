@@ -142,16 +142,16 @@ def choose_spacing(
         patch: Side of a patch, in voxels.
         patch_over_brain: Least length of a patch, relative to the brain.
     """
-    finest, brain_masks, structures = [], [], []
+    finest, brains, structures = [], [], []
     for scan in scans:
         finest.append(min(scan.spacing))
-        brain_masks.append(float(np.prod(_box_sides(scan.brain_mask.astype(np.uint8), 0, scan.spacing)) ** (1 / 3)))
+        brains.append(float(np.prod(_box_sides(scan.brain_mask.astype(np.uint8), 0, scan.spacing)) ** (1 / 3)))
         for values in regions:
-            components, count = ndimage.label(np.isin(np.asarray(scan.label), sorted(values)))
+            components, count = ndimage.label(scan.mask(values))
             if count:
                 largest = int(np.argmax(np.bincount(components.ravel())[1:]))
                 structures.append(max(_box_sides(components, largest, scan.spacing)))
-    needed = patch_over_brain * np.median(brain_masks)
+    needed = patch_over_brain * np.median(brains)
     if structures:
         needed = max(needed, _PATCH_OVER_STRUCTURE * np.median(structures))
     return float(f"{max(np.median(finest), needed / patch):.3g}")

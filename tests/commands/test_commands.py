@@ -19,7 +19,7 @@ from torch.distributions import MultivariateNormal
 from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
-from dwp_pyro.prediction.outputs import read_decision, read_maps
+from dwp_pyro.prediction.outputs import read_maps, read_prediction
 from dwp_pyro.prediction.predict import _cases_to_predict, _settings, load_run
 from dwp_pyro.priors.bank import read_kernels
 from dwp_pyro.priors.kernel_prior import KernelPrior
@@ -134,7 +134,8 @@ def test_masks_follow_the_decision(command, copy_of_world):
         probability = read_maps(Path(name), marker.stem, "prob", posterior.network_config)
         image = nibabel.load(f"{name}/{marker.stem}_seg.nii.gz")
         spacing = image.header.get_zooms()
-        expected = posterior.network_config.masks(probability, read_decision(Path(name), marker.stem), spacing)
+        record = read_prediction(Path(name), marker.stem, posterior.network_config.regions)
+        expected = posterior.network_config.masks(probability, record.decision, spacing)
         segmented = np.asarray(image.dataobj)
         np.testing.assert_array_equal(segmented, expected[0])
         assert segmented.any()

@@ -1,4 +1,4 @@
-"""Headers of maps, and the posterior of a prediction."""
+"""Headers of maps, and records of predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from dwp_pyro.prediction.outputs import check_posterior, save_like
+from dwp_pyro.inference.decision import Decision
+from dwp_pyro.prediction.outputs import read_prediction, save_like
 from dwp_pyro.runtime.errors import PredictionOutdated
 from dwp_pyro.runtime.files import write_json
 
@@ -39,10 +40,19 @@ def test_a_map_has_the_geometry_of_the_scan_and_nothing_else(tmp_path, kind, sha
     assert saved.header.get_intent()[0] == "none" and saved.get_fdata().max() == 0.5
 
 
-def test_a_prediction_of_another_posterior_is_refused(tmp_path: Path):
-    write_json(tmp_path / "a.json", {"settings": {"posterior": "one"}})
-    check_posterior(tmp_path, "a", "one")
-    for content in ({"settings": {"posterior": "other"}}, {"settings": None}, {}):
+def test_a_damaged_record_is_refused(tmp_path: Path):
+    settings = {"posterior": "one", "decision": {"min_mass": 0.5}}
+    metrics = {"volume_ml": 2.0, "pairwise_dice": None}
+    whole = {"settings": settings, "regions": {"whole": metrics}}
+    write_json(tmp_path / "a.json", whole)
+    assert read_prediction(tmp_path, "a", ["whole"]) == ("one", Decision("half", 0.5), {"whole": metrics})
+    for content in (
+        {},
+        whole | {"settings": None},
+        whole | {"settings": settings | {"decision": {"other": 1}}},
+        whole | {"regions": {"core": metrics}},
+        whole | {"regions": {"whole": {"volume_ml": "two", "pairwise_dice": None}}},
+    ):
         write_json(tmp_path / "a.json", content)
-        with pytest.raises(PredictionOutdated, match=r"a\.json: is of another posterior"):
-            check_posterior(tmp_path, "a", "one")
+        with pytest.raises(PredictionOutdated, match=r"a\.json: is not the record of a prediction of whole"):
+            read_prediction(tmp_path, "a", ["whole"])
