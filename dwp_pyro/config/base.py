@@ -17,7 +17,7 @@ from dwp_pyro.runtime.errors import ConfigError
 if TYPE_CHECKING:  # imports torch
     from dwp_pyro.runtime.workers import Workers
 
-__all__ = ["RunOptions", "Settings"]
+__all__ = ["MAX_SEED", "PRECISION_HELP", "RunOptions", "Settings", "setting"]
 
 MAX_SEED = 2**32 - 1
 

@@ -11,7 +11,7 @@ from dwp_pyro.config.base import MAX_SEED, Settings, setting
 from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.runtime.errors import ConfigError
 
-__all__ = ["data_root"]
+__all__ = ["DATASETS", "DataConfig", "data_root"]
 
 #: Names of the layouts in `data.layouts`, repeated here because importing those is slow.
 DATASETS = (

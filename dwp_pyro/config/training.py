@@ -13,10 +13,18 @@ from dwp_pyro.config.data import DataConfig
 from dwp_pyro.config.names import FAMILIES, LEARNED, MAX_UNITS, PRIORS
 from dwp_pyro.runtime.errors import ConfigError
 
-__all__ = ["FinetuneConfig", "FitPriorConfig", "SviConfig", "named_prior"]
+__all__ = [
+    "DEFAULT_EVIDENCE",
+    "DEFAULT_WIDTHS",
+    "FinetuneConfig",
+    "FitPriorConfig",
+    "SviConfig",
+    "TrainingConfig",
+    "named_prior",
+]
 
 #: Names of the networks in `models.registry`.
-NETWORKS = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext", "mednext-7")
+NETWORK_NAMES = ("residual-unet", "paper-unet", "unet", "segresnet", "dynunet", "basicunet", "mednext", "mednext-7")
 
 #: Channels of a network without a source network.
 DEFAULT_WIDTHS = (16, 32, 64, 128)
@@ -45,7 +53,7 @@ class TrainingConfig(DataConfig):
     network: str = setting(
         "residual-unet",
         "Network: a residual U-Net, the U-Net of the deep-weight-prior paper (paper-unet), or a network of MONAI.",
-        choices=NETWORKS,
+        choices=NETWORK_NAMES,
     )
     widths: tuple[int, ...] | None = setting(
         None,

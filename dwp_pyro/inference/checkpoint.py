@@ -35,7 +35,7 @@ def save_checkpoint(
         tensors[f"value/{name}"] = parameter
         state = guard.optimizer.state.get(parameter, {})
         tensors |= {f"{key}/{name}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"step": step, "unreported": unreported, **guard.counts()})
+    save_tensors(path, tensors, {"step": step, "unreported": unreported, **guard.state_dict()})
 
 
 def load_checkpoint(
@@ -68,7 +68,7 @@ def load_checkpoint(
             parameter.copy_(saved.pop("value"))
             guard.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in saved.items()}
     unreported = metadata.get("unreported")
-    counts = [metadata.get(name, 0) for name in guard.counts()]
+    counts = [metadata.get(name, 0) for name in guard.state_dict()]
     if not all(isinstance(count, int) for count in counts) or not isinstance(unreported, dict | None):
         raise RunOutdated(f"{path}: is not a checkpoint")
     guard.load_state_dict(metadata)

@@ -78,19 +78,19 @@ class GraphedLoss:
         self.elbo = elbo
         self.parameters = parameters
         self._batch: list[Tensor] = []
-        self._recorded: GraphedCallable[tuple[Tensor, dict[str, Tensor], list[Tensor | None]]] | None = None
+        self._graphed: GraphedCallable[tuple[Tensor, dict[str, Tensor], list[Tensor | None]]] | None = None
 
     def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
         """Return the loss and set the gradients; model and guide must be those of the first call."""
-        if self._recorded is None:
+        if self._graphed is None:
             self._batch = [torch.empty_like(part) for part in batch]
             function = partial(_loss_and_grads, self.elbo, self.parameters, model, guide, self._batch)
-            self._recorded = GraphedCallable(function, self.parameters[0].device)
+            self._graphed = GraphedCallable(function, self.parameters[0].device)
         if [part.shape for part in batch] != [part.shape for part in self._batch]:
-            raise ValueError("a recorded loss needs batches of one shape")
+            raise ValueError("a graphed loss needs batches of one shape")
         for place, part in zip(self._batch, batch, strict=True):
             place.copy_(part)
-        loss, self.elbo.terms, gradients = self._recorded()
+        loss, self.elbo.terms, gradients = self._graphed()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss
@@ -149,5 +149,5 @@ def pyro_svi(
         return SVI(*arguments, elbo.loss, _DistributedLoss(elbo, model, guide).averaged())
     if guard.parameters[0].device.type != "cuda":
         return SVI(*arguments, elbo)
-    guard.record()
+    guard.capture()
     return SVI(*arguments, elbo.loss, GraphedLoss(elbo, guard.parameters))

@@ -20,7 +20,7 @@ from dwp_pyro.models.likelihoods import region_masks, region_probability
 from dwp_pyro.models.segmentation import autocast
 from dwp_pyro.runtime.errors import RunError
 
-__all__ = ["Moments", "binary_entropy", "posterior_mean_probability", "posterior_predictive"]
+__all__ = ["PredictiveMoments", "binary_entropy", "posterior_mean_probability", "posterior_predictive"]
 
 #: Windows per batch on a CPU, where convolutions of one small window are several times slower.
 _CPU_WINDOWS = 4
@@ -31,7 +31,7 @@ _Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Moments:
+class PredictiveMoments:
     """Moments of the posterior predictive, per region and voxel [R, X, Y, Z], and of the whole scan.
 
     Interpolate `probability` and `mutual_information`, and compute the entropy after that: entropy is concave, so that
@@ -72,7 +72,7 @@ def posterior_predictive(
     advance: Callable[[], None] = lambda: None,
     brain_mask: Tensor | None = None,
     flips: Sequence[tuple[int, ...]] = ((),),
-) -> Moments:
+) -> PredictiveMoments:
     """Return the moments over weight samples, each of which is used in all windows of the image.
 
     Memory grows by one byte per voxel of the brain and region with each sample; the maps are running sums.
@@ -122,7 +122,7 @@ def posterior_predictive(
             segmentations.append(counted.cpu().numpy())
             advance()
     agreement = tuple(pairwise_dice(of_region) for of_region in zip(*segmentations, strict=True))
-    return Moments(total.div_(passes), entropies.div_(passes), agreement)
+    return PredictiveMoments(total.div_(passes), entropies.div_(passes), agreement)
 
 
 @torch.no_grad()

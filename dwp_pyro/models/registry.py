@@ -72,7 +72,7 @@ def _mednext(in_channels: int, out_channels: int, widths: tuple[int, ...], kerne
 
 _MEDNEXT_FIRST_LAST = ("stem.", "enc_stages.0.", "dec_stages.2.", "out_0.")
 
-#: Name → kind; the names alone are `config.training.NETWORKS`.
+#: Name → kind; the names alone are `config.training.NETWORK_NAMES`.
 NETWORKS = {
     "residual-unet": NetworkKind(ResidualUNet3d, 8, ("input.", "down1.", "up3.", "norm.", "output.")),
     "paper-unet": NetworkKind(partial(ResidualUNet3d, paper=True), 8, ("input.", "down1.", "up3.", "output.")),

@@ -196,7 +196,7 @@ def _fit_to_predict(case: Case, network_config: NetworkConfig, data: DataSet) ->
 
 
 class Prediction(NamedTuple):
-    """Masks and maps of one case on the grid of its scan, [R, X, Y, Z]; entropies in nats, the rest as in `Moments`."""
+    """Masks and maps of one case on the grid of its scan, [R, X, Y, Z]; entropies in nats, see `PredictiveMoments`."""
 
     scan: Scan
     masks: NDArray[np.bool_]
@@ -235,7 +235,7 @@ def predict_case(
         maps = torch.cat([moments.probability, moments.mutual_information]).cpu()
         probability, mutual_information = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)
         probability = probability.clamp(0, 1)
-        entropy = binary_entropy(probability)  # of what is written; see `Moments`
+        entropy = binary_entropy(probability)  # of what is written; see `PredictiveMoments`
         return Prediction(
             scan,
             network_config.masks(probability.numpy(), decision, scan.spacing),

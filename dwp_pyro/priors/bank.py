@@ -16,7 +16,7 @@ from dwp_pyro.runtime.errors import PriorError
 from dwp_pyro.runtime.files import read_json, write_json
 from dwp_pyro.runtime.tensors import load_tensors, save_tensors
 
-__all__ = ["KernelBank", "KernelSource", "collect_kernels", "read_kernels"]
+__all__ = ["MAX_WEIGHTS", "KernelBank", "KernelSource", "collect_kernels", "read_kernels"]
 
 FORMAT_VERSION = 1
 

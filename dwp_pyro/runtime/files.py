@@ -24,6 +24,7 @@ from dwp_pyro.runtime.errors import FolderLocked, RunError, UserError
 __all__ = [
     "atomic_path",
     "file_digest",
+    "files_digest",
     "locked",
     "new_folder",
     "read_json",

@@ -44,8 +44,8 @@ class NonFiniteGuard:
             self.in_a_row += 1
         self.optimizer.zero_grad()
 
-    def record(self) -> None:
-        """Record steps on a GPU and replay them (see `GraphedCallable`).
+    def capture(self) -> None:
+        """Capture steps on a GPU and replay them (see `GraphedCallable`).
 
         Gradients must then keep their addresses, and a learning rate that changes must be a tensor.
         """
@@ -61,10 +61,10 @@ class NonFiniteGuard:
         """Whether `MAX_IN_A_ROW` steps in a row were skipped."""
         return self.in_a_row >= MAX_IN_A_ROW
 
-    def counts(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """Return the numbers of skipped steps, in total and in a row, for a checkpoint."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, counts: Mapping[str, Any]) -> None:
-        """Restore what `counts` returned; a missing count is 0."""
+        """Restore what `state_dict` returned; a missing count is 0."""
         self.skipped, self.in_a_row = (int(counts.get(name, 0)) for name in ("skipped", "in_a_row"))

@@ -37,7 +37,7 @@ from dwp_pyro.training.finetune import finetune
 from dwp_pyro.training.svi import svi
 from dwp_pyro.training.training_data import find_split, find_unlabelled, resolve
 
-__all__ = ["experiment", "read_rows"]
+__all__ = ["experiment", "read_rows", "run_if_unfinished"]
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
         for task in tasks:
             known = {row.settings for row in rows[task.study_run.key]}
             if task.is_begun:
-                known.add(read_json(task.record).get("settings", ""))
+                known.add(read_json(task.record_path).get("settings", ""))
             if known - {task.settings}:
                 raise FolderTaken(
                     f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
@@ -133,14 +133,14 @@ class _Task:
     device: str
 
     @property
-    def record(self) -> Path:
+    def record_path(self) -> Path:
         """File beside the run with its `settings` and its duration in seconds."""
         return self.run.with_name(f"{self.run.name}.json")
 
     @property
     def is_begun(self) -> bool:
         """Whether the run exists; an early failure may leave only its record."""
-        return self.run.exists() and self.record.exists()
+        return self.run.exists() and self.record_path.exists()
 
     def __str__(self) -> str:
         return str(self.study_run)
@@ -190,14 +190,14 @@ def _run(task: _Task) -> list[Row]:
     """Train or resume a run and measure it, in a worker."""
     config = task.study_run.config
     train = partial(svi, config) if isinstance(config, SviConfig) else partial(finetune, config)
-    before = read_json(task.record).get("seconds", 0.0) if task.is_begun else 0.0
+    before = read_json(task.record_path).get("seconds", 0.0) if task.is_begun else 0.0
     start = time.monotonic()
-    write_json(task.record, {"settings": task.settings, "seconds": before})
+    write_json(task.record_path, {"settings": task.settings, "seconds": before})
     try:
         run_if_unfinished(train, task.run, task.device)
     finally:  # the record of a killed run lacks the seconds since its last start
         seconds = before + time.monotonic() - start
-        write_json(task.record, {"settings": task.settings, "seconds": seconds})
+        write_json(task.record_path, {"settings": task.settings, "seconds": seconds})
     # Training looks for the scans again; those that were added meanwhile move the roles.
     try:
         check_pinned(task.run / "split.json", asdict(task.split))

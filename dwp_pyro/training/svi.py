@@ -65,16 +65,16 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
     """
     config = config.resolve_prior()
     resolved = config.resolve()
-    assert resolved.members is not None
+    members = resolved.members
+    assert members is not None
     if config.members is None and resolved.center == "source":
-        available = len(load_source_networks(config.prior_folder).members)
-        resolved = replace(resolved, members=min(resolved.members, available))
-
+        members = min(members, len(load_source_networks(config.prior_folder).members))
+        resolved = replace(resolved, members=members)
     with catch_out_of_memory(str(options.out)):
         method = Method(
             command="svi",
             config=resolved,
-            members=resolved.members or 1,
+            members=members,
             make_setup=partial(_make_setup, resolved),
             make_nulls=partial(_make_nulls, resolved),
             beta=partial(annealed, resolved),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dwp_pyro.config.training import NETWORKS as NAMES
+from dwp_pyro.config.training import NETWORK_NAMES
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.models.ops.conv3d import Conv3d
@@ -18,7 +18,7 @@ WIDTHS = (8, 16, 32, 64)
 
 
 def test_the_command_line_lists_them_all():
-    assert tuple(NETWORKS) == NAMES
+    assert tuple(NETWORKS) == NETWORK_NAMES
 
 
 @pytest.mark.parametrize("name", NETWORKS)

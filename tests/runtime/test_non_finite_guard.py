@@ -90,7 +90,7 @@ def test_it_diverges_after_ten_skipped_steps_in_a_row_and_restores_its_counts(pa
         guard(torch.tensor(loss))
         assert not guard.diverged
     other = guard_of(parameters)
-    other.load_state_dict(guard.counts())
+    other.load_state_dict(guard.state_dict())
     set_gradients(parameters)
     other(torch.tensor(math.nan))
     assert other.diverged and other.skipped == 2 * MAX_IN_A_ROW - 1
