@@ -27,8 +27,8 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
     """Compute the log-density of kernels under a PRIOR, in nats per kernel.
 
     PRIOR is the folder of a prior, or pretrained for that of the package.
-    For comparison, the result includes N(0, 1) on each weight and the full-covariance Gaussian of the kernels
-    that the prior was fitted to.
+    For comparison, the result includes N(0, 1) on each weight, and an isotropic and a full-covariance Gaussian of the
+    kernels that the prior was fitted to.
     """
     from dwp_pyro.evaluation.score_prior import score_prior as score
 

@@ -24,7 +24,7 @@ __all__ = ["merge_priors"]
 
 _MAX_SAMPLES = 50_000  # of a block
 _STEPS = 2000  # of a fit by gradient descent
-_STATED = ("source", "licence", "dataset", "privacy")  # what a merged card lists of its parents
+_STATED = ("source", "license", "dataset", "privacy")  # what a merged card lists of its parents
 
 
 def merge_priors(folders: Sequence[Path], seed: int = 0) -> tuple[KernelPrior, dict[str, list[Moments]]]:

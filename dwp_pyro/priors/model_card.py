@@ -25,12 +25,12 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
     trained, snapshots = provenance.get("bootstraps"), provenance.get("snapshots")
     rows = [
         ["source", _text(provenance.get("source"))],
-        ["license", _text(provenance.get("licence"))],
+        ["license", _text(provenance.get("license"))],
         ["layout of the scans", _text(provenance.get("dataset"))],
         # Early priors state "modality" and nothing else about the network.
         ["modalities", _text(network.get("modalities") or provenance.get("modality"))],
         ["voxels", (f"{spacing} mm" if spacing else "as scanned") if network else _NOT_STATED],
-        ["normalization", _text(provenance.get("normalisation"))],
+        ["normalization", _text(provenance.get("normalization"))],
         ["widths of the network", _text(network.get("widths"))],
         ["source networks", f"{trained}, {snapshots} snapshots" if trained else _NOT_STATED],
         ["kernels", f"{sum(info.kernels for info in prior.block_infos.values())} in {len(prior.block_infos)} blocks"],

@@ -45,8 +45,9 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     """Learn a prior over kernels, from source scans or from kernels in a file.
 
     Writes to `options.out`: `prior.safetensors` and `prior.json`, `moments.safetensors`, its model card `card.md`,
-    `kernels.safetensors` and `kernels.json`, `kernels.png`, and, if networks were trained, `source.safetensors` (the
-    best of each bootstrap), `source/` (all snapshots) and the metrics. A `source.safetensors` beside a file of kernels
+    `kernels.safetensors` and `kernels.json`, `kernels.png`, the fitted densities in `blocks/`, and, if networks were
+    trained, `blocks.yaml`, `source.safetensors` (the best of each bootstrap), `source/` (all snapshots) and the
+    metrics. A `source.safetensors` beside a file of kernels
     is copied, so that a second prior from the same kernels is as complete as the first.
 
     Args:
@@ -161,11 +162,11 @@ def _fit_blocks(
     network = dict(bank.sources[0].network) if bank.sources else None
     provenance = {
         "source": config.source,
-        "licence": config.license,
+        "license": config.license,
         "dataset": _data_sets(config, bank),
         "kernels": None if config.kernels is None else Path(config.kernels).name,
         "network": network,
-        "normalisation": NORMALIZATION if network is not None else None,
+        "normalization": NORMALIZATION if network is not None else None,
         "bootstraps": len({source.bootstrap for source in bank.sources}),
         "snapshots": len(bank.sources),
         "snapshot_ids": [[source.bootstrap, source.snapshot] for source in bank.sources],

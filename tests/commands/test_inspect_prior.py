@@ -28,7 +28,7 @@ def test_the_prior_has_a_card(in_world):
     assert "| source networks | 2, 4 snapshots |" in card
     provenance = json.loads((in_world / PRIOR / "prior.json").read_text())["provenance"]
     assert provenance["dataset"] == "openms" and provenance["network"]["spacing"] == 3.0
-    assert "brain" in provenance["normalisation"]
+    assert "brain" in provenance["normalization"]
 
 
 @pytest.mark.slow

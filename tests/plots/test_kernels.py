@@ -23,7 +23,7 @@ def prior(**provenance: object) -> KernelPrior:
 
 
 def test_a_card_of_all_that_a_prior_can_say():
-    stated = prior(source="Set (A. et al.)", licence="CC-BY 4.0", network=NETWORK, bootstraps=5, snapshots=15)
+    stated = prior(source="Set (A. et al.)", license="CC-BY 4.0", network=NETWORK, bootstraps=5, snapshots=15)
     facts, blocks = model_card(stated)
     found = dict(facts.rows)
     assert facts.header == ["kernel prior", "dwp"]

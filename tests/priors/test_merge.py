@@ -108,7 +108,7 @@ def test_priors_are_sampled_in_proportion_to_their_kernels(tmp_path, monkeypatch
 def test_the_card_names_all_parents(tmp_path):
     kernels = kernels_of_sites(2)
     folders = [
-        pack(tmp_path / "oslo", "gaussian", kernels[0], source="Oslo", licence="CC BY 4.0"),
+        pack(tmp_path / "oslo", "gaussian", kernels[0], source="Oslo", license="CC BY 4.0"),
         pack(tmp_path / "lima", "gaussian", kernels[1], source="Lima"),
     ]
     save_pack(tmp_path / "merged", *merge_priors(folders))

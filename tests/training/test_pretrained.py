@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_it_states_its_data_and_license():
     provenance = json.loads((PRETRAINED / "prior.json").read_text())["provenance"]
-    assert provenance["licence"].startswith("CC BY")
+    assert provenance["license"].startswith("CC BY")
     assert all(name in provenance["source"] for name in ("Lesjak", "Guarnera"))
     assert len(Posterior.load(PRETRAINED / SOURCE).members) == 3
     assert (PRETRAINED / "card.md").read_text() == markdown(model_card(KernelPrior.load(PRETRAINED)))
