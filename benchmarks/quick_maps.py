@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dwp_pyro.config.training import SviConfig
-from dwp_pyro.inference.predictive import Moments, posterior_predictive
+from dwp_pyro.inference.predictive import PredictiveMoments, posterior_predictive
 from dwp_pyro.metrics.overlap import dice
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.training.training_data import load_training_data
@@ -26,7 +26,7 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
-def _dice(moments: Moments, label: Tensor) -> float:
+def _dice(moments: PredictiveMoments, label: Tensor) -> float:
     return dice((moments.probability[0] > 0.5).numpy(), label.numpy())
 
 

@@ -9,12 +9,12 @@ import click
 
 from dwp_pyro.commands.console import print_rows, print_tables
 from dwp_pyro.commands.options import PATH, overwrite, seed_option
-from dwp_pyro.config.training import named_prior
+from dwp_pyro.config.training import PRETRAINED, named_prior
 
 __all__ = ["inspect_prior", "merge_prior", "score_prior"]
 
 
-_prior = click.argument("prior", callback=lambda _context, _parameter, name: named_prior(name))
+_prior = click.argument("prior", type=PATH, callback=lambda _context, _parameter, prior: named_prior(str(prior)))
 
 
 @click.command("score-prior")
@@ -56,7 +56,8 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
     from dwp_pyro.evaluation.inspect_prior import inspect_prior as run
     from dwp_pyro.priors.model_card import model_card
 
-    kernel_prior, pictures = run(prior, out or Path("runs") / f"inspect-{prior.resolve().name}")
+    name = "pretrained" if prior == PRETRAINED else prior.resolve().name
+    kernel_prior, pictures = run(prior, out or Path("runs") / f"inspect-{name}")
     print_tables(model_card(kernel_prior))
     click.echo()
     for what, path in pictures.items():

@@ -16,6 +16,8 @@ from dwp_pyro.runtime.errors import ConfigError
 __all__ = [
     "DEFAULT_EVIDENCE",
     "DEFAULT_WIDTHS",
+    "NETWORK_NAMES",
+    "PRETRAINED",
     "FinetuneConfig",
     "FitPriorConfig",
     "SviConfig",

@@ -44,7 +44,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
     train = read_roles(run / "split.json", RunError).get("train", [])
     with new_folder(out) as folder, progress("exporting", len(cases)) as advance:
         for case in cases:
-            if read_prediction(predictions, case, network_config.regions).posterior != trained.digest:
+            if read_prediction(predictions, case, ()).posterior != trained.digest:
                 raise PredictionOutdated(f"{predictions / case}.json: is of another posterior than that of the run")
             path = predictions / f"{case}_seg.nii.gz"
             save_like(path, to_nnunet(read_volume(path).data, network_config), folder / f"{case}.nii.gz")

@@ -30,7 +30,7 @@ from dwp_pyro.prediction.labels import label_values, read_scan, shown_image, to_
 from dwp_pyro.prediction.outputs import VERSION, map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
 from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
-from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError
+from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError, UserError, with_task_name
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_json
 from dwp_pyro.runtime.progress import each, progress
 from dwp_pyro.runtime.signals import resumable
@@ -196,7 +196,10 @@ def _fit_to_predict(case: Case, network_config: NetworkConfig, data: DataSet) ->
 
 
 class Prediction(NamedTuple):
-    """Masks and maps of one case on the grid of its scan, [R, X, Y, Z]; entropies in nats, see `PredictiveMoments`."""
+    """Masks and maps of one case on the grid of its scan, [R, X, Y, Z].
+
+    Entropies are in nats; the fields are those of `PredictiveMoments`.
+    """
 
     scan: Scan
     masks: NDArray[np.bool_]
@@ -275,9 +278,12 @@ def predict_cases(
 
         if workers is None:
             for case in cases:
-                prediction = predict_case(
-                    trained.posterior, case, data, config, torch_device(device), partial(advance, case.id)
-                )
+                try:
+                    prediction = predict_case(
+                        trained.posterior, case, data, config, torch_device(device), partial(advance, case.id)
+                    )
+                except UserError as problem:
+                    raise with_task_name(case, problem) from problem
                 lock()
                 pictures[case.id] = _save(prediction, trained, case, data, config, out)
         else:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,8 +50,6 @@ def map_on_cluster(
         from distributed import Client, KilledWorker
     except ImportError as problem:
         raise ConfigError("cluster: Dask is not installed; pip install 'dwp-pyro[cluster]'") from problem
-    # The end of the scheduler is one line of ours; Dask would add the traceback of the reconnection that we cancel.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     where: dict[str, Any] = {"address": cluster} if "://" in cluster else {"scheduler_file": cluster}
     end = time.monotonic() + _FILE_TIMEOUT
     while "://" not in cluster and not Path(cluster).exists():  # Dask would wait forever
@@ -61,7 +60,7 @@ def map_on_cluster(
         client = Client(**where, timeout=_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as problem:
         raise RunError(f"{cluster}: no scheduler of a cluster answers; start one with 'dask scheduler'") from problem
-    with client, defer_signals() as stopped:
+    with _silent_client(), client, defer_signals() as stopped:
         _logger.info(f"Dashboard of the cluster: {client.dashboard_link}")
         executor = client.get_executor(retries=_LOST_WORKERS, pure=False)  # type: ignore[no-untyped-call]
         running: dict[Future[_Result], _Task] = {executor.submit(_exclusive, work, task): task for task in tasks}
@@ -86,6 +85,18 @@ def map_on_cluster(
         finally:
             for future in running:
                 future.cancel()
+
+
+@contextmanager
+def _silent_client() -> Iterator[None]:
+    # The end of the scheduler is one line of ours; Dask would add the traceback of the reconnection that we cancel.
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _exclusive(work: Callable[[_Task], _Result], task: _Task) -> _Result:

@@ -45,10 +45,10 @@ def fit_prior(config: FitPriorConfig, options: RunOptions) -> KernelPrior:
     """Learn a prior over kernels, from source scans or from kernels in a file.
 
     Writes to `options.out`: `prior.safetensors` and `prior.json`, `moments.safetensors`, its model card `card.md`,
-    `kernels.safetensors` and `kernels.json`, `kernels.png`, the fitted densities in `blocks/`, and, if networks were
-    trained, `blocks.yaml`, `source.safetensors` (the best of each bootstrap), `source/` (all snapshots) and the
-    metrics. A `source.safetensors` beside a file of kernels
-    is copied, so that a second prior from the same kernels is as complete as the first.
+    `kernels.safetensors` and `kernels.json`, `kernels.png`, `blocks.yaml`, the fitted densities in `blocks/` (without
+    `epsilon`), and, if networks were trained, `source.safetensors` (the best of each bootstrap), `source/` (all
+    snapshots) and the metrics. A `source.safetensors` beside a file of kernels is copied, so that a second prior from
+    the same kernels is as complete as the first.
 
     Args:
         config: Settings.

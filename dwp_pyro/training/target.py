@@ -133,7 +133,7 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     more = find_unlabelled(config, data.split)
     unlabelled = () if more is None else load_unlabelled(config, more)
     network_config = network_config_for(config, data)
-    # An invalid prior or a missing source network fails here; the last member needs as many networks as there are.
+    # The last member needs the most source networks, so that an invalid prior or a missing network fails here.
     blocks = method.setup(network_config, device, method.members - 1).blocks
     digests = {path.name: file_digest(path) for path in config.learned_from()}
     if digests:

@@ -389,7 +389,7 @@ def test_nan_in_the_output_of_a_network_is_reported(command, in_world, tmp_path,
     monkeypatch.setattr(Posterior, "logits", lambda *arguments: logits(*arguments) * torch.inf)
     result = command("predict", SVI_RUN, "data/two", "--out", tmp_path / "new")
     line = error_line(result.stderr)
-    assert result.exit_code == 2 and "NaN" in line and "train it again" in line
+    assert result.exit_code == 2 and "case Brats18" in line and "NaN" in line and "train it again" in line
     assert not list(tmp_path.rglob("*_prob.nii.gz"))
 
 

@@ -15,7 +15,7 @@ from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
-from dwp_pyro.inference.predictive import Moments
+from dwp_pyro.inference.predictive import PredictiveMoments
 from dwp_pyro.prediction import predict
 from dwp_pyro.prediction.outputs import read_maps
 from dwp_pyro.prediction.predict import predict_case
@@ -90,7 +90,7 @@ def test_doubtful_voxels_of_the_network_are_no_lesion_on_a_finer_grid(tmp_path, 
     def predicted(posterior, image, *rest):
         probability = torch.zeros(1, *image.shape[1:])
         probability[:, 3:5, 3:5, 3:5] = 0.15
-        return Moments(probability, torch.zeros_like(probability), (float("nan"),))
+        return PredictiveMoments(probability, torch.zeros_like(probability), (float("nan"),))
 
     monkeypatch.setattr(predict, "posterior_predictive", predicted)
     data, network_config = scan_and_network(tmp_path, 9.0)
