@@ -25,7 +25,7 @@ from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["Member", "NetworkConfig", "Posterior"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 _HALF = Decision()
 

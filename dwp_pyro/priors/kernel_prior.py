@@ -20,7 +20,7 @@ from dwp_pyro.runtime.tensors import fill_module, load_tensors, save_tensors
 
 __all__ = ["ANY_SITE", "BlockInfo", "KernelPrior"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: Matches every site; the site of the single block of a prior that was fitted to kernels without names.
 ANY_SITE = "*"

@@ -507,7 +507,7 @@ PRIORS = [
     Row("a description that is a list", text(PRIOR_JSON, "[]"), ON_PRIORS, (f"{PRIOR_JSON}: should hold a JSON object",)),
     Row("a deeply nested description", text(PRIOR_JSON, "[" * 100_000), ON_PRIORS, (f"{PRIOR_JSON}: is not valid",)),
     Row("a prior of another version", fields(PRIOR_JSON, "format", value=99), ON_PRIORS,
-        (f"{PRIOR_JSON}: has format 99, this version reads format 2; fit the prior again",)),
+        (f"{PRIOR_JSON}: has format 99, this version reads format 3; fit the prior again",)),
     described("family", value="cauchy"),
     described("family", value=None),
     described("family", value=["dwp"]),

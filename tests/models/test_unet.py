@@ -106,21 +106,29 @@ def test_the_skips_join_equal_resolutions():
     assert joined["up3"] is produced["input"]
 
 
-def test_the_output_layer_sees_normalized_features():
+@pytest.mark.parametrize(("paper", "slope"), [(False, 0.1), (True, 0.0)])
+def test_the_output_layer_sees_normalized_features(paper, slope):
     """The last up block's residual stream is normalized and rectified per channel, whatever its scale."""
-    network = ResidualUNet3d(1, 2, WIDTHS).double()
+    network = ResidualUNet3d(1, 2, WIDTHS, paper=paper).double()
     seen = {}
     network.up3.register_forward_hook(lambda module, args, out: seen.update(stream=out))
     network.output.register_forward_hook(lambda module, args, out: seen.update(features=args[0], logits=out))
     image = torch.randn(2, 1, 16, 16, 16, dtype=torch.double)
     logits = network(image)
     mean, variance = (seen["stream"].mean((2, 3, 4), keepdim=True), seen["stream"].var((2, 3, 4), False, keepdim=True))
-    assert_close(seen["features"], F.relu((seen["stream"] - mean) / (variance + 1e-5).sqrt()))
+    normalized = (seen["stream"] - mean) / (variance + 1e-5).sqrt()
+    assert_close(seen["features"], torch.where(normalized > 0, normalized, slope * normalized))
     assert seen["logits"] is logits
     with torch.no_grad():
         for weight in (network.input.weight, network.up3.reduce.weight, network.up3.conv2.weight):
             weight *= 100.0
     assert_close(network(image).std((2, 3, 4)), logits.std((2, 3, 4)), rtol=10, atol=0)
+
+
+def test_voxels_without_a_positive_feature_differ_in_their_logits():
+    network = ResidualUNet3d(1, 2, WIDTHS)
+    torch.nn.init.constant_(network.norm.bias, -10.0)
+    assert network(torch.randn(1, 1, 16, 16, 16)).std((2, 3, 4)).min() > 1e-3
 
 
 def test_every_parameter_receives_a_gradient():
