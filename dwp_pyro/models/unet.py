@@ -13,7 +13,7 @@ __all__ = ["ResidualUNet3d"]
 _DOWN_STRIDES = (2, 1, 2, 1, 2, 1)
 _PAPER_DOWN_STRIDES = (*_DOWN_STRIDES, 1, 1, 1)
 
-# Of the last leaky ReLU, as in MONAI's BasicUNet. With a ReLU, networks whose tumors are the voxels without any positive
+# Of the last leaky ReLU, as in MONAI's BasicUNet. With a ReLU, networks whose tumors are the voxels without a positive
 # feature give all of them one probability, that of the output's biases (studies/pretrained).
 _OUTPUT_SLOPE = 0.1
 
@@ -63,15 +63,16 @@ class ResidualUNet3d(nn.Module):
     """Residual pre-activation U-Net for volumes, after Kuzina et al. 2019, section 4.
 
     A 3×3×3 input convolution; six down blocks of strides 2,1,2,1,2,1; three up blocks; InstanceNorm, leaky ReLU and a
-    1×1×1 output. Instance norms have a learned scale and shift per channel, the output has a bias, and PyTorch's default
-    initialization is used. With one input channel, two output channels and the default widths the network has
+    1×1×1 output. Instance norms have a learned scale and shift per channel, the output has a bias, and PyTorch's
+    default initialization is used. With one input channel, two output channels and the default widths the network has
     2,346,450 parameters and 86,032 kernels of 3×3×3.
 
     `paper=True` builds the published network: nine down blocks of strides 2,1,2,1,2,1,1,1,1, no affine norms, a ReLU
-    before the output, no output bias, and the initialization of He et al. 2015 with small output weights; 4,998,608 parameters and 184,336 kernels.
-    It hardly learns: Dice .00 / .00 / .00 on hippocampus / gliomas / MS lesions after 400 steps on 5 cases, where nine
-    down blocks with the default's other choices reach .77 / .49 / .35 (one draw; studies/network). Six down blocks
-    learn better than nine: Dice .495 against .469 on gliomas from a random initialization, mean of 8 draws.
+    before the output, no output bias, and the initialization of He et al. 2015 with small output weights; 4,998,608
+    parameters and 184,336 kernels. It hardly learns: Dice .00 / .00 / .00 on hippocampus / gliomas / MS lesions after
+    400 steps on 5 cases, where nine down blocks with the default's other choices reach .77 / .49 / .35 (one draw;
+    studies/network). Six down blocks learn better than nine: Dice .495 against .469 on gliomas from a random
+    initialization, mean of 8 draws.
 
     Args:
         in_channels: Number of input channels, one per modality.
