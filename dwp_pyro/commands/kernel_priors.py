@@ -27,6 +27,7 @@ def score_prior(prior: Path, kernels: Path, samples: int, seed: int, as_json: bo
     """Compute the log-density of kernels under a PRIOR, in nats per kernel.
 
     PRIOR is the folder of a prior, or pretrained for that of the package.
+
     For comparison, the result includes N(0, 1) on each weight, and an isotropic and a full-covariance Gaussian of the
     kernels that the prior was fitted to.
     """
@@ -50,6 +51,7 @@ def inspect_prior(prior: Path, out: Path | None) -> None:
     """Show the card of a PRIOR and plot it.
 
     PRIOR is the folder of a prior, or pretrained for that of the package.
+
     The plots show samples beside the kernels that the prior was fitted to (if its folder has them), mean kernels along
     the most used latent dimensions (of VAEs), and outputs of networks with sampled kernels for a generated scan.
     """

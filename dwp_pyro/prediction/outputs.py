@@ -43,7 +43,7 @@ class PredictionRecord(NamedTuple):
 
 
 def read_prediction(out: Path, case: str, regions: Sequence[str]) -> PredictionRecord:
-    """Read `<case>.json` of a prediction of these regions.
+    """Read `<case>.json` of a prediction; `regions` are those whose metrics must be there.
 
     Raises:
         RunError: if the file is damaged or incomplete.
@@ -58,7 +58,7 @@ def read_prediction(out: Path, case: str, regions: Sequence[str]) -> PredictionR
             if not (isinstance(volume, float) and isinstance(agreement, float | None)):
                 raise TypeError(region)
     except (LookupError, TypeError, ValueError) as problem:
-        raise PredictionOutdated(f"{path}: is not the record of a prediction of {', '.join(regions)}") from problem
+        raise PredictionOutdated(f"{path}: is not the complete record of a prediction") from problem
     return record
 
 

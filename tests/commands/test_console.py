@@ -9,6 +9,7 @@ import pytest
 
 from dwp_pyro.commands.console import exit_with_error, logger, set_up_logging
 from dwp_pyro.runtime.progress import progress
+from tests.world import call
 
 
 def work() -> None:
@@ -52,3 +53,9 @@ def test_quiet_prints_errors_alone(capsys, log_format):
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line == "Error: too bad" or json.loads(line)["message"] == "too bad"
+
+
+@pytest.mark.parametrize("command", [("score-prior", "prior", "--kernels", "bank"), ("merge-prior", "oslo", "lima")])
+def test_a_seed_has_32_bits(command):
+    result = call(*command, "--seed", 2**32)
+    assert result.exit_code == 2 and "--seed" in result.output

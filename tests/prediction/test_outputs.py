@@ -54,5 +54,5 @@ def test_a_damaged_record_is_refused(tmp_path: Path):
         whole | {"regions": {"whole": {"volume_ml": "two", "pairwise_dice": None}}},
     ):
         write_json(tmp_path / "a.json", content)
-        with pytest.raises(PredictionOutdated, match=r"a\.json: is not the record of a prediction of whole"):
+        with pytest.raises(PredictionOutdated, match=r"a\.json: is not the complete record of a prediction"):
             read_prediction(tmp_path, "a", ["whole"])
