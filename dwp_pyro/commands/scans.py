@@ -24,7 +24,7 @@ __all__ = ["check_data", "phantom"]
 def phantom(dataset: str, out: Path, cases: int, seed: int) -> None:
     """Write generated scans to folder OUT in the layout of a real data set.
 
-    ms: heads with multiple sclerosis, as open_ms_data; brats: heads with a tumor, as BraTS 2018.
+    ms: brains with multiple sclerosis, as open_ms_data; brats: brains with a tumor, as BraTS 2018. Both without skulls.
     """
     from dwp_pyro.data.phantom import write_phantoms
 

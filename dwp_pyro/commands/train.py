@@ -74,7 +74,7 @@ def _print_prior(prior: KernelPrior, folder: Path) -> None:
 def svi(config: SviConfig, out: Path | None, **options: Any) -> None:
     """Infer a network from n target scans, with a prior over its kernels.
 
-    The method is mean-field variational inference. fit-prior makes the prior.
+    The method is mean-field variational inference. The prior comes with the package, or from fit-prior.
     """
     from dwp_pyro.training.svi import svi as run
 

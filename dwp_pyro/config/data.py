@@ -60,7 +60,7 @@ class DataConfig(Settings):
     validation: int = setting(
         4, "Validation cases (patients, if some have several scans); ignored if the split file names them.", minimum=0
     )
-    modality: tuple[str, ...] = setting(("flair",), "Modalities, comma-separated: flair, t1, t1ce, t2.")
+    modality: tuple[str, ...] = setting(("flair",), "Modalities, comma-separated, for example flair,t1,t1ce.")
     region: tuple[str, ...] | None = setting(
         None,
         "Regions to segment, comma-separated: whole, core, enhancing of a tumor; lesion; or the name of a label. "

@@ -53,7 +53,7 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
     header = ["block", "convolutions", "kernel", "kernels", "rms weight", *(name.replace("_", " ") for name in names)]
     scores = "From the sixth column on: log-density of held-out kernels in nats per kernel; higher is better."
     return (
-        Table(["kernel prior", prior.family], rows, "The prior holds kernels and no images."),
+        Table(["kernel prior", prior.family], rows, "The prior holds densities of kernels and no images."),
         Table(header, blocks, scores if names else "No kernels were held out to score it on."),
     )
 
