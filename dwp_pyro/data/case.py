@@ -20,13 +20,13 @@ from scipy import ndimage
 from dwp_pyro.data.regions import IGNORE
 from dwp_pyro.runtime.errors import DataError, LabelsUnknown
 
-__all__ = ["UNREADABLE", "Case", "Scan", "Volume", "read_case", "read_volume"]
+__all__ = ["MAX_VOXELS", "UNREADABLE", "Case", "Scan", "Volume", "read_case", "read_volume"]
 
 # Tools round the same affine differently; a real shift is larger.
 _TOLERANCE_MM = 0.1
 
-# 4 GB as float32; whole-body scans at 1 mm are smaller.
-_MAX_VOXELS = 10**9
+#: 4 GB as float32; whole-body scans at 1 mm are smaller.
+MAX_VOXELS = 10**9
 
 # Limit of deflate (zlib Technical Details: 1032 to 1).
 _MAX_COMPRESSION = 1032
@@ -132,7 +132,8 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
 
     Args:
         path: NIfTI file.
-        channel: Channel to read from a four-dimensional file; None for a three-dimensional file.
+        channel: Channel to read from a four-dimensional file; None for a three-dimensional file, whose further axes
+            have length 1.
 
     Raises:
         DataError: if the file is missing or damaged, has the wrong number of dimensions or channels, holds NaN or
@@ -151,7 +152,7 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
         _check_size(path, image)
         shape = image.shape
         found = "×".join(map(str, shape))
-        if channel is None and (len(shape) != 3 or min(shape) < 2):
+        if channel is None and (len(shape) < 3 or min(shape[:3]) < 2 or set(shape[3:]) - {1}):
             raise DataError(f"{path}: expected a three-dimensional volume, found {found}; split or convert it first")
         if channel is not None and (len(shape) != 4 or min(shape[:3]) < 2 or shape[3] <= channel):
             raise DataError(
@@ -159,7 +160,7 @@ def read_volume(path: Path, channel: int | None = None) -> Volume:
                 f"found {found}; fix one of the two"
             )
         with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite
-            data = _voxels(path, image, channel)
+            data = _voxels(path, image, channel).reshape(shape[:3])
     except UNREADABLE as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise DataError(f"{path}: cannot be read as NIfTI ({reason}); is the file complete?") from problem
@@ -181,8 +182,8 @@ def _check_size(path: Path, image: Any) -> None:
         raise DataError(
             f"{path}: its header states {voxels:,} voxels, more than the file can hold; is the file complete?"
         )
-    if voxels > _MAX_VOXELS:
-        raise DataError(f"{path}: holds {voxels:,} voxels, more than {_MAX_VOXELS:,}; crop or resample it first")
+    if voxels > MAX_VOXELS:
+        raise DataError(f"{path}: holds {voxels:,} voxels, more than {MAX_VOXELS:,}; crop or resample it first")
 
 
 def _voxels(path: Path, image: Any, channel: int | None) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dwp_pyro.data.case import Scan
+from dwp_pyro.data.case import MAX_VOXELS, Scan
 from dwp_pyro.runtime.errors import DataError
 
 __all__ = ["AXES", "NORMALIZATION", "Example", "Preprocessing", "class_indices"]
@@ -67,6 +67,7 @@ class Preprocessing:
         if spacing is not None:
             modes = ("bilinear", "nearest", "nearest")
             transforms.insert(0, Spacingd(keys, (spacing,) * 3, mode=modes, allow_missing_keys=True))
+        self._spacing = spacing
         self._transform = Compose(transforms)
 
     def __call__(self, scan: Scan, regions: Sequence[frozenset[int]]) -> Example:
@@ -77,8 +78,14 @@ class Preprocessing:
             regions: Label values of each region; empty for an example without a label.
 
         Raises:
-            DataError: if the brain has fewer than two voxels.
+            DataError: if the brain has fewer than two voxels, or the scan too many.
         """
+        volume = scan.brain_mask.size * abs(float(np.linalg.det(scan.affine[:3, :3])))  # mm³
+        if self._spacing is not None and volume / self._spacing**3 > MAX_VOXELS:
+            raise DataError(
+                f"{scan.reference}: case {scan.id} would have more than {MAX_VOXELS:,} voxels of {self._spacing:g} mm; "
+                "choose a larger spacing"
+            )
         arrays: dict[str, NDArray[Any]] = {
             "image": scan.images,
             "brain_mask": (2 * scan.brain_mask.astype(np.float32) - scan.counted)[None],

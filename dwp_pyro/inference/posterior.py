@@ -27,6 +27,8 @@ __all__ = ["Member", "NetworkConfig", "Posterior"]
 
 FORMAT_VERSION = 6
 
+_MAX_PATCH = 4096  # voxels per side
+
 _HALF = Decision()
 
 
@@ -95,8 +97,19 @@ class NetworkConfig:
         # Regions become parts of file names.
         if not regions or any(not isinstance(name, str) or structure(name) != name for name in regions):
             raise ValueError(f"regions {regions!r}")
-        if len(values) != len(regions) or not all(values):
+        if len(values) != len(regions) or not all(
+            isinstance(of_region, tuple) and of_region and all(type(value) is int for value in of_region)
+            for of_region in values
+        ):
             raise ValueError(f"values {values!r}")
+        spacing, patch = network_config.spacing, network_config.patch
+        if spacing is not None and not (isinstance(spacing, int | float) and 0 < spacing < math.inf):
+            raise ValueError(f"spacing {spacing!r}")
+        stride = NETWORKS[network_config.network].stride
+        if len(patch) != 3 or any(
+            type(side) is not int or side % stride or not 0 < side <= _MAX_PATCH for side in patch
+        ):
+            raise ValueError(f"patch {patch!r}")
         return network_config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -77,8 +78,9 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
         for threshold in THRESHOLDS
     )
     gain = dice[half] - dice[expected]
-    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    best = half if gain.mean() >= error else expected
+    # The standard error of a single patient is not known.
+    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
+    best = half if gain.mean() >= error or not gain.any() else expected
     found, half_alone = dice[best].mean(), dice[Decision()].mean()
     _logger.info("decision: %s; validation Dice %.3f, of probability above 1/2 alone %.3f", best, found, half_alone)
     return best

@@ -116,8 +116,21 @@ def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
 
     Raises:
         ConfigError: if the file does not fit the bank.
-        PriorError: if kernels of an unknown network have several shapes.
+        PriorError: if kernels of one block have several shapes.
     """
+    blocks = _blocks_of(bank, file)
+    for name, sites in blocks.items():
+        shapes = {tuple(bank.kernels[site].shape[1:]) for site in sites}
+        if len(shapes) > 1:
+            listed = ", ".join("×".join(map(str, shape)) for shape in sorted(shapes))
+            raise PriorError(
+                f"kernels: block '{name}' cannot hold kernels of several shapes ({listed}); give one file per shape, "
+                "or other blocks"
+            )
+    return blocks
+
+
+def _blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
     if file is not None:
         return by_block(read_blocks(Path(file), bank.kernels))
     published = ResidualUNet3d(1, 2, paper=True)
@@ -129,12 +142,6 @@ def blocks_of(bank: KernelBank, file: str | None) -> dict[str, tuple[str, ...]]:
     blocks = {site: block for site, block in prior_blocks(known).items() if site in bank.kernels}
     if len(blocks) == len(bank.kernels):
         return by_block(blocks)
-    shapes = {tuple(kernels.shape[1:]) for kernels in bank.kernels.values()}
-    if len(shapes) > 1:
-        listed = ", ".join("×".join(map(str, shape)) for shape in sorted(shapes))
-        raise PriorError(
-            f"kernels: one prior cannot hold kernels of several shapes ({listed}); give one file per shape"
-        )
     return {_FOREIGN: tuple(bank.kernels)}
 
 

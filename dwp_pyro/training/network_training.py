@@ -169,7 +169,8 @@ def validation_dice(posterior: Posterior, data: TrainingData, device: torch.devi
         assert example.label is not None
         probability = posterior_mean_probability(posterior, example.image.as_tensor().to(device))
         predicted = region_masks(probability, posterior.network_config.activation).cpu().numpy()
-        return predicted & (example.brain_mask.numpy() == 1), example.label.numpy() > 0  # 2: voxels to ignore
+        counted = example.brain_mask.numpy() == 1
+        return predicted & counted, (example.label.numpy() > 0) & counted
 
     return mean_dice(map(masks, data.validation)) if data.validation else None
 

@@ -57,7 +57,8 @@ def train_source(
     Returns:
         Source and kernels (site → weight) of each snapshot, in order; and a posterior of one snapshot per bootstrap,
         the one with the best Dice on the validation cases (the last without validation cases), the best bootstrap
-        first. Both exclude bootstraps that have not learned; see `have_learned`.
+        first. Both exclude bootstraps that have not learned (`have_learned`); with `epsilon` the kernels are those of
+        all bootstraps, since the Dice of one would decide on others.
     """
     run = options.out
     stages = [f"bootstrap{number}" for number in range(config.bootstraps)]
@@ -86,7 +87,7 @@ def train_source(
     kept = sorted(itertools.compress(best, learned), key=lambda snapshot: -(snapshot[0].dice or 0.0))
     bank = [
         (source, {name: weight.detach() for name, weight in kernel_sites(member.network).items()})
-        for snapshots in itertools.compress(trained, learned)
+        for snapshots in (trained if config.epsilon is not None else itertools.compress(trained, learned))
         for source, member in snapshots
     ]
     return bank, Posterior(posterior.network_config, [member for _, member in kept])

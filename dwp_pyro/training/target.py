@@ -15,13 +15,15 @@ import torch
 from dwp_pyro.config.base import RunOptions
 from dwp_pyro.config.training import DEFAULT_EVIDENCE, FinetuneConfig, SviConfig
 from dwp_pyro.data.preprocessing import Example
+from dwp_pyro.data.split import Split, read_roles
 from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
 from dwp_pyro.inference.schedule import TrainingSchedule
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
-from dwp_pyro.runtime.files import file_digest, files_digest, locked
+from dwp_pyro.runtime.errors import RunError
+from dwp_pyro.runtime.files import file_digest, files_digest, locked, read_yaml
 from dwp_pyro.runtime.run_folder import RunFolder, check_pinned
 from dwp_pyro.training.choose_decision import choose_decision
 from dwp_pyro.training.metrics_log import Track, no_track, read_metrics
@@ -107,6 +109,27 @@ class Method:
         )
 
 
+def _warn_of_seen_test_cases(config: SviConfig | FinetuneConfig, split: Split) -> None:
+    """Warn if the source networks learned from test cases: from the same folder, with another split."""
+    folder = config.prior_folder
+    files = folder / "config.yaml", folder / "split.json"
+    if folder not in (path.parent for path in config.learned_from()) or not all(file.exists() for file in files):
+        return
+    root, roles = read_yaml(files[0]).get("root"), read_roles(files[1], RunError)
+    if config.root is None or not isinstance(root, str) or Path(root).resolve() != Path(config.root).resolve():
+        return
+    seen = sorted({*roles.get("train", ()), *roles.get("validation", ())} & set(split.test))
+    if seen:
+        _logger.warning(
+            "%s learned from %d of the %d test cases, for example '%s', so their metrics will be too good; give "
+            "fit-prior and this command the same --split",
+            folder,
+            len(seen),
+            len(split.test),
+            seen[0],
+        )
+
+
 def train_target(method: Method, options: RunOptions) -> Posterior:
     """Train on the n target cases and save `posterior.safetensors`, the split, the metrics and the settings.
 
@@ -130,6 +153,7 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
     folder = (options.out, method.command, config.to_mapping())
     RunFolder.check(*folder, resume=options.resume, overwrite=options.overwrite)
     data = load_training_data(config, config.n)
+    _warn_of_seen_test_cases(config, data.split)
     more = find_unlabelled(config, data.split)
     unlabelled = () if more is None else load_unlabelled(config, more)
     network_config = network_config_for(config, data)

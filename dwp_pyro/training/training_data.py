@@ -173,14 +173,16 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
             contains a case without label.
     """
     data = open_scans(settings)
+    patients = data.patients
     _check_patients(data, settings.modality)
     rest = (n, settings.validation, settings.seed if settings.split_seed is None else settings.split_seed)
     if settings.split is None:
-        labeled = {case.id: data.patients[case.id] for case in data.cases if case.label is not None}
+        labeled = {case.id: patients[case.id] for case in data.cases if case.label is not None}
         return data, seeded_split(labeled, *rest)
-    split = read_split(Path(settings.split), data.patients, *rest)
+    split = read_split(Path(settings.split), patients, *rest)
+    cases = data.by_id
     for name in (*split.train, *split.validation, *split.test):
-        if data.by_id[name].label is None:
+        if cases[name].label is None:
             raise DataError(f"{settings.split}: case '{name}' has no label file; add one, or take it out of the split")
     return data, split
 
@@ -188,13 +190,14 @@ def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
 def _check_patients(data: DataSet, modalities: Sequence[str]) -> None:
     """Raise DataError if labeled cases of two patients have the same scans, which could be in training and in test."""
     owners: dict[tuple[Any, ...], Case] = {}
+    patients = data.patients
     for case in data.cases:
         scans = tuple(
             (os.path.realpath(case.images[name]), case.channels.get(name)) for name in modalities if name in case.images
         )
         if scans and case.label is not None:
             other = owners.setdefault(scans, case)
-            if data.patients[other.id] != data.patients[case.id]:
+            if patients[other.id] != patients[case.id]:
                 raise DataError(
                     f"{data.root}: cases '{other.id}' and '{case.id}' have the same scan {scans[0][0]}, but not the "
                     "same patient; remove one, or list both in a CSV file with a column 'patient'"
@@ -233,8 +236,8 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
 def find_unlabelled(settings: SviConfig | FinetuneConfig, split: Split) -> DataSet | None:
     """Return the scans of the setting `unlabelled`, a folder or CSV file, without their labels; None without it.
 
-    Cases with a file of a case of the split are left out, and in the data set of the labeled cases those of their
-    patients: test patients stay unseen. Copies of a scan are not recognized.
+    Cases with a file of a patient of the split are left out: test patients stay unseen. Copies of a scan are not
+    recognized.
 
     Raises:
         DataError: if there is no scan beside those of the split.
@@ -242,15 +245,17 @@ def find_unlabelled(settings: SviConfig | FinetuneConfig, split: Split) -> DataS
     if settings.unlabelled is None:
         return None
     labeled, folder = open_scans(settings), Path(settings.unlabelled)
-    roles = (*split.train, *split.validation, *split.test)
-    used = {path.resolve() for name in roles for path in labeled.by_id[name].images.values()}
+    patient_of = labeled.patients
+    patients = {patient_of[name] for name in (*split.train, *split.validation, *split.test)}
+    used = {
+        path.resolve() for case in labeled.cases if patient_of[case.id] in patients for path in case.images.values()
+    }
     same = folder.resolve() == labeled.root.resolve()
-    patients = {labeled.patients[name] for name in roles} if same else set()
     data = open_dataset(folder, labeled.layout if same else None, needs_labels=False)
     cases = tuple(
         dataclasses.replace(case, label=None)
         for case in data.cases
-        if data.patients[case.id] not in patients and used.isdisjoint(path.resolve() for path in case.images.values())
+        if used.isdisjoint(path.resolve() for path in case.images.values())
     )
     if not cases:
         raise DataError(f"{folder}: holds no scan beside those of the split; give a folder of other scans")

@@ -193,6 +193,13 @@ def test_ignored_voxels_are_in_the_brain_and_do_not_count(case):
         read_case(case, ("flair",), labels)
 
 
+def test_further_axes_of_length_1_are_dropped(tmp_path):
+    data = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
+    for suffix in ("nii", "nii.gz"):
+        path = write(tmp_path / f"v.{suffix}", data[..., None, None])
+        np.testing.assert_array_equal(read_volume(path).data, data)
+
+
 def test_a_channel_is_read_alone(tmp_path):
     data = np.arange(2 * 3 * 4 * 3, dtype=np.int16).reshape(2, 3, 4, 3)
     path = write(tmp_path / "v.nii.gz", data)

@@ -45,6 +45,11 @@ def test_the_region_is_made_of_its_label_values(scan):
     assert len(enhancing.indices[0]) == scan.brain_mask.sum() - (scan.label == 4).sum()
 
 
+def test_voxels_that_are_far_too_small_are_refused(scan):
+    with pytest.raises(DataError, match="more than 1,000,000,000 voxels of 0.003 mm"):
+        Preprocessing(0.003)(scan, ())
+
+
 def test_without_regions_there_is_no_label(scan):
     example = Preprocessing(None)(scan, ())
     assert example.label is None and example.indices == ()

@@ -99,6 +99,15 @@ def test_blocks_are_those_of_the_network_or_one_for_another(bank):
         blocks_of(mixed, None)
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_block_has_kernels_of_one_shape(listed, tmp_path):
+    """In a file of blocks, or under the names of the published network."""
+    mixed = KernelBank({"input.weight": torch.ones(4, 3, 3, 3), "down1.conv1.weight": torch.ones(4, 5, 5, 5)})
+    (tmp_path / "blocks.yaml").write_text("x: [input, down1]\n")
+    with pytest.raises(PriorError, match="3×3×3, 5×5×5"):
+        blocks_of(mixed, str(tmp_path / "blocks.yaml") if listed else None)
+
+
 def test_a_bank_of_nine_down_blocks_keeps_the_blocks_of_the_network(bank):
     """With the description of an earlier version or with none: the sites are those of `paper-unet`."""
     sites = {name: torch.ones(6, 3, 3, 3) for name in ("input.weight", "down6.conv1.weight", "down9.conv2.weight")}

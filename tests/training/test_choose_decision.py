@@ -96,6 +96,7 @@ def test_one_half_must_be_better_by_more_than_the_noise(posterior):
     assert choose(posterior, [ONE], [rash, rash, rash]).threshold == "half"
     visits = [replace(rash, patient="A")] * 6
     assert choose(posterior, [ONE], [timid, *visits]).threshold == "expected-dice", "visits count as one patient"
+    assert choose(posterior, [ONE], [rash]).threshold == "expected-dice", "the noise of one patient is not known"
 
 
 def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):

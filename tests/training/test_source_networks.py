@@ -87,6 +87,15 @@ def test_a_region_that_a_case_lacks_is_skipped(monkeypatch, truth, predicted, di
     assert found == pytest.approx(dice)
 
 
+def test_label_voxels_outside_of_the_brain_do_not_count(monkeypatch):
+    label, brain = torch.tensor([[1, 1, 1, 0.0]])[..., None, None], torch.tensor([[1, 1, 0, 1.0]])[..., None, None]
+    parts = {"label": label, "image": label * brain, "brain_mask": brain}
+    data = SimpleNamespace(validation=(SimpleNamespace(**{name: MetaTensor(x) for name, x in parts.items()}),))
+    monkeypatch.setattr(network_training, "posterior_mean_probability", lambda posterior, image: image)
+    posterior = SimpleNamespace(network_config=SimpleNamespace(activation="sigmoid"))
+    assert network_training.validation_dice(posterior, data, torch.device("cpu")) == 1
+
+
 def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path, monkeypatch, caplog):
     """The second of three bootstraps has not learned; a log line names it."""
     dices = {0: (0.3, 0.5), 1: (0.0, 0.02), 2: (0.6, 0.4)}
@@ -116,6 +125,9 @@ def test_a_network_that_has_not_learned_is_in_neither_bank_nor_members(tmp_path,
     assert not list(tmp_path.rglob("*checkpoint*"))
     assert "bootstrap 1: Dice 0.020 on validation cases, less than half of the best: skipped" in caplog.text
     assert "bootstrap 2: Dice 0.600 on validation cases\n" in caplog.text
+    private = dataclasses.replace(config, family="gaussian", epsilon=1.0)
+    snapshots, sources = train_source(private, data, RunOptions(tmp_path), lambda *args: None)
+    assert (len(snapshots), len(sources.members)) == (6, 2), "one network's Dice must not remove another's kernels"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
