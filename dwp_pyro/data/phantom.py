@@ -1,4 +1,4 @@
-"""Generated head scans with multiple sclerosis or a tumor, in the layouts of real data sets.
+"""Generated brain scans with multiple sclerosis or a tumor, in the layouts of real data sets.
 
 An ellipsoidal brain is scaled, rotated and warped at random, folded by the zero set of a random field, and given
 ventricles and deep gray matter. Voxels hold *fractions* of tissues, so that edges have partial volume. A scan is the

@@ -81,10 +81,10 @@ class Preprocessing:
             DataError: if the brain has fewer than two voxels, or the scan too many.
         """
         volume = scan.brain_mask.size * abs(float(np.linalg.det(scan.affine[:3, :3])))  # mm³
-        if self._spacing is not None and volume / self._spacing**3 > MAX_VOXELS:
+        if self._spacing is not None and volume > MAX_VOXELS * self._spacing**3:
             raise DataError(
-                f"{scan.reference}: case {scan.id} would have more than {MAX_VOXELS:,} voxels of {self._spacing:g} mm; "
-                "choose a larger spacing"
+                f"{scan.reference}: would have more than {MAX_VOXELS:,} voxels of {self._spacing:g} mm; check the size "
+                "of the voxels in its header, or train with a larger spacing"
             )
         arrays: dict[str, NDArray[Any]] = {
             "image": scan.images,

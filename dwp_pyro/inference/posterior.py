@@ -103,11 +103,11 @@ class NetworkConfig:
         ):
             raise ValueError(f"values {values!r}")
         spacing, patch = network_config.spacing, network_config.patch
-        if spacing is not None and not (isinstance(spacing, int | float) and 0 < spacing < math.inf):
+        if spacing is not None and not (type(spacing) in (int, float) and 0 < spacing < 1000):
             raise ValueError(f"spacing {spacing!r}")
         stride = NETWORKS[network_config.network].stride
         if len(patch) != 3 or any(
-            type(side) is not int or side % stride or not 0 < side <= _MAX_PATCH for side in patch
+            type(side) is not int or side % stride or not 2 * stride <= side <= _MAX_PATCH for side in patch
         ):
             raise ValueError(f"patch {patch!r}")
         return network_config

@@ -110,13 +110,18 @@ class Method:
 
 
 def _warn_of_seen_test_cases(config: SviConfig | FinetuneConfig, split: Split) -> None:
-    """Warn if the source networks learned from test cases: from the same folder, with another split."""
+    """Warn if fit-prior learned from test cases: with the same root, and another split.
+
+    Several roots, copies of scans, and priors without the folder of their fit are not recognized.
+    """
     folder = config.prior_folder
-    files = folder / "config.yaml", folder / "split.json"
-    if folder not in (path.parent for path in config.learned_from()) or not all(file.exists() for file in files):
+    if not any(path.parent == folder and path.suffix == ".safetensors" for path in config.learned_from()):
         return
-    root, roles = read_yaml(files[0]).get("root"), read_roles(files[1], RunError)
-    if config.root is None or not isinstance(root, str) or Path(root).resolve() != Path(config.root).resolve():
+    try:
+        if Path(read_yaml(folder / "config.yaml")["root"]).resolve() != Path(str(config.root)).resolve():
+            return
+        roles = read_roles(folder / "split.json", RunError)
+    except (RunError, LookupError, TypeError, ValueError, OSError, RuntimeError):  # not made from scans, or damaged
         return
     seen = sorted({*roles.get("train", ()), *roles.get("validation", ())} & set(split.test))
     if seen:

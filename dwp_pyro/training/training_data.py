@@ -236,7 +236,7 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
 def find_unlabelled(settings: SviConfig | FinetuneConfig, split: Split) -> DataSet | None:
     """Return the scans of the setting `unlabelled`, a folder or CSV file, without their labels; None without it.
 
-    Cases with a file of a patient of the split are left out: test patients stay unseen. Copies of a scan are not
+    Patients with a scan of a patient of the split are left out: test patients stay unseen. Copies of a scan are not
     recognized.
 
     Raises:
@@ -247,16 +247,16 @@ def find_unlabelled(settings: SviConfig | FinetuneConfig, split: Split) -> DataS
     labeled, folder = open_scans(settings), Path(settings.unlabelled)
     patient_of = labeled.patients
     patients = {patient_of[name] for name in (*split.train, *split.validation, *split.test)}
-    used = {
-        path.resolve() for case in labeled.cases if patient_of[case.id] in patients for path in case.images.values()
-    }
+
+    def scans(case: Case) -> set[Path]:
+        return {case.images[name].resolve() for name in settings.modality if name in case.images}
+
+    used = {path for case in labeled.cases if patient_of[case.id] in patients for path in scans(case)}
     same = folder.resolve() == labeled.root.resolve()
     data = open_dataset(folder, labeled.layout if same else None, needs_labels=False)
-    cases = tuple(
-        dataclasses.replace(case, label=None)
-        for case in data.cases
-        if used.isdisjoint(path.resolve() for path in case.images.values())
-    )
+    patient_of = data.patients
+    patients = {patient_of[case.id] for case in data.cases if scans(case) & used}
+    cases = tuple(dataclasses.replace(case, label=None) for case in data.cases if patient_of[case.id] not in patients)
     if not cases:
         raise DataError(f"{folder}: holds no scan beside those of the split; give a folder of other scans")
     return dataclasses.replace(data, cases=cases)

@@ -600,8 +600,8 @@ POSTERIORS = [
     changed_metadata("a region that is a path", "network", "regions", value=["../x"]),
     changed_metadata("an unknown layout", "network", "layout", value="x"),
     *(changed_metadata(f"a patch of {value}", "network", "patch", value=value)
-      for value in ([4, 4, 4], [16, 16], ["a", "b", "c"], [0, 0, 0], [1 << 40] * 3)),
-    *(changed_metadata(f"a spacing of {value}", "network", "spacing", value=value) for value in ("x", 0, -3)),
+      for value in ([4, 4, 4], [8, 8, 8], [16, 16], ["a", "b", "c"], [0, 0, 0], [1 << 40] * 3)),
+    *(changed_metadata(f"a spacing of {value}", "network", "spacing", value=value) for value in ("x", 0, -3, 1e200, True)),
     changed_metadata("values that are text", "network", "values", value=[["x"]]),
     changed_metadata("a list instead of a network", "network", value=[1]),
     changed_metadata("text instead of members", "sites", value="x"),

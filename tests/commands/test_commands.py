@@ -407,6 +407,15 @@ def test_a_study_of_two_methods(command, in_world, tmp_path):
 
 
 @pytest.mark.slow
+def test_test_cases_that_trained_the_source_networks_are_a_warning(command, copy_of_world):
+    common = ("finetune", "--root", "data/ms", "--init", "source", "--n", 2, *TINY, "--prior-dir", "runs/prior-ms")
+    for seed, seen in ((0, False), (1, True)):
+        result = command(*common, "--seed", seed, "--out", f"run{seed}")
+        assert result.exit_code == 0, result.output
+        assert ("so their metrics will be too good" in result.stderr) == seen
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["svi", "finetune"])
 def test_unlabelled_scans_are_labeled_by_a_first_round(command, copy_of_world, name, monkeypatch):
     """Scans without labels, in a folder beside; and those of the data set itself, without the cases of the split."""

@@ -106,6 +106,12 @@ def test_unlabelled_scans_are_of_other_patients(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "data")
     other = find_unlabelled(replace(config, unlabelled=str(tmp_path / "link")), split)
     assert other is not None and other.scans(["flair"]) == [tmp_path / "link" / scans[4].relative_to(tmp_path / "data")]
+    visits = "\n".join(
+        f"{name},{patient},{scans[n]}" for name, patient, n in (("x", "X", 1), ("x2", "X", 3), ("d", "D", 4))
+    )
+    (tmp_path / "visits.csv").write_text(f"id,patient,flair\n{visits}\n")
+    third = find_unlabelled(replace(config, unlabelled=str(tmp_path / "visits.csv")), split)
+    assert third is not None and [case.id for case in third.cases] == ["d"]  # x is b, so x2 is of a test patient
     (tmp_path / "only.csv").write_text(f"id,flair\nx,{tmp_path}/link/{scans[1].relative_to(tmp_path / 'data')}\n")
     with pytest.raises(DataError, match="holds no scan beside those of the split"):
         find_unlabelled(replace(config, unlabelled=str(tmp_path / "only.csv")), split)
