@@ -86,7 +86,7 @@ def test_runs_of_several_seeds_can_have_the_same_cases(tmp_path):
 
 def test_unlabelled_scans_are_of_other_patients(tmp_path):
     """Neither files of the split, by whatever path, nor further visits of its patients."""
-    write_phantoms("brats", tmp_path / "data", 5, shape=(16, 18, 16), spacing=8.0)
+    write_phantoms("brats", tmp_path / "data", 6, shape=(16, 18, 16), spacing=8.0)
     scans = sorted((tmp_path / "data").rglob("*_flair.nii.gz"))
     rows = ["id,patient,flair,label"]
     for number, (name, patient) in enumerate([("a", "A"), ("b", "B"), ("b2", "B"), ("c", ""), ("d", "D")]):
@@ -105,13 +105,12 @@ def test_unlabelled_scans_are_of_other_patients(tmp_path):
     assert found.id == "d" and found.label is None
     (tmp_path / "link").symlink_to(tmp_path / "data")
     other = find_unlabelled(replace(config, unlabelled=str(tmp_path / "link")), split)
-    assert other is not None and other.scans(["flair"]) == [tmp_path / "link" / scans[4].relative_to(tmp_path / "data")]
-    visits = "\n".join(
-        f"{name},{patient},{scans[n]}" for name, patient, n in (("x", "X", 1), ("x2", "X", 3), ("d", "D", 4))
-    )
-    (tmp_path / "visits.csv").write_text(f"id,patient,flair\n{visits}\n")
+    linked = [tmp_path / "link" / scan.relative_to(tmp_path / "data") for scan in scans[4:]]
+    assert other is not None and other.scans(["flair"]) == linked
+    visits = f"x,X,{scans[1]}\nx2,X,{scans[4]}\ny,Y,{scans[5]}\n"
+    (tmp_path / "visits.csv").write_text(f"id,patient,flair\n{visits}")
     third = find_unlabelled(replace(config, unlabelled=str(tmp_path / "visits.csv")), split)
-    assert third is not None and [case.id for case in third.cases] == ["d"]  # x is b, so x2 is of a test patient
+    assert third is not None and [case.id for case in third.cases] == ["y"]  # x is b, so x2 is of a test patient
     (tmp_path / "only.csv").write_text(f"id,flair\nx,{tmp_path}/link/{scans[1].relative_to(tmp_path / 'data')}\n")
     with pytest.raises(DataError, match="holds no scan beside those of the split"):
         find_unlabelled(replace(config, unlabelled=str(tmp_path / "only.csv")), split)
