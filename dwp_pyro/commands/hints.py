@@ -19,7 +19,9 @@ _HINTS: dict[type[errors.UserError], tuple[str, ...]] = {
     errors.RunUnfinished: ("give --resume to continue, or --overwrite to start again", _OVERWRITE),
     errors.RunOutdated: (_OVERWRITE,),
     errors.ProcessLost: ("give --resume to continue",),
-    errors.PredictionExists: ("give --overwrite to replace it, --resume to keep it, or another --out",),
+    errors.PredictionExists: (
+        "give --overwrite to replace it, --resume to keep those with the same settings, or another --out",
+    ),
     errors.PredictionOutdated: ("predict it again with 'dwp-pyro predict --overwrite'",),
     errors.SourceMissing: (
         "run 'dwp-pyro fit-prior' and give its folder as --prior-dir, or train without: 'svi --center none', "

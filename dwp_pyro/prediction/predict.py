@@ -41,6 +41,7 @@ __all__ = ["Prediction", "TrainedRun", "load_run", "not_predicted", "predict", "
 _logger = logging.getLogger(__name__)
 
 _MAPS = ("prob", "entropy", "mi")
+_LABEL_VALUES = 10  # a scan has more
 
 
 def predict(
@@ -185,13 +186,16 @@ def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config:
 def _fit_to_predict(case: Case, network_config: NetworkConfig, data: DataSet) -> Case:
     """Check a case; drop its label if that is invalid, since a prediction needs it only for the picture."""
     try:
-        read_scan(case, network_config, data)
+        scan = read_scan(case, network_config, data)
     except DataError as problem:
         if case.label is None:
             raise
         case = replace(case, label=None)
-        read_scan(case, network_config, data)
+        scan = read_scan(case, network_config, data)
         _logger.warning("predicting %s without its label: %s", case.id, problem)
+    values = len(np.unique(scan.images[0]))
+    if values <= _LABEL_VALUES:
+        _logger.warning("%s: holds only %d different values; is it a label file?", scan.reference, values)
     return case
 
 

@@ -147,6 +147,7 @@ def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
     out = tmp_path / "p"
     result = command("predict", run, "data/two", "--samples", 2, "--decision", "half", "--out", out)
     assert result.exit_code == 0, result.output
+    assert "label file" not in result.stderr
     path = next(Path("data/two").rglob("*_flair.nii.gz"))
     name, scan = path.parent.name, nibabel.load(path)
     maps = {}
@@ -167,6 +168,12 @@ def test_predictions_lie_on_the_scans_grid(command, in_world, tmp_path, run):
         assert record[key] == pytest.approx(maps[kind][~outside].mean(), rel=1e-3)
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(out.glob("*_seg.nii.gz"))) == 2
+
+
+def test_a_label_file_in_place_of_a_scan_is_a_warning(command, in_world, tmp_path):
+    label = next(Path("data/two").rglob("*_seg.nii.gz"))
+    result = command("predict", SVI_RUN, label, "--samples", 0, "--out", tmp_path / "p")
+    assert f"{label}: holds only 4 different values; is it a label file?" in result.stderr
 
 
 @pytest.mark.slow
