@@ -193,7 +193,7 @@ def _fit_to_predict(case: Case, network_config: NetworkConfig, data: DataSet) ->
         case = replace(case, label=None)
         scan = read_scan(case, network_config, data)
         _logger.warning("predicting %s without its label: %s", case.id, problem)
-    values = len(np.unique(scan.images[0]))
+    values = max(len(np.unique(channel)) for channel in scan.images)  # a missing modality is 0 everywhere
     if values <= _LABEL_VALUES:
         _logger.warning("%s: holds only %d different values; is it a label file?", scan.reference, values)
     return case
