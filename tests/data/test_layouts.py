@@ -562,7 +562,7 @@ def test_missing_data_is_reported(tmp_path):
         open_dataset(tmp_path / "nowhere", "brats")
     with pytest.raises(DataError, match="no case of the layout 'brats'; expected HGG/"):
         open_dataset(tmp_path, "brats")
-    with pytest.raises(DataError, match="none of the known layouts .* list the scans in a CSV file"):
+    with pytest.raises(DataError, match="none of the known layouts .* give the folder that holds all cases"):
         open_dataset(tmp_path)
     touch(tmp_path, "table.xlsx")
     with pytest.raises(DataError, match="none of the known layouts"):

@@ -46,7 +46,7 @@ def open_dataset(
     if not matches:
         raise DataError(
             f"{root}: has none of the known layouts ({', '.join(known.name for known in _LAYOUTS)}); "
-            "list the scans in a CSV file (id,flair,label) and give that file instead"
+            "give the folder that holds all cases, or list the scans in a CSV file (id,flair,label) and give that file"
         )
     name, match = next(iter(matches.items()))
     labels = match.labels
