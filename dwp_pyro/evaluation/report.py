@@ -15,7 +15,7 @@ from dwp_pyro.evaluation.page import Metrics, Report, page
 from dwp_pyro.evaluation.viewer import CaseView, case_view
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.prediction.labels import read_scan, shown_image
-from dwp_pyro.prediction.outputs import read_maps, read_prediction
+from dwp_pyro.prediction.outputs import MAPS, read_maps, read_prediction
 from dwp_pyro.prediction.predict import TrainedRun, load_run, not_predicted
 from dwp_pyro.runtime.errors import ConfigError, RunError
 from dwp_pyro.runtime.files import file_digest, read_json, read_yaml, write_bytes
@@ -198,7 +198,7 @@ def _view(run: Path, case: Case, data: DataSet, trained: TrainedRun, region: str
     scan = read_scan(case, network_config, data)
     modality, image = shown_image(scan, case, network_config)
     probability, entropy, mutual_information = (
-        read_maps(run / "predictions", case.id, kind, network_config) for kind in ("prob", "entropy", "mi")
+        read_maps(run / "predictions", case.id, kind, network_config) for kind in MAPS
     )
     number = network_config.regions.index(region)
     return case_view(

@@ -12,7 +12,7 @@ from dwp_pyro.data.case import read_volume
 from dwp_pyro.data.split import read_roles
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.prediction.labels import label_values, overlay_order, warn_of_crossing_regions
-from dwp_pyro.prediction.outputs import map_path, read_prediction, save_like
+from dwp_pyro.prediction.outputs import MAPS, map_path, read_prediction, save_like
 from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.errors import PredictionOutdated, RunError
 from dwp_pyro.runtime.files import new_folder, write_bytes, write_json
@@ -49,7 +49,7 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
             path = predictions / f"{case}_seg.nii.gz"
             save_like(path, to_nnunet(read_volume(path).data, network_config), folder / f"{case}.nii.gz")
             for region in network_config.regions:
-                for kind in ("prob", "entropy", "mi"):
+                for kind in MAPS:
                     path = map_path(predictions, case, kind, region, network_config)
                     write_bytes(folder / "uncertainty" / path.name, path.read_bytes())
             advance(case)

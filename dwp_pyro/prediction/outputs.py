@@ -16,11 +16,13 @@ from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.runtime.errors import PredictionOutdated
 from dwp_pyro.runtime.files import atomic_path, read_json
 
-__all__ = ["VERSION", "PredictionRecord", "map_path", "read_maps", "read_prediction", "save_like"]
-
+__all__ = ["MAPS", "VERSION", "PredictionRecord", "map_path", "read_maps", "read_prediction", "save_like"]
 
 #: Version of maps, masks and metrics; files of another version are made again.
 VERSION = 2
+
+#: Kinds of maps: probability, predictive entropy, mutual information.
+MAPS = ("prob", "entropy", "mi")
 
 _GEOMETRY = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -63,7 +65,7 @@ def read_prediction(out: Path, case: str, regions: Sequence[str]) -> PredictionR
 
 
 def map_path(folder: Path, case: str, kind: str, region: str, network_config: NetworkConfig) -> Path:
-    """Return the path of a map ("prob", "entropy", "mi") of a case; its name has the region if there are several."""
+    """Return the path of a map of a case, `kind` one of `MAPS`; its name has the region if there are several."""
     return folder / (f"{case}_{kind}.nii.gz" if len(network_config.regions) == 1 else f"{case}_{kind}_{region}.nii.gz")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +19,7 @@ from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.data.case import Case, Scan
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import detect_layouts, open_dataset
+from dwp_pyro.data.layouts.file_names import without_suffix
 from dwp_pyro.data.preprocessing import Preprocessing
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
@@ -27,7 +27,7 @@ from dwp_pyro.inference.predictive import binary_entropy, posterior_predictive
 from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.plots.cases import save_case_figure
 from dwp_pyro.prediction.labels import label_values, read_scan, shown_image, to_label_map, warn_of_crossing_regions
-from dwp_pyro.prediction.outputs import VERSION, map_path, save_like
+from dwp_pyro.prediction.outputs import MAPS, VERSION, map_path, save_like
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device, warn_if_emulated
 from dwp_pyro.runtime.distributed import fail_together, gather, process_count, process_number
 from dwp_pyro.runtime.errors import DataError, FolderTaken, PredictionExists, RunError, UserError, with_task_name
@@ -40,7 +40,6 @@ __all__ = ["Prediction", "TrainedRun", "load_run", "not_predicted", "predict", "
 
 _logger = logging.getLogger(__name__)
 
-_MAPS = ("prob", "entropy", "mi")
 _LABEL_VALUES = 10  # a scan has more
 
 
@@ -101,13 +100,13 @@ def predict(
     if resume:
         cases = not_predicted(out, cases, trained, config)
     cases = cases[process_number() :: process_count()]
-    with fail_together(), progress("checking scans", len(cases)) as advance:
-        for number, case in enumerate(cases):  # check all before writing anything
-            cases[number] = _fit_to_predict(case, trained.posterior.network_config, data)
-            advance("")
+    checked = []
+    with fail_together():
+        for case in each(cases, "checking scans"):  # all before writing anything
+            checked.append(_fit_to_predict(case, trained.posterior.network_config, data))
     with resumable():
         with fail_together():
-            pictures = predict_cases(trained, cases, data, config, out, device, workers)
+            pictures = predict_cases(trained, checked, data, config, out, device, workers)
         return gather(pictures)
 
 
@@ -166,7 +165,7 @@ def _cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
             f"{scans[0]}: give one folder or CSV file, or {len(modalities)} file(s) of one case, "
             f"in the order {', '.join(modalities)}; got {len(scans)} path(s)"
         )
-    name = re.sub(r"\.nii(\.gz)?$", "", scans[0].name, flags=re.IGNORECASE)
+    name = without_suffix(scans[0])
     case = Case(name, dict(zip(modalities, scans, strict=True)))
     return DataSet(scans[0].parent, network_config.layout, (case,), {}, {})
 
@@ -176,7 +175,7 @@ def not_predicted(out: Path, cases: Sequence[Case], trained: TrainedRun, config:
     missing = []
     for case in each(cases, "looking for predictions"):
         path, network_config = out / f"{case.id}.json", trained.posterior.network_config
-        maps = [map_path(out, case.id, k, region, network_config) for region in network_config.regions for k in _MAPS]
+        maps = [map_path(out, case.id, k, region, network_config) for region in network_config.regions for k in MAPS]
         complete = all(file.exists() for file in (path, out / f"{case.id}_seg.nii.gz", *maps))
         if not complete or read_json(path).get("settings") != _settings(trained, case, config):
             missing.append(case)
@@ -326,7 +325,7 @@ def _save(
     pictures, metrics = [], {}
     _, shown = shown_image(scan, case, network_config)
     for number, region in enumerate(network_config.regions):
-        maps = dict(zip(_MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
+        maps = dict(zip(MAPS, (probability[number], entropy[number], mutual_information[number]), strict=True))
         for kind, volume in maps.items():
             save_like(scan.reference, volume, map_path(out, case.id, kind, region, network_config))
         known = data.regions.get(region)  # pictures show the label only if it names the region
@@ -353,9 +352,9 @@ def _decision(posterior: Posterior, config: PredictConfig) -> Decision:
 
 def _passes(posterior: Posterior, config: PredictConfig) -> int:
     """Return the number of passes: the weight samples, rounded up to the same number per member and mirroring."""
-    each = len(posterior.members) * len(_decision(posterior, config).flips)
+    once = len(posterior.members) * len(_decision(posterior, config).flips)
     deterministic = all(guide is None for _, guide in posterior.members)
-    return each if deterministic else each * max(1, math.ceil(config.samples / each))
+    return once if deterministic else once * max(1, math.ceil(config.samples / once))
 
 
 def _settings(trained: TrainedRun, case: Case, config: PredictConfig) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def map_on_cluster(
                         raise RunError(f"{task}: its workers were killed (out of memory?)") from problem
                     finished(task, result)
                 if stopped() and running:
-                    raise Interrupted(stopped(), saved=True)
+                    raise Interrupted(stopped())
         except CancelledError as problem:
             raise RunError(f"{cluster}: the scheduler has ended; start it, and resume the command") from problem
         finally:

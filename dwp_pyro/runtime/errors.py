@@ -49,7 +49,7 @@ class PriorError(UserError):
 
 
 class RunError(UserError):
-    """Run folder that is in use, unfinished, damaged or of another command."""
+    """Run, posterior or file that cannot be used or written."""
 
 
 class FolderTaken(RunError):

@@ -84,10 +84,10 @@ def map_in_processes(
                     finished(task, result)
                 submit_next()
                 if stopped() and running:
-                    raise Interrupted(stopped(), saved=True)
+                    raise Interrupted(stopped())
         except BrokenProcessPool as problem:
             if stopped():
-                raise Interrupted(stopped(), saved=True) from None
+                raise Interrupted(stopped()) from None
             raise RunError(
                 f"{' or '.join(map(str, running.values()))}: a worker process was killed (out of memory?); "
                 "resume with fewer workers"

@@ -27,7 +27,7 @@ from dwp_pyro.prediction.predict import load_run
 from dwp_pyro.runtime.device import torch_device
 from dwp_pyro.runtime.errors import ConfigError, DataError, FolderTaken, RunOutdated, UserError
 from dwp_pyro.runtime.files import file_digest, locked, read_json, write_bytes, write_json
-from dwp_pyro.runtime.progress import progress
+from dwp_pyro.runtime.progress import each, progress
 from dwp_pyro.runtime.run_folder import check_pinned
 from dwp_pyro.runtime.table import Table, markdown
 from dwp_pyro.runtime.workers import Workers
@@ -42,8 +42,6 @@ __all__ = ["experiment", "read_rows", "run_if_unfinished"]
 _logger = logging.getLogger(__name__)
 
 _COLUMNS = ["method", "n", "seed", "case", "patient", *MEASURES, "seconds", "settings"]
-# Tables of an older version may lack other metrics.
-_REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds", "settings"}
 _REPORT_INTERVAL = 10.0  # seconds
 
 
@@ -65,10 +63,8 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
     torch_device(device)
     tasks = []
     digest = cache(file_digest)  # runs share scans
-    with progress("checking runs", len(study.runs)) as advance:
-        for study_run in study.runs:
-            tasks.append(_task(study, study_run, out, device, digest))
-            advance("")
+    for study_run in each(study.runs, "checking runs"):
+        tasks.append(_task(study, study_run, out, device, digest))
     results = out / "results.csv"
     if out.exists() and not out.is_dir():
         raise FolderTaken(f"{out}: is a file, expected a folder")
@@ -86,7 +82,7 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
                 raise FolderTaken(
                     f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
                 )
-        lines = {key: _lines(each) for key, each in rows.items()}
+        lines = {key: _lines(listed) for key, listed in rows.items()}
         _write_table(results, lines.values())
         left = [task for task in tasks if not rows[task.study_run.key]]
         reported = time.monotonic()
@@ -226,8 +222,7 @@ def read_rows(path: Path) -> list[Row]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            columns = set(reader.fieldnames or ())
-            if not columns.issuperset(_REQUIRED_COLUMNS) or not columns.issubset(_COLUMNS):
+            if {*(reader.fieldnames or ()), "patient"} != set(_COLUMNS):  # of one scan per patient, it may be left out
                 raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
             return [
                 Row(

@@ -144,7 +144,7 @@ def train_network(
             schedule,
             checkpoint,
             description=stage,
-            log=lambda step, metrics: log(step, {**metrics, **({"evidence": evidence} if "loss" in metrics else {})}),
+            log=log,
             validate=validate,
             at_step=lambda step: at_step(step, posterior),
         )

@@ -127,7 +127,7 @@ def _warn_of_seen_test_cases(config: SviConfig | FinetuneConfig, split: Split) -
     if seen:
         _logger.warning(
             "%s learned from %d of the %d test cases, for example '%s', so their metrics will be too good; give "
-            "fit-prior and this command the same --split",
+            "fit-prior and this command the same split",
             folder,
             len(seen),
             len(split.test),
@@ -183,13 +183,14 @@ def train_target(method: Method, options: RunOptions) -> Posterior:
         if path.exists():  # the run was stopped while it deleted its checkpoints
             posterior = Posterior.load(path).to(device)
         else:
-            trainer = _Trainer(method, data, device, run.path, track)
+            trainer = _Trainer(method, data, device, run.path, track, method.command, method.evidence)
             trained = trainer.train_members(options)
             if unlabelled:
                 trainer.posterior(trained).save(run.path / _TEACHER)
-                trained = trainer.student(unlabelled).train_members(options)
+                student = trainer.student(unlabelled)
+                trained = student.train_members(options)
                 # The summary is that of the labeled cases.
-                trainer = replace(trainer, repeats=1)
+                trainer = replace(trainer, name=student.name)
                 for each in trained:
                     each.model.num_cases, each.model.evidence = len(data.train), method.evidence
             if method.make_nulls is not None:
@@ -216,7 +217,7 @@ class _TrainedMember(NamedTuple):
 class _Trainer:
     """Trains on the target cases of one run.
 
-    `repeats` is how often labeled cases are repeated beside those that a teacher has labeled; 0 in a first round.
+    `name` begins the names of the stages; `evidence` is that of each case of the data.
     """
 
     method: Method
@@ -224,15 +225,12 @@ class _Trainer:
     device: torch.device
     run: Path
     track: Track
-    repeats: int = 0
+    name: str
+    evidence: float
 
     @property
     def network_config(self) -> NetworkConfig:
         return network_config_for(self.method.config, self.data)
-
-    @property
-    def name(self) -> str:
-        return f"{self.method.command}-student" if self.repeats else self.method.command
 
     @property
     def stages(self) -> list[str]:
@@ -244,7 +242,9 @@ class _Trainer:
         """Return a trainer on these cases, too, labeled by the saved posterior of the first round."""
         teacher = Posterior.load(self.run / _TEACHER).to(self.device)
         data = with_pseudo_labels(self.data, unlabelled, teacher, self.device)
-        return replace(self, data=data, repeats=(len(data.train) - len(unlabelled)) // len(self.data.train))
+        # A labeled case is repeated and counts once; an unlabelled one counts as one of its repetitions.
+        repeats = (len(data.train) - len(unlabelled)) // len(self.data.train)
+        return replace(self, data=data, name=f"{self.name}-student", evidence=self.evidence / repeats)
 
     def checkpoint(self, stage: str) -> Path:
         return self.run / f"checkpoint-{stage}.safetensors"
@@ -260,8 +260,7 @@ class _Trainer:
             device=self.device,
             stage=stage,
             track=self.track,
-            # A labeled case is repeated and counts once; an unlabelled one counts as one of its repetitions.
-            evidence=self.method.evidence / max(1, self.repeats),
+            evidence=self.evidence,
         )
 
     @property
@@ -284,7 +283,7 @@ class _Trainer:
     def train_members(self, options: RunOptions) -> list[_TrainedMember]:
         """Train all members, by workers if there are any; return those that have learned."""
         if options.workers is not None:
-            work = partial(_train_in_worker, self.method, self.run, options.device, self.repeats > 0)
+            work = partial(_train_in_worker, self.method, self.run, options.device, self.name)
             left = [stage for stage in self.stages if steps_reported(self.checkpoint(stage)) < self.steps]
             options.workers.at_most(self.method.members).map(work, left, lambda stage, _: None)
         trained = [self.train_member(number) for number in range(self.method.members)]
@@ -318,14 +317,14 @@ class _Trainer:
         return summary
 
 
-def _train_in_worker(method: Method, run: Path, device: str, student: bool, stage: str) -> None:
+def _train_in_worker(method: Method, run: Path, device: str, name: str, stage: str) -> None:
     """Train the member of a stage to its last checkpoint."""
     config = method.config
     with catch_out_of_memory(str(run)):
         data = load_training_data(config, config.n)
         check_pinned(run / "split.json", asdict(data.split))
-        trainer = _Trainer(method, data, torch_device(device), run, no_track)
-        if student:
+        trainer = _Trainer(method, data, torch_device(device), run, no_track, method.command, method.evidence)
+        if name != trainer.name:  # in the second round
             more = find_unlabelled(config, data.split)
             assert more is not None
             check_pinned(run / "split.json", {"unlabelled": [case.id for case in more.cases]})

@@ -27,7 +27,7 @@ from dwp_pyro.data.split import Split, read_split, seeded_split
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.models.registry import NETWORKS
 from dwp_pyro.runtime.errors import DataError
-from dwp_pyro.runtime.progress import each, progress
+from dwp_pyro.runtime.progress import each
 
 __all__ = [
     "SOURCE",
@@ -218,10 +218,8 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     preprocess = Preprocessing(settings.spacing or None)
     examples = {}
     ids = (*split.train, *split.validation)
-    with progress(f"reading {data.layout} scans", len(ids)) as advance:
-        for name in ids:
-            examples[name] = mapped(preprocess(_read(data.by_id[name], settings, data), tuple(regions.values())))
-            advance("")
+    for name in each(ids, f"reading {data.layout} scans"):
+        examples[name] = mapped(preprocess(_read(data.by_id[name], settings, data), tuple(regions.values())))
     train = tuple(examples[name] for name in split.train)
     if not any(len(region) for example in train for region in example.indices[1:]):
         raise DataError(
@@ -269,9 +267,10 @@ def load_unlabelled(settings: TrainingConfig, data: DataSet) -> tuple[Example, .
         DataError: if a scan is invalid.
     """
     preprocess = Preprocessing(settings.spacing or None)
-    return tuple(
-        mapped(preprocess(_read(case, settings, data), ())) for case in each(data.cases, "reading unlabelled scans")
-    )
+    examples = []
+    for case in each(data.cases, "reading unlabelled scans"):
+        examples.append(mapped(preprocess(_read(case, settings, data), ())))
+    return tuple(examples)
 
 
 def _read(case: Case, settings: DataConfig, data: DataSet) -> Scan:

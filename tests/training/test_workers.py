@@ -12,7 +12,7 @@ from dwp_pyro.runtime.errors import OutOfMemory, RunOutdated
 from dwp_pyro.runtime.files import write_json
 from dwp_pyro.training import source_networks, target
 
-ARGUMENTS = {source_networks: ("bootstrap0",), target: (False, "svi")}
+ARGUMENTS = {source_networks: ("bootstrap0",), target: ("svi", "svi")}
 
 
 @pytest.mark.parametrize("module", ARGUMENTS)
@@ -44,6 +44,6 @@ def test_a_worker_with_other_unlabelled_scans_than_its_command_stops(tmp_path, m
     write_json(tmp_path / "split.json", asdict(split) | {"unlabelled": ["d"]})
     monkeypatch.setattr(target, "load_training_data", lambda *_: SimpleNamespace(split=split))
     monkeypatch.setattr(target, "find_unlabelled", lambda *_: SimpleNamespace(cases=[SimpleNamespace(id="e")]))
-    method = SimpleNamespace(config=SimpleNamespace(n=1))
+    method = SimpleNamespace(config=SimpleNamespace(n=1), command="svi", evidence=1.0)
     with pytest.raises(RunOutdated):
-        target._train_in_worker(method, tmp_path, "cpu", True, "svi-student")
+        target._train_in_worker(method, tmp_path, "cpu", "svi-student", "svi-student")

@@ -20,7 +20,14 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import distinct, match_cases, modality_name, nifti_files, subfolders
+from dwp_pyro.data.layouts.file_names import (
+    distinct,
+    match_cases,
+    modality_name,
+    nifti_files,
+    subfolders,
+    without_suffix,
+)
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
 
@@ -56,7 +63,7 @@ class _File:
         """Whether the name or the sidecar marks the file as a lesion mask."""
         if _LESION.search("_".join(part for part in self.stem.split("_") if not part.startswith(("sub-", "ses-")))):
             return True
-        sidecar = self.path.with_name(re.sub(r"\.nii(\.gz)?$", ".json", self.path.name, flags=re.IGNORECASE))
+        sidecar = self.path.with_name(f"{without_suffix(self.path)}.json")
         return os.path.isfile(sidecar) and str(read_json(sidecar, DataError).get("Type", "")).casefold() == "lesion"
 
 
@@ -145,7 +152,7 @@ def _label_names(root: Path, masks: Iterable[_File]) -> dict[int, str] | None:
     """Return value → name from the table of each segmentation, beside it or `dseg.tsv` in a parent; None without."""
     labels: dict[int, str] = {}
     for mask in masks:
-        sidecar = mask.path.with_name(re.sub(r"\.nii(\.gz)?$", ".tsv", mask.path.name, flags=re.IGNORECASE))
+        sidecar = mask.path.with_name(f"{without_suffix(mask.path)}.tsv")
         shared = [folder / "dseg.tsv" for folder in mask.path.parents if root == folder or root in folder.parents]
         table = next((path for path in (sidecar, *shared) if os.path.isfile(path)), None)
         if table is None:

@@ -13,7 +13,16 @@ from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import LayoutMatch
 from dwp_pyro.runtime.errors import DataError
 
-__all__ = ["case_from_stems", "distinct", "entries", "match_cases", "modality_name", "nifti_files", "subfolders"]
+__all__ = [
+    "case_from_stems",
+    "distinct",
+    "entries",
+    "match_cases",
+    "modality_name",
+    "nifti_files",
+    "subfolders",
+    "without_suffix",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +68,11 @@ def subfolders(folder: Path, pattern: str = ".+") -> list[Path]:
 def distinct(folders: Iterable[Path]) -> list[Path]:
     """Return the folders without duplicates through links."""
     return list({folder.resolve(): folder for folder in reversed(list(folders))}.values())[::-1]
+
+
+def without_suffix(file: Path) -> str:
+    """Return the name of a NIfTI file without `.nii` or `.nii.gz`."""
+    return re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:

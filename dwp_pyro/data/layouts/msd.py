@@ -6,7 +6,6 @@ values. Without dataset.json the modalities are 0, 1, … and the names of the v
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import nibabel
 
 from dwp_pyro.data.case import UNREADABLE, Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import match_cases, modality_name, nifti_files
+from dwp_pyro.data.layouts.file_names import match_cases, modality_name, nifti_files, without_suffix
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
 
@@ -45,7 +44,7 @@ def _find(root: Path) -> LayoutMatch | None:
     for subset, files_by_stem in images.items():
         masks = nifti_files(root / f"labels{subset}")
         for stem, file in files_by_stem.items():
-            name = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
+            name = without_suffix(file)
             cases.append(Case(name, dict.fromkeys(names, file), masks.get(stem), channels=channels))
     return match_cases(cases, values or None)
 
