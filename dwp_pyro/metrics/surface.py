@@ -48,6 +48,7 @@ def surface_dice(
     if not (truth.any() and predicted.any()):
         return float(not (truth.any() or predicted.any()))
     a, b = as_batch(predicted), as_batch(truth)
+    tolerance *= 1 + 1e-4  # spacings are rounded
     with _quiet():
         return float(compute_surface_dice(a, b, [tolerance], include_background=True, spacing=list(spacing)))
 

@@ -23,6 +23,10 @@ def test_the_default_tolerance_is_a_millimetre():
     assert surface_dice(line(slice(1, 5)), line(slice(2, 6)), (1.1, 1.0, 1.0)) < 1
 
 
+def test_the_tolerance_allows_for_a_rounded_spacing():
+    assert surface_dice(line(slice(1, 5)), line(slice(2, 6)), (1.0000001, 1.0, 1.0)) == 1
+
+
 def test_hd95_is_in_mm_and_of_the_worse_direction():
     # Prediction 4 to 9 is 0, 0, 1, 2, 3, 4 sides of 2 mm from the truth; the 95th percentile is 3.75 sides.
     assert hd95(line(slice(4, 10)), line(slice(2, 6)), (2.0, 1.0, 1.0), 99.0) == pytest.approx(7.5)
