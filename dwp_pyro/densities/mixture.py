@@ -16,7 +16,7 @@ __all__ = ["KernelMixture"]
 _MAX_KERNELS = 30_000  # sufficient for a fit
 _COMPONENTS = (2, 4, 8, 16, 32)
 _ITERATIONS = 60  # of expectation maximization
-_MIN_VARIANCE = 1e-6  # of a standardized kernel's weight, times D
+_MIN_VARIANCE = 1e-6  # of a standardized kernel's weight: limits the density of kernels that repeat
 
 
 class KernelMixture(KernelDistribution):
@@ -80,7 +80,8 @@ class KernelMixture(KernelDistribution):
                 # Shrinkage by D pseudo-kernels of the component's own variance: the variance of the whole block would
                 # widen a component of near-zero kernels a thousandfold.
                 variance = scatter.trace() / size / count[component].clamp_min(1)
-                covariance = (scatter + (size * variance + _MIN_VARIANCE) * torch.eye(size)) / (count[component] + size)
+                shrunk = (scatter + size * variance * torch.eye(size)) / (count[component] + size)
+                covariance = shrunk + _MIN_VARIANCE * torch.eye(size)
                 root = torch.linalg.cholesky(covariance)
                 self.whitenings[component] = torch.linalg.solve_triangular(root, torch.eye(size), upper=False)
             self.means.copy_(means)

@@ -134,6 +134,19 @@ def test_repeated_kernels_are_not_memorized(family):
     assert nats["prior"] < float(correlated(27).log_prob(base[40:]).mean()) + 5
 
 
+def test_the_density_of_dead_kernels_in_a_mixture_has_a_limit():
+    """Half of the kernels are zero: a component of variance 10⁻⁶ has 27 log 10³ nats more than N(0, 1) there."""
+    nats = []
+    for count in (400, 8000):
+        kernels = torch.randn(count, 3, 3, 3)
+        kernels[::2] = 0
+        mixture = KernelMixture((3, 3, 3), 2)
+        mixture.fit(kernels, 0)
+        nats.append(float(mixture.log_prob_standardized(torch.zeros(27))))
+    limit = 27 * (math.log(1e3) - 0.5 * math.log(2 * math.pi))
+    assert nats == [pytest.approx(limit, abs=2), pytest.approx(limit, abs=2)]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_raw_units(family):
     """Kernels scaled by c lose D·log c nats under the prior and its controls."""
