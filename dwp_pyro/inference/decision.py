@@ -84,7 +84,7 @@ class Decision:
             activation: "softmax" for regions that exclude each other, "sigmoid" for those that may overlap.
             size: Volume of a voxel; see `expected_dice_threshold`.
         """
-        kept = _above_threshold(probability, self.threshold, activation, size)
+        kept = self.above_threshold(probability, activation, size)
         if self.min_mass:
             parts = zip(kept, probability, strict=True)
             kept = np.stack([remove_small_components(mask, each, self.min_mass) for mask, each in parts])
@@ -93,21 +93,20 @@ class Decision:
                 kept[inner] &= kept[outer]
         return kept
 
-
-def _above_threshold(
-    probability: NDArray[np.float32], threshold: str, activation: str, size: float
-) -> NDArray[np.bool_]:
-    if threshold == "half":
-        halves: NDArray[np.bool_] = region_masks(torch.from_numpy(probability), activation).numpy()
-        return halves
-    thresholds = np.array([expected_dice_threshold(each, size) for each in probability], np.float32).reshape(
-        -1, 1, 1, 1
-    )
-    masks = probability >= thresholds
-    if activation == "softmax":
-        best = (probability / thresholds).argmax(0)
-        masks &= np.arange(len(masks))[:, None, None, None] == best
-    return masks
+    def above_threshold(
+        self, probability: NDArray[np.float32], activation: str, size: float = 1.0
+    ) -> NDArray[np.bool_]:
+        """Return the masks that follow from the threshold alone; shapes and arguments as for `masks`."""
+        if self.threshold == "half":
+            halves: NDArray[np.bool_] = region_masks(torch.from_numpy(probability), activation).numpy()
+            return halves
+        each = [expected_dice_threshold(region, size) for region in probability]
+        thresholds = np.array(each, np.float32)[:, None, None, None]
+        masks = probability >= thresholds
+        if activation == "softmax":
+            best = (probability / thresholds).argmax(0)
+            masks &= np.arange(len(masks))[:, None, None, None] == best
+        return masks
 
 
 def expected_dice_threshold(probability: NDArray[np.float32], size: float = 1.0) -> float:

@@ -14,9 +14,10 @@ from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import Posterior
 from dwp_pyro.metrics.overlap import pairwise_dice
-from dwp_pyro.models.likelihoods import region_masks, region_probability
+from dwp_pyro.models.likelihoods import region_probability
 from dwp_pyro.models.segmentation import autocast
 from dwp_pyro.runtime.errors import RunError
 
@@ -29,6 +30,8 @@ _GPU_BATCH_SIZE = 2**26
 
 _Weights = dict[str, Tensor]
 
+_HALF = Decision()
+
 
 @dataclass(frozen=True)
 class PredictiveMoments:
@@ -40,7 +43,8 @@ class PredictiveMoments:
     Args:
         probability: p̄, mean probability of a region.
         expected_entropy: E H[p] in nats, mean entropy of the samples.
-        pairwise_dice: Mean Dice of each region over all pairs of the samples' segmentations; NaN for a single sample.
+        pairwise_dice: Mean Dice of each region over all pairs of the samples' segmentations, which the threshold of the
+            decision makes; NaN for a single sample.
     """
 
     probability: Tensor
@@ -71,7 +75,7 @@ def posterior_predictive(
     precision: str = "float32",
     advance: Callable[[], None] = lambda: None,
     brain_mask: Tensor | None = None,
-    flips: Sequence[tuple[int, ...]] = ((),),
+    decision: Decision = _HALF,
 ) -> PredictiveMoments:
     """Return the moments over weight samples, each of which is used in all windows of the image.
 
@@ -81,12 +85,12 @@ def posterior_predictive(
         posterior: Posterior, on the image's device.
         image: Image [channels, X, Y, Z].
         seeds: Seed of each weight sample; the members of the posterior take turns. None for one pass per member and
-            flip with kernels at their means, a fast approximation where members differ more than their samples.
+            mirroring with kernels at their means, a fast approximation where members differ more than their samples.
         overlap: Overlap of neighboring windows, as a fraction of a window.
         precision: Precision of the network; see `autocast`.
         advance: Function called after each sample.
         brain_mask: Voxels in which `pairwise_dice` is computed, bool [X, Y, Z]; None for all.
-        flips: Axes of [X, Y, Z] along which a pass sees the image mirrored; the passes of each member take turns.
+        decision: Its mirrorings of the image, with which the passes of each member take turns, and its threshold.
 
     Raises:
         RunError: if the network's output is not finite.
@@ -94,6 +98,7 @@ def posterior_predictive(
     shape = (len(posterior.network_config.regions), *image.shape[1:])
     total, entropies = (torch.zeros(shape, device=image.device) for _ in range(2))
     members = len(posterior.members)
+    flips = decision.flips
     passes = members * len(flips) if seeds is None else len(seeds)
     segmentations: list[NDArray[np.bool_]] = []
 
@@ -116,10 +121,10 @@ def posterior_predictive(
                 raise RunError("the network's output is NaN or infinite, its weights are too large; train it again")
             total += probability
             entropies += binary_entropy(probability)
-            segmented = region_masks(probability, posterior.network_config.activation)
+            counted = (probability.flatten(1) if brain_mask is None else probability[:, brain_mask]).cpu().numpy()
             del probability  # free its memory before the next pass
-            counted = segmented.flatten(1) if brain_mask is None else segmented[:, brain_mask]
-            segmentations.append(counted.cpu().numpy())
+            masks = decision.above_threshold(counted[..., None, None], posterior.network_config.activation)
+            segmentations.append(masks[..., 0, 0])
             advance()
     agreement = tuple(pairwise_dice(of_region) for of_region in zip(*segmentations, strict=True))
     return PredictiveMoments(total.div_(passes), entropies.div_(passes), agreement)

@@ -19,7 +19,7 @@ from dwp_pyro.runtime.files import atomic_path, read_json
 __all__ = ["MAPS", "VERSION", "PredictionRecord", "map_path", "read_maps", "read_prediction", "save_like"]
 
 #: Version of maps, masks and metrics; files of another version are made again.
-VERSION = 2
+VERSION = 3
 
 #: Kinds of maps: probability, predictive entropy, mutual information.
 MAPS = ("prob", "entropy", "mi")

@@ -236,7 +236,7 @@ def predict_case(
         posterior.to(device)
         image, brain_mask = (volume.as_tensor().to(device) for volume in (example.image, example.brain_mask))
         moments = posterior_predictive(
-            posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool(), decision.flips
+            posterior, image, seeds, config.overlap, config.precision, advance, brain_mask[0].bool(), decision
         )
         maps = torch.cat([moments.probability, moments.mutual_information]).cpu()
         probability, mutual_information = torch.from_numpy(preprocess.invert(maps, example, scan)).chunk(2)

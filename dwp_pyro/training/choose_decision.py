@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 
@@ -36,15 +36,15 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     """Return the decision with the highest mean Dice of the validation patients, on the network's grid.
 
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
-    filter of the training labels, remove at most 1 % of a case's volume on average. The threshold of highest expected
-    Dice is right if probabilities are; 1/2 must be better by a standard error over the patients, of which there are
-    few, or equal. Without validation cases, the largest minimum mass up to 1/4 is chosen, with the threshold 1/2 and no
-    mirroring.
+    filter of the training labels, remove at most 1 % of a region's volume, on average over patients. The threshold of
+    highest expected Dice is right if probabilities are; 1/2 must be better by a standard error over the patients, of
+    which there are few, or equal. Without validation cases, the largest minimum mass up to 1/4 is chosen, with the
+    threshold 1/2 and no mirroring.
 
     The posterior is on `device`; `mirror` holds the axes along which training patches were mirrored, or "none".
     """
-    labels = [example.label.numpy() > 0 for example in data.train if example.label is not None]
-    masses = [mass for mass in _MIN_MASSES if volume_lost(labels, mass) <= _MAX_LOST]
+    labels = {example.id: example.label.numpy() > 0 for example in data.train if example.label is not None}
+    masses = [mass for mass in _MIN_MASSES if volume_lost(labels, data.patients, mass) <= _MAX_LOST]
     if not data.validation:
         return Decision(min_mass=max(mass for mass in masses if mass <= 0.25))
     axes = tuple(axis for axis in mirror if axis != "none")
@@ -103,20 +103,27 @@ def predict_example(
     """
     image = example.image.as_tensor().to(device)
     seeds = [step_seed(0, n) for n in range(len(posterior.members) * max(passes, len(decision.flips)))]
-    moments = posterior_predictive(posterior, image, seeds, advance=advance, flips=decision.flips)
+    moments = posterior_predictive(posterior, image, seeds, advance=advance, decision=decision)
     probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
     return probability
 
 
-def volume_lost(labels: Sequence[NDArray[np.bool_]], min_mass: float) -> float:
-    """Return the fraction of the volume of labels [R, X, Y, Z] that `remove_small_components` removes, mean over cases.
+def volume_lost(labels: Mapping[str, NDArray[np.bool_]], patients: Mapping[str, str], min_mass: float) -> float:
+    """Return the fraction of the volume that `remove_small_components` removes from labels, the mean over patients.
 
-    Regions that a case lacks are skipped.
+    Of the regions of a case that with the largest fraction counts, of the cases of a patient their mean; cases without
+    any region are skipped.
+
+    Args:
+        labels: Case → masks [R, X, Y, Z].
+        patients: Case → patient.
+        min_mass: Argument of `remove_small_components`.
     """
-    lost = [
-        1 - remove_small_components(mask, mask.astype(np.float32), min_mass).sum() / mask.sum()
-        for label in labels
-        for mask in label
-        if mask.any()
-    ]
-    return float(np.mean(lost)) if lost else 0.0
+
+    def lost(mask: NDArray[np.bool_]) -> float:
+        return 1 - float(remove_small_components(mask, mask.astype(np.float32), min_mass).sum() / mask.sum())
+
+    of_case = {
+        case: {"lost": max(lost(mask) for mask in label if mask.any())} for case, label in labels.items() if label.any()
+    }
+    return float(np.mean([row["lost"] for row in patient_means(of_case, patients)])) if of_case else 0.0

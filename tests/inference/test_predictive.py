@@ -76,6 +76,20 @@ def test_pairwise_dice_is_the_mean_over_all_pairs_of_samples(image):
     assert math.isnan(posterior_predictive(posterior, image, [0]).pairwise_dice[0])
 
 
+def test_pairwise_dice_is_of_the_segmentations_that_the_threshold_makes(image, monkeypatch):
+    """Two timid passes that overlap by half: all are below 1/2, and that is no agreement."""
+    passes = torch.zeros(2, 16, 16, 16)
+    passes[0, 4:8], passes[1, 6:10] = 0.45, 0.45
+    upcoming = iter(passes)
+
+    def logits(self, window, weights):
+        return torch.stack([torch.zeros(1, 16, 16, 16), next(upcoming)[None].logit()], 1)
+
+    monkeypatch.setattr(Posterior, "logits", logits)
+    timid = posterior_predictive(make_posterior(0.2), image, [0, 1], decision=Decision("expected-dice"))
+    assert timid.pairwise_dice == (pytest.approx(0.5),)
+
+
 def test_a_sample_is_drawn_once_for_all_windows(image, monkeypatch):
     posterior = make_posterior(0.2)
     large = torch.randn(2, 40, 24, 20)
@@ -295,14 +309,14 @@ def test_certain_voxels_have_no_entropy(image, monkeypatch):
 def test_mirrored_passes_take_turns(image):
     """Passes 0 to 3 of one member: plain, mirrored, plain, mirrored."""
     posterior = make_posterior(0.2)
-    moments = posterior_predictive(posterior, image, range(4), flips=((), (0,)))
+    moments = posterior_predictive(posterior, image, range(4), decision=Decision(mirror=("x",)))
     plain = posterior_predictive(posterior, image, [0, 2])
     mirrored = posterior_predictive(posterior, image.flip(1), [1, 3])
     expected = (plain.probability + mirrored.probability.flip(1)) / 2
     torch.testing.assert_close(moments.probability, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(moments.probability, posterior_predictive(posterior, image, range(4)).probability)
     # With kernels at their means, each member has one pass per flip.
-    means = posterior_predictive(posterior, image, None, flips=((), (0,)))
+    means = posterior_predictive(posterior, image, None, decision=Decision(mirror=("x",)))
     each = posterior_mean_probability(posterior, image), posterior_mean_probability(posterior, image.flip(1)).flip(1)
     torch.testing.assert_close(means.probability, sum(each) / 2, atol=1e-5, rtol=0)
 

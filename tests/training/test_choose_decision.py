@@ -45,10 +45,10 @@ def example(label: np.ndarray, probability: np.ndarray | None = None) -> Scan:
 def posterior(monkeypatch) -> SimpleNamespace:
     """A posterior whose prediction is the image."""
 
-    def predict(posterior, image, seeds, *, flips, advance):
+    def predict(posterior, image, seeds, *, decision, advance):
         for _ in seeds:
             advance()
-        assert len(seeds) == 2 * len(flips)
+        assert len(seeds) == 2 * len(decision.flips)
         return SimpleNamespace(probability=image)
 
     monkeypatch.setattr(module, "posterior_predictive", predict)
@@ -56,8 +56,12 @@ def posterior(monkeypatch) -> SimpleNamespace:
 
 
 def choose(posterior, train, validation, mirror=()) -> Decision:
-    cases = [replace(case, id=f"{number}") for number, case in enumerate(validation)]
-    data = SimpleNamespace(train=train, validation=cases, patients={case.id: case.patient or case.id for case in cases})
+    train, validation = (
+        [replace(case, id=f"{role}{number}") for number, case in enumerate(cases)]
+        for role, cases in (("train", train), ("validation", validation))
+    )
+    patients = {case.id: case.patient or case.id for case in (*train, *validation)}
+    data = SimpleNamespace(train=train, validation=validation, patients=patients)
     return choose_decision(posterior, data, mirror, torch.device("cpu"))
 
 
@@ -78,8 +82,11 @@ def test_false_components_are_removed(posterior):
 def test_a_second_focus_in_the_training_labels_is_protected(posterior):
     """Even if validation favors the largest component: a second focus of 3/8 survives 1/4, not 1/2."""
     wrong = example(volume((FOCUS, 1)), volume((FOCUS, 0.9), (SECOND, 0.8)))
-    assert volume_lost([TWO.label.numpy() > 0], 0.25) == 0
-    assert volume_lost([TWO.label.numpy() > 0], 0.5) == pytest.approx(3 / 11)
+    labels = {"A1": ONE.label.numpy() > 0, "A2": ONE.label.numpy() > 0, "B": TWO.label.numpy() > 0}
+    patients = {"A1": "A", "A2": "A", "B": "B"}
+    assert volume_lost(labels, patients, 0.25) == 0
+    assert volume_lost(labels, patients, 0.5) == pytest.approx(3 / 11 / 2)
+    assert volume_lost({"A": np.concatenate([ONE.label, TWO.label]) > 0}, {"A": "A"}, 0.5) == pytest.approx(3 / 11)
     assert choose(posterior, [ONE, TWO], [wrong]).min_mass <= 0.25
 
 
@@ -102,8 +109,8 @@ def test_one_half_must_be_better_by_more_than_the_noise(posterior):
 def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):
     right = volume((FOCUS, 0.9))
 
-    def predict(posterior, image, seeds, *, flips, advance):
-        return SimpleNamespace(probability=torch.from_numpy(right) if len(flips) > 1 else torch.zeros(1, 20, 4, 4))
+    def predict(posterior, image, seeds, *, decision, advance):
+        return SimpleNamespace(probability=torch.from_numpy(right) if decision.mirror else torch.zeros(1, 20, 4, 4))
 
     monkeypatch.setattr(module, "posterior_predictive", predict)
     assert choose(posterior, [ONE], [ONE], ("x",)) == Decision(mirror=("x",))
@@ -113,8 +120,8 @@ def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):
 def test_mirrored_passes_are_compared_with_as_many_others(posterior, monkeypatch):
     counts = []
 
-    def predict(posterior, image, seeds, *, flips, advance):
-        counts.append((len(flips), len(seeds)))
+    def predict(posterior, image, seeds, *, decision, advance):
+        counts.append((len(decision.flips), len(seeds)))
         return SimpleNamespace(probability=torch.zeros(1, 20, 4, 4))
 
     monkeypatch.setattr(module, "posterior_predictive", predict)
