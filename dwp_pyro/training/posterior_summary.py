@@ -36,44 +36,41 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-PATCHES, NOISES = 32, 8
+PATCHES, NOISES = 64, 4
 #: Null model → description of its kernels.
 NULLS = {"frozen": "kernels that stay at their start", "prior": "kernels drawn from the prior"}
-_BATCH = 8
 
 
 @torch.no_grad()
 def evaluate_elbo(
     model: SegmentationModel, guide: MeanFieldNormal | None, patches: PatchDataset, seed: int, noises: int = NOISES
 ) -> dict[str, Tensor]:
-    """Return the ELBO and its parts at β = 1 on all given patches, with noise that depends on the seed alone.
+    """Return the ELBO and its parts at β = 1 on given patches, with noise that depends on the seed alone.
 
     `noises` is the number of weight samples; without a guide they are drawn from the priors of the sites.
 
     Returns:
-        "elbo", "log_likelihood", "kl" and "log_prior", [noises] each, in nats.
+        "elbo", "log_likelihood", "kl" and "log_prior", [noises, patches] each, in nats; each patch stands for all.
     """
     device = next(model.network.parameters()).device
-    batches = [[part.to(device) for part in batch] for batch in patch_loader(patches, _BATCH, device)]
+    batches = [[part.to(device) for part in batch] for batch in patch_loader(patches, 1, device)]
     elbo = MeanFieldELBO()
     model.eval()
-    rows: dict[str, list[Tensor]] = {"elbo": []}
+    values: dict[str, list[Tensor]] = {}
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for noise in range(noises):
-            sums: dict[str, Tensor] = {}
             for batch in batches:
                 torch.manual_seed(step_seed(seed, noise))  # the same weight sample for all patches
                 value = torch.tensor(-elbo.loss(model, guide_function(guide), *batch))
                 for name, term in {"elbo": value, **elbo.terms}.items():
-                    sums[name] = sums.get(name, torch.zeros(())) + term.cpu() * len(batch[0]) / len(patches)
-            for name, total in sums.items():
-                rows.setdefault(name, []).append(total)
-    return {name: torch.stack(row) for name, row in rows.items()}
+                    values.setdefault(name, []).append(term.cpu())
+    return {name: torch.stack(each).view(noises, -1) for name, each in values.items()}
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of independent values [n] and its standard error."""
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+    """Return the mean of values [noises, patches] and its standard error over weight samples and patches."""
+    over_noises, over_patches = (each.var() / len(each) for each in (values.mean(1), values.mean(0)))
+    return float(values.mean()), float((over_noises + over_patches).sqrt())
 
 
 @torch.no_grad()
@@ -135,7 +132,7 @@ def summarize(
 
     Args:
         parts: Result of `evaluate_elbo` for each member.
-        nulls: Null model of the first member → its ELBO under the same noise, [noises].
+        nulls: Null model of the first member → its ELBO of the same patches under the same noise, [noises, patches].
         dice: Dice of each member on the validation cases.
         blocks: Result of `block_summaries`.
     """
@@ -160,7 +157,7 @@ def report_nulls(summary: Mapping[str, Any]) -> None:
         if above is not None and not above["nats"] > 2 * above["error"]:
             _logger.warning(
                 f"ELBO minus that of {description}: {above['nats']:+.0f} ± {above['error']:.0f} nats; under this prior "
-                "the evidence of the scans does not outweigh the KL; train for more steps, or with another prior"
+                "the evidence of the scans is not seen to outweigh the KL; train for more steps, or with another prior"
             )
 
 

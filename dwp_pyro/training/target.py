@@ -305,9 +305,10 @@ class _Trainer:
             null: self.train(setup, f"{self.name}-{null}", seed, math.ceil(self.steps * _NULL_STEPS))
             for null, setup in make_nulls(self.network_config, self.device, first.number, first.setup).items()
         }
-        patches = training_patches(self.data, config, config.seed, PATCHES)
-        parts = [evaluate_elbo(each.model, each.setup.guide, patches, config.seed) for each in trained]
-        nulls = {null: evaluate_elbo(model, None, patches, config.seed)["elbo"] for null, model in null_models.items()}
+        unseen = self.method.seed(self.method.members)  # of no member: patches and noise that no training has seen
+        patches = training_patches(self.data, config, unseen, PATCHES)
+        parts = [evaluate_elbo(each.model, each.setup.guide, patches, unseen) for each in trained]
+        nulls = {null: evaluate_elbo(model, None, patches, unseen)["elbo"] for null, model in null_models.items()}
         blocks = block_summaries([each.setup for each in trained])
         summary = summarize(parts, nulls, [each.dice for each in trained], blocks)
         report_nulls(summary)

@@ -10,6 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from dwp_pyro.guides.mean_field import MeanFieldNormal
+from dwp_pyro.inference.elbo import MeanFieldELBO
+from dwp_pyro.inference.optimization import guide_function
+from dwp_pyro.inference.schedule import step_seed
 from dwp_pyro.models.bayesianize import bayesianize
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.make_prior import make_prior
@@ -54,30 +57,42 @@ def test_blocks_are_summarized_in_units_of_their_prior():
 
 
 def test_the_elbo_of_fixed_patches_is_that_of_all_of_them_at_once(patches):
-    """Batches of eight and one; one weight sample per noise for all patches."""
+    """One weight sample per noise for all patches."""
     setup = make_setup()
     model = SegmentationModel(setup.network, "dice-ce", 5, 100.0)
     parts = evaluate_elbo(model, setup.guide, patches, seed=3, noises=4)
-    assert parts["log_likelihood"].unique().numel() == 4
+    assert parts["elbo"].shape == (4, 9) and parts["log_likelihood"].unique().numel() == 4 * 9
     assert_close(parts["elbo"], parts["log_likelihood"] - parts["kl"] + parts["log_prior"])
-    singles = [evaluate_elbo(model, setup.guide, [patch], seed=3, noises=4) for patch in patches]
-    assert_close(torch.stack([each["elbo"] for each in singles]).mean(0), parts["elbo"], rtol=1e-4, atol=1e-2)
+    elbo, batch = MeanFieldELBO(), [torch.stack(each) for each in zip(*patches, strict=True)]
+    for noise in range(4):
+        torch.manual_seed(step_seed(3, noise))
+        at_once = -elbo.loss(model, guide_function(setup.guide), *batch)
+        assert float(parts["elbo"][noise].mean()) == pytest.approx(at_once, rel=1e-4, abs=1e-2)
     again = evaluate_elbo(model, setup.guide, patches, seed=3, noises=4)
     assert torch.equal(again["elbo"], parts["elbo"])
 
 
+def test_the_error_of_an_elbo_is_that_over_weight_samples_and_patches():
+    """Against means of many tables of noises a, patches b and residuals e."""
+    torch.manual_seed(0)
+    tables = torch.randn(20_000, 4, 1) + 3 * torch.randn(20_000, 1, 16) + 0.5 * torch.randn(20_000, 4, 16)
+    errors = torch.tensor([mean_and_error(table)[1] for table in tables[:4000]])
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(tables.mean((1, 2)).std()), rel=0.03)
+
+
 def parts(elbo: list[float]) -> dict[str, torch.Tensor]:
-    values = torch.tensor(elbo)
-    return {"elbo": values, "log_likelihood": values + 1, "kl": torch.ones(len(elbo)), "log_prior": 0 * values}
+    values = torch.tensor(elbo).view(2, 2)
+    return {"elbo": values, "log_likelihood": values + 1, "kl": torch.ones(2, 2), "log_prior": 0 * values}
 
 
 def test_a_null_model_that_is_as_good_is_reported(caplog):
-    """Differences are taken under the same noise, so their error is not that of the ELBO."""
+    """Differences are taken under the same noise and on the same patches, so their error is not that of the ELBO."""
     fit = parts([-100.0, -120.0, -80.0, -100.0])
-    nulls = {"frozen": fit["elbo"] - torch.tensor([50.0, 51.0, 49.0, 50.0]), "prior": fit["elbo"] - 1 + torch.randn(4)}
+    rise = torch.tensor([[50.0, 51.0], [49.0, 50.0]])
+    nulls = {"frozen": fit["elbo"] - rise, "prior": fit["elbo"] - 1 + torch.randn(2, 2)}
     summary = summarize([fit], nulls, [0.5], {})
     assert summary["elbo"] == -100 and summary["above_frozen"]["nats"] == pytest.approx(50)
-    assert summary["above_frozen"]["error"] == pytest.approx(mean_and_error(torch.tensor([50.0, 51, 49, 50]))[1])
+    assert summary["above_frozen"]["error"] == pytest.approx(mean_and_error(rise)[1])
     assert summary["members"] == [{"dice": 0.5, "elbo": -100.0}]
     summary["above_prior"] = {"nats": 1.0, "error": 1.0}
     report_nulls(summary)
