@@ -13,8 +13,7 @@ import click
 from dwp_pyro.commands.console import logger, print_rows, print_tables
 from dwp_pyro.commands.options import options_of_run, settings_options
 from dwp_pyro.config.base import RunOptions
-from dwp_pyro.config.data import DataConfig
-from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
+from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig, TrainingConfig
 
 if typing.TYPE_CHECKING:
     from dwp_pyro.priors.kernel_prior import KernelPrior
@@ -112,7 +111,7 @@ def _joined(folder: Path, *, device: str, mlflow: bool, **options: Any) -> Itera
         yield RunOptions(own_folder, own_device, mlflow=mlflow and process_number() == 0, **options)
 
 
-def _dataset(config: DataConfig) -> str:
+def _dataset(config: TrainingConfig) -> str:
     """Return the name of the scans' layout for the run folder."""
     from dwp_pyro.training.training_data import open_scans
 

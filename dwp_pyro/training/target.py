@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dwp_pyro.config.base import RunOptions
-from dwp_pyro.config.training import DEFAULT_EVIDENCE, FinetuneConfig, SviConfig
+from dwp_pyro.config.training import DEFAULT_EVIDENCE, TargetConfig
 from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.data.split import Split, read_roles
 from dwp_pyro.inference.checkpoint import steps_reported
@@ -78,7 +78,7 @@ class Method:
     """
 
     command: str
-    config: SviConfig | FinetuneConfig
+    config: TargetConfig
     members: int
     make_setup: MakeSetup
     make_nulls: MakeNulls | None = None
@@ -109,7 +109,7 @@ class Method:
         )
 
 
-def _warn_of_seen_test_cases(config: SviConfig | FinetuneConfig, split: Split) -> None:
+def _warn_of_seen_test_cases(config: TargetConfig, split: Split) -> None:
     """Warn if fit-prior learned from test cases: with the same root, and another split.
 
     Several roots, copies of scans, and priors without the folder of their fit are not recognized.

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dwp_pyro.config.data import DataConfig
-from dwp_pyro.config.training import DEFAULT_WIDTHS, FinetuneConfig, FitPriorConfig, SviConfig, TrainingConfig
+from dwp_pyro.config.training import DEFAULT_WIDTHS, FitPriorConfig, TargetConfig, TrainingConfig
 from dwp_pyro.data.case import Case, Scan, read_case
 from dwp_pyro.data.dataset import DataSet, join_data_sets
 from dwp_pyro.data.layouts import open_dataset
@@ -78,10 +77,10 @@ _MAX_SCANS = 20  # from which the spacing is chosen
 # instead of once, at equal voxels, Dice on gliomas rose from .60 to .65 (docs/results.md).
 _PATCH_OVER_STRUCTURE = 1.5
 
-_SettingsT = TypeVar("_SettingsT", bound=DataConfig)
+_SettingsT = TypeVar("_SettingsT", bound=TrainingConfig)
 
 
-def open_scans(settings: DataConfig) -> DataSet:
+def open_scans(settings: TrainingConfig) -> DataSet:
     """Open the data set of the settings, or several as one.
 
     Raises:
@@ -115,14 +114,14 @@ def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:
         "region": tuple(regions),
         "spacing": spacing,
     }
-    if isinstance(settings, TrainingConfig) and settings.widths is None:
+    if settings.widths is None:
         found["widths"] = _source_widths(settings) or DEFAULT_WIDTHS
     return dataclasses.replace(settings, **found)
 
 
 def _source_widths(settings: TrainingConfig) -> tuple[int, ...] | None:
     """Return the widths of the source network that a target starts from or is centered on; None without one."""
-    files = settings.learned_from() if isinstance(settings, SviConfig | FinetuneConfig) else ()
+    files = settings.learned_from() if isinstance(settings, TargetConfig) else ()
     sources = [path for path in files if path.name == SOURCE and path.exists()]
     return Posterior.load(sources[0]).network_config.widths if sources else None
 
@@ -163,7 +162,7 @@ def _box_sides(components: NDArray[Any], number: int, spacing: Sequence[float]) 
     return [(part.stop - part.start) * mm for part, mm in zip(box, spacing, strict=True)]
 
 
-def find_split(settings: DataConfig, n: int | None) -> tuple[DataSet, Split]:
+def find_split(settings: TrainingConfig, n: int | None) -> tuple[DataSet, Split]:
     """Return the data set and the role of each case, without reading scans.
 
     Cases without a label have no role; `n` is the number of training patients, None for all.
@@ -231,7 +230,7 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     return TrainingData(data.layout, regions, split, train, validation, patch, data.patients, files)
 
 
-def find_unlabelled(settings: SviConfig | FinetuneConfig, split: Split) -> DataSet | None:
+def find_unlabelled(settings: TargetConfig, split: Split) -> DataSet | None:
     """Return the scans of the setting `unlabelled`, a folder or CSV file, without their labels; None without it.
 
     Patients with a scan of a patient of the split are left out: test patients stay unseen. Copies of a scan are not
@@ -273,6 +272,5 @@ def load_unlabelled(settings: TrainingConfig, data: DataSet) -> tuple[Example, .
     return tuple(examples)
 
 
-def _read(case: Case, settings: DataConfig, data: DataSet) -> Scan:
-    may_lack = isinstance(settings, TrainingConfig) and settings.modality_dropout > 0
-    return read_case(case, settings.modality, data.labels, may_lack_modalities=may_lack)
+def _read(case: Case, settings: TrainingConfig, data: DataSet) -> Scan:
+    return read_case(case, settings.modality, data.labels, may_lack_modalities=settings.modality_dropout > 0)
