@@ -122,9 +122,9 @@ def posterior_predictive(
             total += probability
             entropies += binary_entropy(probability)
             counted = (probability.flatten(1) if brain_mask is None else probability[:, brain_mask]).cpu().numpy()
-            del probability  # free its memory before the next pass
             masks = decision.above_threshold(counted[..., None, None], posterior.network_config.activation)
             segmentations.append(masks[..., 0, 0])
+            del probability, counted  # free their memory before the next pass
             advance()
     agreement = tuple(pairwise_dice(of_region) for of_region in zip(*segmentations, strict=True))
     return PredictiveMoments(total.div_(passes), entropies.div_(passes), agreement)

@@ -27,7 +27,8 @@ def model_card(prior: KernelPrior) -> tuple[Table, Table]:
         ["source", _text(provenance.get("source"))],
         ["license", _text(provenance.get("license"))],
         ["layout of the scans", _text(provenance.get("dataset"))],
-        ["modalities", _text(network.get("modalities"))],
+        # Early priors state "modality" and nothing else about the network.
+        ["modalities", _text(network.get("modalities") or provenance.get("modality"))],
         ["voxels", (f"{spacing} mm" if spacing else "as scanned") if network else _NOT_STATED],
         ["normalization", _text(provenance.get("normalization"))],
         ["widths of the network", _text(network.get("widths"))],

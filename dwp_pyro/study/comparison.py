@@ -38,7 +38,7 @@ class Row:
         n: Number of training cases.
         seed: Seed of the run.
         case: Id of the case.
-        measures: Values of `MEASURES`; not all are defined for every method.
+        measures: Values of `MEASURES`; rows of an older version may lack some.
         seconds: Duration of the training.
         settings: Digest of everything that the row depends on.
         patient: Patient of the case, or its id.

@@ -42,6 +42,8 @@ __all__ = ["experiment", "read_rows", "run_if_unfinished"]
 _logger = logging.getLogger(__name__)
 
 _COLUMNS = ["method", "n", "seed", "case", "patient", *MEASURES, "seconds", "settings"]
+# Tables of an older version may lack other metrics.
+_REQUIRED_COLUMNS = {"method", "n", "seed", "case", *COMPARED, "iou", "seconds", "settings"}
 _REPORT_INTERVAL = 10.0  # seconds
 
 
@@ -80,7 +82,8 @@ def experiment(study: Study, out: Path, *, workers: Workers | None = None, devic
                 known.add(read_json(task.record_path).get("settings", ""))
             if known - {task.settings}:
                 raise FolderTaken(
-                    f"{results}: {task} was run with other settings, scans or priors than {study.path} now names"
+                    f"{results}: {task} was run with other settings, scans or priors than {study.path} now names, "
+                    "or by another version of dwp-pyro"
                 )
         lines = {key: _lines(listed) for key, listed in rows.items()}
         _write_table(results, lines.values())
@@ -222,7 +225,8 @@ def read_rows(path: Path) -> list[Row]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            if {*(reader.fieldnames or ()), "patient"} != set(_COLUMNS):  # of one scan per patient, it may be left out
+            columns = set(reader.fieldnames or ())
+            if not columns.issuperset(_REQUIRED_COLUMNS) or not columns.issubset(_COLUMNS):
                 raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
             return [
                 Row(

@@ -36,10 +36,10 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     """Return the decision with the highest mean Dice of the validation patients, on the network's grid.
 
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
-    filter of the training labels, remove at most 1 % of a region's volume, on average over patients. The threshold of
-    highest expected Dice is right if probabilities are; 1/2 must be better by a standard error over the patients, of
-    which there are few, or equal. Without validation cases, the largest minimum mass up to 1/4 is chosen, with the
-    threshold 1/2 and no mirroring.
+    filter of the training labels, remove at most 1 % of the volume of a case's worst region, on average over patients.
+    The threshold of highest expected Dice is right if probabilities are; 1/2 must be better by a standard error over
+    the patients, of which there are few, or equal. Without validation cases, the largest minimum mass up to 1/4 is
+    chosen, with the threshold 1/2 and no mirroring.
 
     The posterior is on `device`; `mirror` holds the axes along which training patches were mirrored, or "none".
     """
@@ -103,7 +103,7 @@ def predict_example(
     """
     image = example.image.as_tensor().to(device)
     seeds = [step_seed(0, n) for n in range(len(posterior.members) * max(passes, len(decision.flips)))]
-    moments = posterior_predictive(posterior, image, seeds, advance=advance, decision=decision)
+    moments = posterior_predictive(posterior, image, seeds, advance=advance, decision=Decision(mirror=decision.mirror))
     probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
     return probability
 

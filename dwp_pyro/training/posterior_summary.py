@@ -36,7 +36,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-PATCHES, NOISES = 64, 4
+PATCHES, NOISES = 96, 2  # patches differ more than weight samples
 #: Null model → description of its kernels.
 NULLS = {"frozen": "kernels that stay at their start", "prior": "kernels drawn from the prior"}
 
@@ -68,9 +68,15 @@ def evaluate_elbo(
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of values [noises, patches] and its standard error over weight samples and patches."""
-    over_noises, over_patches = (each.var() / len(each) for each in (values.mean(1), values.mean(0)))
-    return float(values.mean()), float((over_noises + over_patches).sqrt())
+    """Return the mean of values [noises, patches] and its standard error over weight samples and patches.
+
+    That of a two-way random-effects design. It counts differences between cases, although all have as many patches.
+    """
+    of_noise, of_patch = values.mean(1, keepdim=True), values.mean(0, keepdim=True)
+    noises, patches = values.shape
+    rest = (values - of_noise - of_patch + values.mean()).square().sum() / ((noises - 1) * (patches - 1))
+    variance = of_noise.var() / noises + of_patch.var() / patches - rest / values.numel()  # rest is in both others
+    return float(values.mean()), float(variance.clamp_min(0).sqrt())
 
 
 @torch.no_grad()

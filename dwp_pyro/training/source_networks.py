@@ -197,8 +197,8 @@ def load_source_network(folder: Path, network_config: NetworkConfig, member: int
     for name in ("network", "modalities", "widths"):
         found, expected = getattr(source.network_config, name), getattr(network_config, name)
         if found != expected and not (name == "modalities" and set(found) < set(expected)):
-            default = " (without widths, those of the source network)" if name == "widths" else ""
-            raise SourceMissing(f"{path}: the source network has {name} {found}, the target {expected}{default}")
+            remedy = "; omit widths to take those of the source network" if name == "widths" else ""
+            raise SourceMissing(f"{path}: the source network has {name} {found}, the target {expected}{remedy}")
     if member >= len(source.members):
         raise SourceMissing(
             f"{path}: holds {len(source.members)} source networks, one per bootstrap, and each member needs its own; "

@@ -18,7 +18,7 @@ from dwp_pyro.data.preprocessing import Example
 from dwp_pyro.data.split import Split, read_roles
 from dwp_pyro.inference.checkpoint import steps_reported
 from dwp_pyro.inference.posterior import Member, NetworkConfig, Posterior
-from dwp_pyro.inference.schedule import TrainingSchedule
+from dwp_pyro.inference.schedule import TrainingSchedule, step_seed
 from dwp_pyro.models.segmentation import SegmentationModel
 from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
@@ -305,7 +305,7 @@ class _Trainer:
             null: self.train(setup, f"{self.name}-{null}", seed, math.ceil(self.steps * _NULL_STEPS))
             for null, setup in make_nulls(self.network_config, self.device, first.number, first.setup).items()
         }
-        unseen = self.method.seed(self.method.members)  # of no member: patches and noise that no training has seen
+        unseen = step_seed(config.seed, 0)  # patches and noise of no training, the same for all numbers of members
         patches = training_patches(self.data, config, unseen, PATCHES)
         parts = [evaluate_elbo(each.model, each.setup.guide, patches, unseen) for each in trained]
         nulls = {null: evaluate_elbo(model, None, patches, unseen)["elbo"] for null, model in null_models.items()}

@@ -3,7 +3,7 @@
 $ python studies/gliomas/missed.py studies/gliomas/results/{test,relu}.csv --data data/real/lgg
 
 A patient is missed if `svi` at n = 28 has a mean Dice below 0.3 over its draws. The contrast of a tumor is the
-probability that one of its voxels is brighter than one of the tissue around it (voxels above a tenth of percentile 98).
+probability that one of its voxels is brighter than one of the rest of the tissue (above a tenth of percentile 98).
 """
 
 from __future__ import annotations
