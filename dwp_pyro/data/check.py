@@ -54,6 +54,9 @@ def _check(case: Case, data: DataSet, required: list[str]) -> dict[str, Any]:
     except DataError as problem:
         row["problems"].append(str(problem))
         return row
+    for (name, path), image in zip(case.images.items(), scan.images, strict=True):
+        if not image.any():
+            row["problems"].append(f"{path}: is 0 everywhere, an empty {name} scan")
     row["shape"] = list(scan.brain_mask.shape)
     row["spacing"] = [round(side, 4) for side in scan.spacing]
     if scan.label is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -39,6 +40,8 @@ from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.workers import Workers
 
 __all__ = ["evaluate", "find_test_cases", "measure"]
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -76,7 +79,15 @@ def evaluate(
     trained = load_run(run)
     data = find_test_cases(run, root)
     out = run / "predictions"
-    predict_cases(trained, not_predicted(out, data.cases, trained, config), data, config, out, device, workers)
+    missing = not_predicted(out, data.cases, trained, config)
+    if replaced := [case.id for case in missing if (out / f"{case.id}.json").exists()]:
+        _logger.warning(
+            "%s: replacing %d predictions of other scans, settings or posteriors, for example '%s'",
+            out,
+            len(replaced),
+            replaced[0],
+        )
+    predict_cases(trained, missing, data, config, out, device, workers)
     labels = {case.id: file_digest(case.label) for case in data.cases if case.label is not None}
     results = _measure_all(trained, data, workers)
     if not_predicted(out, data.cases, trained, config):

@@ -118,7 +118,7 @@ def _posterior(run: Path, summary: Any) -> dict[str, str]:
         for null, label in NULLS.items():
             if f"above_{null}" in summary:
                 above = summary[f"above_{null}"]
-                rows[f"ELBO above that of {label}"] = f"{shown(above['nats'], 0)} ± {shown(above['error'], 0)}"
+                rows[f"ELBO minus that of {label}"] = f"{shown(above['nats'], 0)} ± {shown(above['error'], 0)}"
         for block, of in summary["blocks"].items():
             rows[f"block {block}"] = (
                 f"s/prior {shown(of['s_over_prior'], 2)}, shift/prior {shown(of['shift_over_prior'], 2)}, "

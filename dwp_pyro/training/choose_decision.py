@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -30,6 +29,8 @@ _PASSES = 2  # per member, at least
 _MIN_MASSES = (0.0, 0.1, 0.25, 0.5)
 #: Fraction of the annotated volume that removing small components may cost: a disease with several foci keeps them.
 _MAX_LOST = 0.01
+#: Standard deviation over patients of the gain in Dice, where a single patient does not tell it.
+_GAIN_SPREAD = 0.1
 
 
 def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[str], device: torch.device) -> Decision:
@@ -78,8 +79,7 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
         for threshold in THRESHOLDS
     )
     gain = dice[half] - dice[expected]
-    # The standard error of a single patient is not known.
-    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
+    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else _GAIN_SPREAD
     best = half if gain.mean() >= error or not gain.any() else expected
     found, half_alone = dice[best].mean(), dice[Decision()].mean()
     _logger.info("decision: %s; validation Dice %.3f, of probability above 1/2 alone %.3f", best, found, half_alone)

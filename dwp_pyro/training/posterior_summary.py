@@ -36,7 +36,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-PATCHES, NOISES = 96, 2  # patches differ more than weight samples
+PATCHES, NOISES = 64, 2  # patches differ more than weight samples
 #: Null model → description of its kernels.
 NULLS = {"frozen": "kernels that stay at their start", "prior": "kernels drawn from the prior"}
 

@@ -224,7 +224,7 @@ def load_source_networks(folder: Path) -> Posterior:
     """
     path = folder / SOURCE
     if not path.exists():
-        raise SourceMissing(f"{path}: no source network")
+        raise SourceMissing(f"{path}: no source network" if folder.is_dir() else f"{folder}: no such folder")
     return Posterior.load(path)
 
 

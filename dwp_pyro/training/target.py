@@ -24,6 +24,7 @@ from dwp_pyro.priors.blocks import write_blocks
 from dwp_pyro.runtime.device import catch_out_of_memory, torch_device
 from dwp_pyro.runtime.errors import RunError
 from dwp_pyro.runtime.files import file_digest, files_digest, locked, read_yaml
+from dwp_pyro.runtime.progress import progress
 from dwp_pyro.runtime.run_folder import RunFolder, check_pinned
 from dwp_pyro.training.choose_decision import choose_decision
 from dwp_pyro.training.metrics_log import Track, no_track, read_metrics
@@ -307,8 +308,14 @@ class _Trainer:
         }
         unseen = step_seed(config.seed, 0)  # patches and noise of no training, the same for all numbers of members
         patches = training_patches(self.data, config, unseen, PATCHES)
-        parts = [evaluate_elbo(each.model, each.setup.guide, patches, unseen) for each in trained]
-        nulls = {null: evaluate_elbo(model, None, patches, unseen)["elbo"] for null, model in null_models.items()}
+        parts, nulls = [], {}
+        with progress("evaluating ELBOs", len(trained) + len(null_models)) as advance:
+            for each in trained:
+                parts.append(evaluate_elbo(each.model, each.setup.guide, patches, unseen))
+                advance("")
+            for null, model in null_models.items():
+                nulls[null] = evaluate_elbo(model, None, patches, unseen)["elbo"]
+                advance("")
         blocks = block_summaries([each.setup for each in trained])
         summary = summarize(parts, nulls, [each.dice for each in trained], blocks)
         report_nulls(summary)

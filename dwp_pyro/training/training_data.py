@@ -177,6 +177,8 @@ def find_split(settings: TrainingConfig, n: int | None) -> tuple[DataSet, Split]
     rest = (n, settings.validation, settings.seed if settings.split_seed is None else settings.split_seed)
     if settings.split is None:
         labeled = {case.id: patients[case.id] for case in data.cases if case.label is not None}
+        if not labeled:
+            raise DataError(f"{data.root}: none of the {len(data.cases)} cases has a label file")
         return data, seeded_split(labeled, *rest)
     split = read_split(Path(settings.split), patients, *rest)
     cases = data.by_id
@@ -215,6 +217,10 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     if unlabelled:
         _logger.info("skipping %d of %d cases without a label: %s", len(unlabelled), len(data.cases), unlabelled[0])
     preprocess = Preprocessing(settings.spacing or None)
+    for name in settings.modality:
+        if not any(name in data.by_id[case].images for case in split.train):
+            known = ", ".join(sorted({other for case in data.cases for other in case.images}))
+            raise DataError(f"{data.root}: no training case has the modality '{name}'; the scans are {known}")
     examples = {}
     ids = (*split.train, *split.validation)
     for name in each(ids, f"reading {data.layout} scans"):

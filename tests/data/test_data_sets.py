@@ -14,7 +14,10 @@ from click.testing import CliRunner, Result
 
 from dwp_pyro.cli import main
 from dwp_pyro.data.case import Scan
+from dwp_pyro.data.check import check_data
 from dwp_pyro.data.dataset import DataSet
+from dwp_pyro.data.layouts import open_dataset
+from dwp_pyro.data.phantom import write_phantoms
 from dwp_pyro.evaluation import report
 from dwp_pyro.evaluation.evaluate import _measure
 from dwp_pyro.evaluation.viewer import case_view
@@ -119,6 +122,16 @@ def test_check_data_reports_what_training_skips(decathlon):
         "problems": [],
     }
     assert report["cases"][3]["label"] is False and report["cases"][3]["problems"] == []
+
+
+def test_check_data_names_an_empty_scan_of_several(tmp_path):
+    """Training on that modality alone would refuse the case."""
+    write_phantoms("brats", tmp_path, 1, shape=(16, 16, 16))
+    (path,) = tmp_path.rglob("*_t1.nii.gz")
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), path)
+    (case,) = check_data(open_dataset(tmp_path))["cases"]
+    assert case["problems"] == [f"{path}: is 0 everywhere, an empty t1 scan"]
 
 
 @pytest.fixture

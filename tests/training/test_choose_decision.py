@@ -105,7 +105,9 @@ def test_one_half_must_be_better_by_more_than_the_noise(posterior):
     assert choose(posterior, [ONE], [rash, rash, rash]).threshold == "half"
     visits = [replace(rash, patient="A")] * 6
     assert choose(posterior, [ONE], [timid, *visits]).threshold == "expected-dice", "visits count as one patient"
-    assert choose(posterior, [ONE], [rash]).threshold == "expected-dice", "the noise of one patient is not known"
+    assert choose(posterior, [ONE], [rash]).threshold == "half", "one patient gains more than patients differ"
+    hasty = example(volume((slice(2, 8), 1)), volume((slice(2, 8), 0.9), (slice(8, 9), 0.48)))
+    assert choose(posterior, [ONE], [hasty]).threshold == "expected-dice", "one patient gains less"
 
 
 def test_mirrored_passes_are_chosen_where_they_help(posterior, monkeypatch):

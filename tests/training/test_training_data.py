@@ -139,3 +139,11 @@ def test_scans_that_two_patients_share_are_refused(tmp_path):
     split(*patients, header="id,flair,t1,label,patient")
     with pytest.raises(DataError, match="cases 'a' and 'c' have the same scan"):
         split(*raters[:1], *others, modality=("t1",))
+
+
+def test_scans_without_any_label_are_named(tmp_path):
+    write_phantoms("ms", tmp_path, 2, shape=(20, 20, 20))
+    for label in tmp_path.rglob("*consensus*"):
+        label.unlink()
+    with pytest.raises(DataError, match=f"{tmp_path}: none of the 2 cases has a label file"):
+        find_split(SviConfig(root=str(tmp_path)), 1)
