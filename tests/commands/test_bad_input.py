@@ -713,6 +713,7 @@ def test_scans_of_another_root_are_predicted_again(command, copy_of_world):
     assert command("phantom", "brats", "data/brats", "--cases", 9, "--seed", 5).exit_code == 0
     result = command("evaluate", SVI_RUN, "--samples", 1)
     assert result.exit_code == 0, result.output
+    assert "predictions: replacing 2 predictions of other scans, settings or posteriors" in result.stderr
     after = json.loads(marker.read_text())["settings"]
     assert after["posterior"] == before["posterior"] and after["scans"] != before["scans"]
 
