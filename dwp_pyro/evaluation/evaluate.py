@@ -82,7 +82,7 @@ def evaluate(
     missing = not_predicted(out, data.cases, trained, config)
     if replaced := [case.id for case in missing if (out / f"{case.id}.json").exists()]:
         _logger.warning(
-            "%s: replacing %d predictions of other scans, settings or posteriors, for example '%s'",
+            "%s: replacing %d predictions, incomplete or of other scans, settings or posteriors, for example '%s'",
             out,
             len(replaced),
             replaced[0],

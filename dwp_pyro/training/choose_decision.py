@@ -39,8 +39,8 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
     The choice is between the thresholds, passes with and without mirroring, and a few minimum masses: those that, as a
     filter of the training labels, remove at most 1 % of the volume of a case's worst region, on average over patients.
     The threshold of highest expected Dice is right if probabilities are; 1/2 must be better by a standard error over
-    the patients, of which there are few, or equal. Without validation cases, the largest minimum mass up to 1/4 is
-    chosen, with the threshold 1/2 and no mirroring.
+    the patients, of which there are few (by 0.1 with one patient), or equal. Without validation cases, the largest
+    minimum mass up to 1/4 is chosen, with the threshold 1/2 and no mirroring.
 
     The posterior is on `device`; `mirror` holds the axes along which training patches were mirrored, or "none".
     """
@@ -61,7 +61,7 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
             assert example.label is not None
             label = (example.label.numpy() > 0) & (example.brain_mask.numpy() == 1)
             of_mirror = {
-                axes: predict_example(posterior, example, Decision(mirror=axes), device, passes, partial(advance, ""))
+                axes: predict_example(posterior, example, axes, device, passes, partial(advance, ""))
                 for axes in mirrors
             }
             predictions.append((example.id, of_mirror, label))
@@ -89,21 +89,21 @@ def choose_decision(posterior: Posterior, data: TrainingData, mirror: Sequence[s
 def predict_example(
     posterior: Posterior,
     example: Example,
-    decision: Decision,
+    mirror: tuple[str, ...],
     device: torch.device,
     passes: int = _PASSES,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Return the mean probability [R, X, Y, Z] of a few passes per member; 0 where voxels do not count.
 
-    `passes` is the number per member, at least that of the mirrorings.
+    `mirror` is that of a `Decision`; `passes` is the number per member, at least that of the mirrorings.
 
     Raises:
         RunError: if the output of the network is NaN or infinite.
     """
-    image = example.image.as_tensor().to(device)
+    image, decision = example.image.as_tensor().to(device), Decision(mirror=mirror)
     seeds = [step_seed(0, n) for n in range(len(posterior.members) * max(passes, len(decision.flips)))]
-    moments = posterior_predictive(posterior, image, seeds, advance=advance, decision=Decision(mirror=decision.mirror))
+    moments = posterior_predictive(posterior, image, seeds, advance=advance, decision=decision)
     probability: NDArray[np.float32] = moments.probability.cpu().numpy() * (example.brain_mask.numpy() == 1)
     return probability
 

@@ -42,7 +42,7 @@ def pseudo_label(posterior: Posterior, example: Example, device: torch.device) -
     Voxels whose entropy exceeds 0.5 nats in any region are ignored, as voxels labeled "ignore" are, and so are those
     that the decision segments with a probability below 1/2. Components that it removes are background.
     """
-    probability = predict_example(posterior, example, posterior.decision, device)
+    probability = predict_example(posterior, example, posterior.decision.mirror, device)
     masks = posterior.network_config.masks(probability, posterior.decision, None)
     unsure = binary_entropy(torch.from_numpy(probability)).numpy() > _MAX_ENTROPY
     certain = ~(unsure | (masks & (probability < 0.5))).any(0)

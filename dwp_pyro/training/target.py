@@ -91,6 +91,11 @@ class Method:
         """Return the seed of a member, distinct from those of runs with neighboring seeds."""
         return self.config.seed * self.members + member
 
+    @property
+    def evaluation_seed(self) -> int:
+        """Seed of patches and noise that no training has seen, the same for all numbers of members."""
+        return step_seed(self.config.seed + 1, 0)
+
     def setup(self, network_config: NetworkConfig, device: torch.device, member: int) -> TrainingSetup:
         """Return the setup of a member, at its start."""
         torch.manual_seed(self.seed(member))
@@ -306,7 +311,7 @@ class _Trainer:
             null: self.train(setup, f"{self.name}-{null}", seed, math.ceil(self.steps * _NULL_STEPS))
             for null, setup in make_nulls(self.network_config, self.device, first.number, first.setup).items()
         }
-        unseen = step_seed(config.seed, 0)  # patches and noise of no training, the same for all numbers of members
+        unseen = self.method.evaluation_seed
         patches = training_patches(self.data, config, unseen, PATCHES)
         parts, nulls = [], {}
         with progress("evaluating ELBOs", len(trained) + len(null_models)) as advance:

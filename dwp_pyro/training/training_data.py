@@ -103,6 +103,10 @@ def resolve(settings: _SettingsT, n: int | None) -> _SettingsT:
     """
     _, layout = settings.scans
     data, split = find_split(settings, n)
+    known = sorted({name for case in data.cases for name in case.images})
+    for name in settings.modality:
+        if name not in known and settings.modality_dropout > 0:
+            _logger.warning("%s: no case has the modality '%s', only %s", data.root, name, ", ".join(known))
     regions = data.region_values(settings.region)
     spacing = settings.spacing
     if spacing is None:
@@ -178,7 +182,7 @@ def find_split(settings: TrainingConfig, n: int | None) -> tuple[DataSet, Split]
     if settings.split is None:
         labeled = {case.id: patients[case.id] for case in data.cases if case.label is not None}
         if not labeled:
-            raise DataError(f"{data.root}: none of the {len(data.cases)} cases has a label file")
+            raise DataError(f"{data.root}: no case has a label file; add them, or name them in a CSV file")
         return data, seeded_split(labeled, *rest)
     split = read_split(Path(settings.split), patients, *rest)
     cases = data.by_id
@@ -217,10 +221,6 @@ def load_training_data(settings: TrainingConfig, n: int | None) -> TrainingData:
     if unlabelled:
         _logger.info("skipping %d of %d cases without a label: %s", len(unlabelled), len(data.cases), unlabelled[0])
     preprocess = Preprocessing(settings.spacing or None)
-    for name in settings.modality:
-        if not any(name in data.by_id[case].images for case in split.train):
-            known = ", ".join(sorted({other for case in data.cases for other in case.images}))
-            raise DataError(f"{data.root}: no training case has the modality '{name}'; the scans are {known}")
     examples = {}
     ids = (*split.train, *split.validation)
     for name in each(ids, f"reading {data.layout} scans"):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from dwp_pyro.config.training import SviConfig
 from dwp_pyro.guides.mean_field import MeanFieldNormal
 from dwp_pyro.inference.elbo import MeanFieldELBO
 from dwp_pyro.inference.optimization import guide_function
@@ -25,6 +26,7 @@ from dwp_pyro.training.posterior_summary import (
     report_unconverged,
     summarize,
 )
+from dwp_pyro.training.target import Method
 
 SITE = "0.weight"
 
@@ -81,6 +83,15 @@ def test_the_error_of_an_elbo_is_that_over_weight_samples_and_patches():
         variance = sizes[0] ** 2 / 4 + sizes[1] ** 2 / 16 + sizes[2] ** 2 / 64
         errors = torch.tensor([mean_and_error(table)[1] for table in tables])
         assert float(errors.square().mean()) == pytest.approx(variance, rel=0.1), sizes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_evaluation_has_patches_and_noise_of_no_training(seed):
+    method = Method(command="svi", config=SviConfig(seed=seed), members=3, make_setup=lambda *_: None)
+    trainings = [method.seed(member) for member in range(3)]
+    steps = {step_seed(training, step) for training in trainings for step in range(10_000)}
+    assert method.evaluation_seed not in trainings
+    assert steps.isdisjoint(step_seed(method.evaluation_seed, noise) for noise in range(10))
 
 
 def parts(elbo: list[float]) -> dict[str, torch.Tensor]:

@@ -145,5 +145,14 @@ def test_scans_without_any_label_are_named(tmp_path):
     write_phantoms("ms", tmp_path, 2, shape=(20, 20, 20))
     for label in tmp_path.rglob("*consensus*"):
         label.unlink()
-    with pytest.raises(DataError, match=f"{tmp_path}: none of the 2 cases has a label file"):
+    with pytest.raises(DataError, match=f"{tmp_path}: no case has a label file"):
         find_split(SviConfig(root=str(tmp_path)), 1)
+
+
+def test_a_modality_that_no_case_has_is_named(tmp_path, caplog):
+    write_phantoms("ms", tmp_path, 3, shape=(20, 20, 20))
+    settings = SviConfig(
+        root=str(tmp_path), modality=("flair", "flare"), modality_dropout=0.2, spacing=3.0, validation=1
+    )
+    resolve(settings, 1)
+    assert "no case has the modality 'flare', only flair, t1, t1ce, t2" in caplog.text and "'flair'," not in caplog.text
