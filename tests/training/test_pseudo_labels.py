@@ -13,6 +13,7 @@ from dwp_pyro.data.preprocessing import Example, class_indices
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import NetworkConfig
 from dwp_pyro.training import choose_decision as module
+from dwp_pyro.training import target
 from dwp_pyro.training.pseudo_labels import pseudo_label, with_pseudo_labels
 from dwp_pyro.training.training_data import TrainingData
 
@@ -69,3 +70,13 @@ def test_half_of_the_cases_are_labeled_ones(posterior):
     both = with_pseudo_labels(data, [example(f"u{n}", [0.9, 0.0]) for n in range(5)], posterior, CPU)
     assert [each.id for each in both.train] == ["a", "b", "a", "b", "u0", "u1", "u2", "u3", "u4"]
     assert all(np.array_equal(slab(each.label), [1, 0]) for each in both.train[4:])
+
+
+def test_a_student_counts_a_labeled_case_once_and_an_unlabelled_one_as_a_repetition(monkeypatch, tmp_path):
+    """Two labeled cases, three times each beside six unlabelled ones: a repetition counts as a third of a case."""
+    monkeypatch.setattr(target.Posterior, "load", lambda path: SimpleNamespace(to=lambda device: None))
+    monkeypatch.setattr(target, "with_pseudo_labels", lambda data, *_: SimpleNamespace(train=data.train * 3 + (0,) * 6))
+    data = SimpleNamespace(train=(1, 2))
+    trainer = target._Trainer(None, data, CPU, tmp_path, None, "svi", 50_000.0)
+    student = trainer.student([0] * 6)
+    assert (student.name, student.evidence) == ("svi-student", pytest.approx(50_000 / 3))
