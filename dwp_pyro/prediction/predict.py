@@ -19,7 +19,7 @@ from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.data.case import Case, Scan
 from dwp_pyro.data.dataset import DataSet
 from dwp_pyro.data.layouts import detect_layouts, open_dataset
-from dwp_pyro.data.layouts.file_names import without_suffix
+from dwp_pyro.data.layouts.file_names import modality_in_name, without_suffix
 from dwp_pyro.data.preprocessing import Preprocessing
 from dwp_pyro.inference.decision import Decision
 from dwp_pyro.inference.posterior import NetworkConfig, Posterior
@@ -166,7 +166,11 @@ def _cases_to_predict(scans: Sequence[Path], posterior: Posterior) -> DataSet:
             f"in the order {', '.join(modalities)}; got {len(scans)} path(s)"
         )
     name = without_suffix(scans[0])
-    case = Case(name, dict(zip(modalities, scans, strict=True)))
+    images = dict(zip(modalities, scans, strict=True))
+    for modality, path in images.items():
+        if modality_in_name(path) not in (None, modality):
+            _logger.warning("%s: is read as the modality %s, which its name contradicts", path, modality)
+    case = Case(name, images)
     return DataSet(scans[0].parent, network_config.layout, (case,), {}, {})
 
 

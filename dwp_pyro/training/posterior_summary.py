@@ -163,7 +163,8 @@ def report_nulls(summary: Mapping[str, Any]) -> None:
         if above is not None and not above["nats"] > 2 * above["error"]:
             _logger.warning(
                 f"ELBO minus that of {description}: {above['nats']:+.0f} ± {above['error']:.0f} nats; under this prior "
-                "the evidence of the scans is not seen to outweigh the KL; train for more steps, or with another prior"
+                "the evidence of the scans is not seen to outweigh the KL; train for more steps, or with another prior "
+                "(how good the masks are, the validation Dice tells)"
             )
 
 

@@ -187,6 +187,14 @@ def test_prediction_of_single_files_agrees_with_that_of_the_folder(command, in_w
     np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(several.dataobj))
 
 
+def test_a_file_whose_name_contradicts_the_modality_is_a_warning(command, in_world, tmp_path):
+    t1 = next(Path("data/two").rglob("*_t1.nii.gz"))
+    result = command("predict", SVI_RUN, t1, "--samples", 0, "--out", tmp_path / "p")
+    assert f"{t1}: is read as the modality flair, which its name contradicts" in result.stderr
+    flair = t1.with_name(t1.name.replace("_t1.", "_flair."))
+    assert "contradicts" not in command("predict", SVI_RUN, flair, "--samples", 0, "--out", tmp_path / "q").stderr
+
+
 def test_evaluation_agrees_with_the_predictions(command, copy_of_world):
     result = command("evaluate", SVI_RUN, "--samples", 2)
     assert result.exit_code == 0, result.output

@@ -18,6 +18,7 @@ __all__ = [
     "distinct",
     "entries",
     "match_cases",
+    "modality_in_name",
     "modality_name",
     "nifti_files",
     "subfolders",
@@ -41,6 +42,12 @@ def modality_name(name: str) -> str:
     """Return the common name of a modality: "t1" for "T1w", "t1n" and "MPRAGE"; other names in lower case."""
     plain = re.sub(r"[\W_]+", "", name.casefold().replace("*", "star"))
     return _NAMES.get(plain, plain)
+
+
+def modality_in_name(file: Path) -> str | None:
+    """Return the common name of the modality that the name of a file ends in: "t1" for "A_1_t1w.nii"; None without."""
+    name = modality_name(re.split(r"[_-]", without_suffix(file))[-1])
+    return name if name in _MODALITIES else None
 
 
 def entries(folder: Path) -> list[Path]:
