@@ -24,6 +24,7 @@ __all__ = ["MAX_VOXELS", "UNREADABLE", "Case", "Scan", "Volume", "read_case", "r
 
 # Tools round the same affine differently; a real shift is larger.
 _TOLERANCE_MM = 0.1
+_QUANTIZATION = 0.02  # error of label values stored with a scale factor
 
 #: 4 GB as float32; whole-body scans at 1 mm are smaller.
 MAX_VOXELS = 10**9
@@ -252,7 +253,7 @@ def _read_label(path: Path, labels: Mapping[int, str], first: Volume, reference:
     volume = read_volume(path)
     _check_same_grid(volume, path, first, reference)
     whole = np.rint(volume.data)
-    if not np.array_equal(whole, volume.data):
+    if np.abs(whole - volume.data).max() > _QUANTIZATION:
         raise DataError(f"{path}: label values are not whole numbers; was the mask resampled without 'nearest'?")
     unknown = sorted(set(np.unique(whole).tolist()) - {0, *labels})
     if unknown:

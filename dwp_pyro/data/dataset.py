@@ -109,6 +109,9 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
             have the same id.
     """
     first = data_sets[0]
+    unlabeled = [each.root for each in data_sets if not each.regions]
+    if 0 < len(unlabeled) < len(data_sets):
+        raise DataError(f"{unlabeled[0]}: no case has a label file; add them, or leave these scans out")
     labels: dict[int, str] = {}
     cases: list[Case] = []
     names = [each.root.resolve().name.removesuffix(".csv") for each in data_sets]
@@ -125,7 +128,7 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
             cases.append(replace(case, id=f"{prefix}-{case.id}", patient=patient))
     shared = set.intersection(*(set(each.regions.items()) for each in data_sets))
     regions = {name: values for name, values in first.regions.items() if (name, values) in shared}
-    if not regions and any(each.regions for each in data_sets):
+    if not regions and not unlabeled:
         raise DataError(f"{first.root}: shares no region with the other data sets; name and number it alike")
     ids = [case.id for case in cases]
     if len(set(ids)) < len(ids):

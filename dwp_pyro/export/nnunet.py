@@ -51,6 +51,8 @@ def export_nnunet(run: Path, out: Path) -> list[str]:
             for region in network_config.regions:
                 for kind in MAPS:
                     path = map_path(predictions, case, kind, region, network_config)
+                    if not path.exists():
+                        raise PredictionOutdated(f"{path}: is missing")
                     write_bytes(folder / "uncertainty" / path.name, path.read_bytes())
             advance(case)
         write_json(

@@ -150,6 +150,12 @@ def test_an_nnunet_folder_has_only_labels_and_its_dataset_file(command, copy_of_
     maps = {path.name for path in Path("out/uncertainty").iterdir()}
     assert maps == {f"{name}_{kind}.nii.gz" for name in CASES for kind in ("prob", "entropy", "mi")}
     assert refused(command("export", SVI_RUN, "out", "--format", "nnunet"), "out: exists already")
+    mutual_information = Path(SVI_RUN, "predictions", f"{CASES[0]}_mi.nii.gz")
+    hidden = mutual_information.rename("hidden")
+    assert refused(
+        command("export", SVI_RUN, "again", "--format", "nnunet"), f"{mutual_information.name}: is missing; predict"
+    )
+    hidden.rename(mutual_information)
     marker = Path(SVI_RUN, "predictions", f"{CASES[1]}.json")
     content = json.loads(marker.read_text())
     marker.write_text(json.dumps(content | {"settings": content["settings"] | {"posterior": "of a run before"}}))

@@ -40,6 +40,8 @@ def test_changes_override_the_file(tmp_path):
         ({"prior": "cauchy"}, "'cauchy' is not one of dwp, gaussian, mixture, flow, isotropic, normal, he, .*"),
         ({"modality": 3}, "modality: expected a list"),
         ({"modality": ["flair", "flair"]}, "modality: has a duplicate"),
+        ({"modality": ["flair", "t1_gd"]}, "modality: expected names of letters and digits"),
+        ({"modality": ["flair", ""]}, "modality: expected names of letters and digits"),
         ({"widths": [8, 16]}, "four numbers"),
         ({"widths": "8,x"}, "widths: expected a list, each a whole number, got '8,x'"),
         ({"spacing": -1.0}, "spacing: must be at least 0"),

@@ -158,6 +158,17 @@ def test_a_label_value_that_the_layout_does_not_know_is_refused(case, value, say
     assert str(case.label) in str(caught.value)
 
 
+@pytest.mark.parametrize("stored", [np.uint8, np.int16, np.uint16])
+def test_label_values_stored_with_a_scale_factor_are_whole(case, stored):
+    """As nibabel writes a float array as integers."""
+    image = nibabel.Nifti1Image(np.resize([0.0, 1.0, 2.0, 4.0], (8, 9, 10)), AFFINE)
+    image.set_data_dtype(stored)
+    nibabel.save(image, case.label)
+    assert not np.array_equal(np.unique(nibabel.load(case.label).get_fdata()), [0, 1, 2, 4])
+    label = read_case(case, ("flair",), {1: "oedema", 2: "necrosis", 4: "enhancing"}).label
+    np.testing.assert_array_equal(np.unique(label), [0, 1, 2, 4])
+
+
 def test_label_values_may_be_large(case):
     write(case.label, np.full((8, 9, 10), 65537, np.int32))
     assert read_case(case, ("flair",), {1: "lesion", 65537: "cyst"}).label.max() == 65537

@@ -57,6 +57,11 @@ def test_sets_without_a_common_region_are_refused():
         join_data_sets([lesions("/a"), other])
 
 
+def test_a_set_without_labels_is_named():
+    with pytest.raises(DataError, match=r"/b: no case has a label file"):
+        join_data_sets([lesions("/a"), data_set("/b", labels={}, regions={})])
+
+
 def test_a_label_of_two_meanings_is_refused():
     other = data_set("/b", labels={1: "edema"}, regions={"edema": {1}})
     with pytest.raises(DataError, match=r"/b: label 1 is 'edema', and 'lesion' in another data set; recode one"):

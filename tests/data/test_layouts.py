@@ -200,6 +200,15 @@ KNOWN: dict[str, tuple[Callable[[Path], object], str, list[str], list[str], dict
         ),
         "wmh2017", ["Amsterdam_GE3T_100", "Utrecht_0"], ["flair"], {1: "lesion", 2: "ignore"}, "lesion",
     ),
+    "wmh2017 as released": (
+        lambda root: touch(
+            root,
+            *(f"wmh/dataverse_files/training/{n}/pre/FLAIR.nii.gz" for n in ("Utrecht/0", "Amsterdam/GE3T/100")),
+            *(f"wmh/dataverse_files/training/{n}/wmh.nii.gz" for n in ("Utrecht/0", "Amsterdam/GE3T/100")),
+        ),
+        "wmh2017", ["wmh_dataverse_files_training_Amsterdam_GE3T_100", "wmh_dataverse_files_training_Utrecht_0"],
+        ["flair"], {1: "lesion", 2: "ignore"}, "lesion",
+    ),
     "mslesseg": (
         lambda root: touch(
             root,
@@ -228,6 +237,13 @@ KNOWN: dict[str, tuple[Callable[[Path], object], str, list[str], list[str], dict
     ),
     "msd": (
         msd, "msd", ["BRATS_001", "BRATS_485"], BRATS, {1: "oedema", 2: "non-enhancing", 3: "enhancing"}, "whole",
+    ),
+    "msd numbered from 0": (
+        lambda root: (
+            touch(root, *(f"{kind}Tr/la_000{n}.nii.gz" for kind in ("images", "labels") for n in (0, 1))),
+            describe(root, modality={"0": "FLAIR"}, labels={"0": "background", "1": "lesion"}),
+        ),
+        "msd", ["la_0000", "la_0001"], ["flair"], LESION, "lesion",
     ),
     "nnunet": (
         nnunet, "nnunet", ["P_1", "P_2"], ["t1", "flair"], {1: "oedema", 2: "necrosis", 3: "enhancing"}, "whole",
@@ -479,8 +495,21 @@ def test_subjects_of_bids_in_two_folders_are_not_merged(tmp_path):
     assert case.label is not None and set(case.images) == {"flair", "t1"}
     assert case.images["flair"].samefile(tmp_path / "a/sub-01/anat/sub-01_FLAIR.nii.gz")
     touch(tmp_path, "b/sub-01/anat/sub-01_FLAIR.nii.gz")
-    with pytest.raises(DataError, match=r"b/sub-01/anat/sub-01_FLAIR\.nii\.gz: has the name of .*a/sub-01/anat"):
+    with pytest.raises(DataError, match=r"b/sub-01/anat/sub-01_FLAIR\.nii\.gz: is of the same subject .*a/sub-01/anat"):
         open_dataset(tmp_path)
+
+
+def test_one_subject_in_two_bids_sets_is_refused_whatever_the_file_is_named(tmp_path):
+    touch(tmp_path, "a/sub-01/anat/sub-01_FLAIR.nii.gz", "b/sub-01/anat/sub-01_acq-3d_FLAIR.nii.gz")
+    with pytest.raises(DataError, match=r"b/sub-01/anat/sub-01_acq-3d_FLAIR\.nii\.gz: is of the same subject"):
+        open_dataset(tmp_path)
+
+
+def test_the_folder_above_a_bids_set_finds_its_masks(tmp_path):
+    bids(tmp_path / "set")
+    touch(tmp_path, "set/derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_desc-brain_mask.nii.gz")
+    assert open_dataset(tmp_path).cases == open_dataset(tmp_path / "set").cases
+    assert open_dataset(tmp_path).cases[0].brain_mask is not None
 
 
 def test_names_of_bids_may_hold_dashes(tmp_path):

@@ -53,6 +53,11 @@ class _File:
         return self.stem.rsplit("_", 1)[-1]
 
     @property
+    def modality(self) -> str:
+        """Common name of the modality of an image."""
+        return "t1ce" if self.suffix == "t1w" and "_ce-" in self.stem else modality_name(self.suffix)
+
+    @property
     def space(self) -> str:
         """Space of the image; "" for the scanner's."""
         match = re.search(r"_space-([a-z0-9]+)", self.stem)
@@ -79,11 +84,11 @@ def _find(root: Path) -> LayoutMatch | None:
         images: dict[str, Path] = {}
         for file in found:
             if _IMAGE.fullmatch(file.suffix) and not file.derived:
-                first = images.setdefault(file.stem, file.path)
-                if os.path.realpath(first) != os.path.realpath(file.path):
+                first = images.setdefault(file.modality, file.path)
+                if os.path.realpath(first.parent) != os.path.realpath(file.path.parent):
                     raise DataError(
-                        f"{file.path}: has the name of {first}; open each data set by itself, or list the scans in a "
-                        "CSV file and give that file instead"
+                        f"{file.path}: is of the same subject and modality as {first}; open each data set by itself, "
+                        "or list the scans in a CSV file and give that file instead"
                     )
     labels: Mapping[int, str] | None = {1: "lesion"}
     for find_mask in (_lesion_mask, _plain_mask):  # one kind for all sessions: a control has no lesion mask
@@ -100,7 +105,8 @@ def _subject_parents(root: Path) -> list[tuple[Path, bool]]:
     """Return the folders that may contain subjects, and whether they are beside the raw data."""
     beside = "derivatives|sourcedata"
     raw = [root, *subfolders(root, rf"(?!({beside})$|sub-).+")]
-    pipelines = [pipeline for folder in subfolders(root, beside) for pipeline in (folder, *subfolders(folder))]
+    derived = [folder for data_set in raw for folder in subfolders(data_set, beside)]
+    pipelines = [pipeline for folder in derived for pipeline in (folder, *subfolders(folder))]
     return [*((folder, False) for folder in distinct(raw)), *((folder, True) for folder in distinct(pipelines))]
 
 
@@ -141,8 +147,7 @@ def _case(name: str, files: list[_File], mask: _File | None) -> Case | None:
         if file.suffix == "mask" and _BRAIN.search(file.stem) and brain_mask is None and file.space == space:
             brain_mask = file.path
         elif _IMAGE.fullmatch(file.suffix):
-            enhanced = file.suffix == "t1w" and "_ce-" in file.stem
-            images.setdefault("t1ce" if enhanced else modality_name(file.suffix), file.path)
+            images.setdefault(file.modality, file.path)
     if not images:
         return None
     return Case(name, images, None if mask is None else mask.path, brain_mask, patient=name.partition("_ses-")[0])

@@ -17,6 +17,7 @@ __all__ = [
     "case_from_stems",
     "distinct",
     "entries",
+    "has_channel_numbers",
     "match_cases",
     "modality_in_name",
     "modality_name",
@@ -98,6 +99,17 @@ def nifti_files(folder: Path) -> dict[str, Path]:
             raise DataError(f"{path}: has the same stem as {files[stem].name}; remove one of the two")
         files[stem] = path
     return files
+
+
+def has_channel_numbers(root: Path) -> bool:
+    """Return whether names in `imagesTr` and `imagesTs` end in the number of a channel, `CASE_0000`, as in nnU-Net.
+
+    In the Decathlon `_0000` would number the case, and its label has the same name.
+    """
+    images, labels = (
+        {**nifti_files(root / f"{kind}Tr"), **nifti_files(root / f"{kind}Ts")} for kind in ("images", "labels")
+    )
+    return any(stem.endswith("_0000") and stem not in labels for stem in images)
 
 
 def case_from_stems(

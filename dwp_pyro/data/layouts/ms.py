@@ -20,7 +20,7 @@ _MSSEG_RAW = {"flair": ("flair",), "t1": ("t1",), "t1ce": ("gado",), "t2": ("t2"
 _MSSEG_PREPROCESSED = {modality: (f"{stem}_preprocessed",) for modality, (stem,) in _MSSEG_RAW.items()}
 _MSSEG_LABEL = ("consensus",)
 _MSSEG_BRAIN = ("brain_mask", "mask_registered", "brainmask")
-_WMH_DEPTH = 4  # maximum depth of a case: training/Amsterdam/GE3T/100
+_WMH_DEPTH = 6  # maximum depth of a case: wmh/dataverse_files/training/Amsterdam/GE3T/100
 
 
 def _find_openms(root: Path) -> LayoutMatch | None:

@@ -13,7 +13,13 @@ import nibabel
 
 from dwp_pyro.data.case import UNREADABLE, Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import match_cases, modality_name, nifti_files, without_suffix
+from dwp_pyro.data.layouts.file_names import (
+    has_channel_numbers,
+    match_cases,
+    modality_name,
+    nifti_files,
+    without_suffix,
+)
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
 
@@ -23,7 +29,7 @@ __all__ = ["LAYOUT"]
 def _find(root: Path) -> LayoutMatch | None:
     images = {"Tr": nifti_files(root / "imagesTr"), "Ts": nifti_files(root / "imagesTs")}
     files = [*images["Tr"].values(), *images["Ts"].values()]
-    if not files or any(stem.endswith("_0000") for stems in images.values() for stem in stems):  # nnU-Net
+    if not files or has_channel_numbers(root):  # nnU-Net
         return None
     path = root / "dataset.json"
     description = read_json(path, DataError) if path.exists() else {}

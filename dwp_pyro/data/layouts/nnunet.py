@@ -13,7 +13,7 @@ from typing import Any
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import modality_name, nifti_files
+from dwp_pyro.data.layouts.file_names import has_channel_numbers, modality_name, nifti_files
 from dwp_pyro.data.regions import BACKGROUND, IGNORE, structure
 from dwp_pyro.runtime.errors import ConfigError, DataError
 from dwp_pyro.runtime.files import read_json
@@ -25,8 +25,7 @@ def _find(root: Path) -> LayoutMatch | None:
     path = root / "dataset.json"
     description = read_json(path, DataError) if path.exists() else {}
     images = {subset: nifti_files(root / f"images{subset}") for subset in ("Tr", "Ts")}
-    has_channels = any(stem.endswith("_0000") for stems in images.values() for stem in stems)
-    if "channel_names" not in description and not has_channels:
+    if "channel_names" not in description and not has_channel_numbers(root):
         return None
     ending = description.get("file_ending", ".nii.gz")
     if ending not in (".nii.gz", ".nii"):
