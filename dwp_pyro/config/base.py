@@ -45,7 +45,7 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of one command.
+    """Settings of one command; lists become tuples.
 
     Raises:
         ConfigError: if a value has the wrong type or is outside of its choices or its range.
@@ -55,6 +55,9 @@ class Settings:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, item.name, value)
             name = item.name.replace("_", "-")
             if not _matches(value, hints[item.name]):
                 raise ConfigError(f"{name}: expected {_describe(hints[item.name])}, got {reprlib.repr(value)}")
@@ -73,7 +76,7 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Create settings from plain values, as in YAML: lists become tuples, names may have dashes.
+        """Create settings from plain values, as in YAML: names may have dashes.
 
         Raises:
             ConfigError: if a name is unknown or a value is invalid.
@@ -87,8 +90,6 @@ class Settings:
                 raise ConfigError(f"'{key}' is not a setting of this command (settings: {', '.join(sorted(known))})")
             if name in arguments:
                 raise ConfigError(f"'{key}' is given twice, with a dash and with an underscore")
-            if isinstance(value, list):
-                value = tuple(value)
             lists = [hint for hint in (hints[name], *typing.get_args(hints[name])) if typing.get_origin(hint) is tuple]
             if isinstance(value, str) and lists:  # as the option is written
                 parts = value.split(",") if known[name].metadata["repeats"] is None else [value]
@@ -96,6 +97,9 @@ class Settings:
                     value = tuple(typing.get_args(lists[0])[0](part.strip()) for part in parts)
             if hints[name] is float and _matches(value, int) and abs(value) <= _MAX_NUMBER:
                 value = float(value)
+            if isinstance(value, str) and float in (hints[name], *typing.get_args(hints[name])):
+                with suppress(ValueError):
+                    value = float(value)  # YAML reads 1e-3 as text
             arguments[name] = value
         return cls(**arguments)
 

@@ -79,7 +79,7 @@ def gaussian_of(folds: Sequence[Moments]) -> MultivariateNormal:
             for number, fold in enumerate(folds)
         )
 
-    return _gaussian(folds, max(_SHRINKAGES, key=score) if len(folds) > 1 else 1.0)
+    return _gaussian(folds, max(reversed(_SHRINKAGES), key=score) if len(folds) > 1 else 1.0)
 
 
 def _gaussian(folds: Sequence[Moments], shrinkage: float) -> MultivariateNormal:

@@ -108,7 +108,8 @@ def _broadcast(value: _T) -> _T:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Print nothing but warnings, and errors with the number of the process; the rest is the same as of process 0."""
-    logging.getLogger("dwp_pyro").setLevel(logging.WARNING)
+    logger = logging.getLogger("dwp_pyro")
+    logger.setLevel(max(logger.level, logging.WARNING))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

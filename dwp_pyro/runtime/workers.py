@@ -43,7 +43,8 @@ class Workers:
     def __post_init__(self) -> None:
         if is_torchelastic_launched():
             raise ConfigError(
-                "workers, cluster: torchrun starts the processes of this command; omit --workers and --cluster"
+                "workers, cluster: torchrun starts processes of its own; omit --workers and --cluster, or start the "
+                "command without torchrun"
             )
 
     def at_most(self, count: int) -> Workers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -63,7 +64,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         >>> len(posterior.members), posterior.network_config.regions
         (1, ('whole',))
     """
-    config = config.resolve_prior()
+    config = config.resolve_prior(options.out if options.resume else None)
     resolved = config.resolve()
     members = resolved.members
     assert members is not None
@@ -129,7 +130,8 @@ def _make_nulls(
     """
     if config.prior == "log-uniform":  # it cannot be sampled, and its KL is known up to a constant only
         return {}
-    frozen, drawn = (_start(config, network_config, device, member)[0] for _ in range(2))
+    frozen = _start(config, network_config, device, member)[0]
+    drawn = deepcopy(frozen)  # ELBOs compare only from the same start of the other weights
     for weight in kernel_sites(frozen).values():
         weight.requires_grad_(False)
     for module in fitted.prior_modules.values():

@@ -24,9 +24,17 @@ def test_changes_override_the_file(tmp_path):
     assert (config.steps, config.batch_size, config.learning_rate) == (9, 3, 1.0)
 
 
+def test_lists_and_numbers_as_yaml_reads_them():
+    assert SviConfig(widths=[4, 4, 8, 8]).widths == (4, 4, 8, 8)
+    assert SviConfig.from_mapping({"learning-rate": "1e-3", "prior-scale": "2e0"}) == SviConfig(
+        learning_rate=0.001, prior_scale=2.0
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
+        ({"learning_rate": "fast"}, "learning-rate: expected a number, got 'fast'"),
         ({"stepz": 3}, "'stepz' is not a setting"),
         ({"steps": 0}, "steps: must be at least 1"),
         ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),

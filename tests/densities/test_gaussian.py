@@ -35,6 +35,13 @@ def test_fewer_kernels_than_weights_give_a_proper_density(count, dtype, identity
     assert fit.log_prob(torch.randn(4, 27, dtype=dtype)).isfinite().all()
 
 
+def test_two_kernels_show_no_covariance():
+    """A fold of one kernel scores all shrinkages alike; the strongest is chosen."""
+    fit = gaussian_of(fold_moments(torch.randn(2, 3, 3, 3), torch.arange(2)))
+    variances = fit.covariance_matrix.diagonal()
+    assert_close(fit.covariance_matrix, variances.mean() * torch.eye(27, dtype=torch.double))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3])
 @pytest.mark.parametrize("count", [1, 10])
 def test_identical_kernels_give_a_finite_density(value, count):

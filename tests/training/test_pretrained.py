@@ -76,6 +76,25 @@ def test_the_prior_is_fixed_at_the_start(folder):
     assert FinetuneConfig().resolve_prior().prior_dir is None  # a random start uses none
 
 
+def test_an_unfinished_prior_of_ones_own_is_not_used(folder):
+    (folder / "runs/prior-ms").mkdir(parents=True)
+    assert SviConfig().prior_folder == PRETRAINED
+
+
+def test_a_resumed_run_keeps_its_prior(folder, monkeypatch):
+    """Although a prior was made after the run had begun."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dwp_pyro.training.target.write_blocks", stop)
+        svi(SviConfig(**FEW), RunOptions(folder / "run"))
+    KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
+    svi(SviConfig(**FEW), RunOptions(folder / "run", resume=True))
+    assert yaml.safe_load((folder / "run/config.yaml").read_text())["prior_dir"] == "pretrained"
+
+
 def test_a_changed_label_is_detected(folder, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -58,6 +58,21 @@ def test_the_prior_null_has_the_scales_of_the_fitted_setup_and_their_hyperprior(
         assert float(draws.square().mean().sqrt()) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("settings", [{}, {"prior": "normal"}, {"init": "random"}, {"center": "none", "init": "prior"}])
+def test_null_models_start_with_the_weights_of_the_posterior(folder, settings):
+    """Those that are not kernels: their ELBOs compare from the same start only."""
+    torch.manual_seed(0)
+    config, fitted = build(folder, **settings)
+    starts = {
+        name: value.detach().clone() for name, value in fitted.network.named_parameters() if name not in fitted.blocks
+    }
+    torch.manual_seed(0)
+    for null in _make_nulls(config, NETWORK, CPU, 0, fitted).values():
+        found = dict(null.network.named_parameters())
+        for name, value in starts.items():
+            assert_close(found[name].detach(), value, msg=name)
+
+
 def test_in_the_frozen_null_only_kernels_are_fixed(folder):
     config, fitted = build(folder)
     frozen = _make_nulls(config, NETWORK, CPU, 0, fitted)["frozen"]
