@@ -1,6 +1,6 @@
 """Dice and HD95 of each method on the test patients that training with all annotations misses, and on the others.
 
-$ python studies/gliomas/missed.py studies/gliomas/results/{test,relu}.csv --data data/real/lgg
+$ python studies/gliomas/missed.py studies/gliomas/results/test.csv --data data/real/lgg
 
 A patient is missed if `svi` at n = 28 has a mean Dice below 0.3 over its draws. The contrast of a tumor is the
 probability that one of its voxels is brighter than one of the rest of the tissue (above a tenth of percentile 98).
@@ -28,11 +28,11 @@ _LEAST_DICE = 0.3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("results", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     arguments = parser.parse_args()
-    files = [read_rows(path) for path in arguments.results]
-    reference = [row for rows in files for row in rows if (row.method, row.n) == _REFERENCE]
+    rows = read_rows(arguments.results)
+    reference = [row for row in rows if (row.method, row.n) == _REFERENCE]
     cases = {row.case for row in reference}
     missed = {case for case in cases if _mean([row for row in reference if row.case == case], "dice") < _LEAST_DICE}
     data = open_dataset(arguments.data, "nnunet")
@@ -44,15 +44,14 @@ def main() -> None:
             *(median(tumors[case][number] for case in cases - missed) for number in range(2))
         )
     )
-    for path, rows in zip(arguments.results, files, strict=True):
-        lines = []
-        for n, method in sorted({(row.n, row.method) for row in rows}):
-            own = [row for row in rows if (row.method, row.n) == (method, n)]
-            groups = [[row for row in own if (row.case in missed) == among] for among in (True, False)]
-            cells = [f"{_mean(group, 'dice'):.3f} / {_mean(group, 'hd95'):.1f}" for group in groups]
-            lines.append([str(n), method, *cells])
-        titles = [f"{len(missed)} missed: Dice / HD95 (mm)", f"{len(cases) - len(missed)} others: Dice / HD95 (mm)"]
-        print(markdown([Table(["n", path.name, *titles], lines, "")]))
+    lines = []
+    for n, method in sorted({(row.n, row.method) for row in rows}):
+        own = [row for row in rows if (row.method, row.n) == (method, n)]
+        groups = [[row for row in own if (row.case in missed) == among] for among in (True, False)]
+        cells = [f"{_mean(group, 'dice'):.3f} / {_mean(group, 'hd95'):.1f}" for group in groups]
+        lines.append([str(n), method, *cells])
+    titles = [f"{len(missed)} missed: Dice / HD95 (mm)", f"{len(cases) - len(missed)} others: Dice / HD95 (mm)"]
+    print(markdown([Table(["n", "method", *titles], lines, "")]))
 
 
 def _volume_and_contrast(case: Case, labels: Mapping[int, str]) -> tuple[float, float]:
