@@ -100,6 +100,10 @@ def _print_cases(report: dict[str, Any]) -> None:
     print_rows(["case", "modalities", "voxels", "spacing (mm)", "labels (ml)", "problems"], rows)
     for name, values in report["regions"].items():
         click.echo(f"region {name}: label {', '.join(map(str, values))}")
+    first, *others = (case["modalities"] for case in report["cases"])
+    shared = [name for name in first if all(name in modalities for modalities in others)]
+    if len(shared) > 1:
+        click.echo(f"every case has {', '.join(shared)}: --modality {','.join(shared)} trains on all of them")
     unlabeled = sum(not case["label"] for case in report["cases"])
     if unlabeled:
         click.echo(f"{unlabeled} of {len(rows)} cases have no label: training skips them, predict uses them")
