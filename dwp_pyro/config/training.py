@@ -222,17 +222,10 @@ class TargetConfig(TrainingConfig, ABC):
         own = Path("runs/prior-ms")
         return named_prior(self.prior_dir or (str(own) if (own / "prior.json").exists() else _PRETRAINED))
 
-    def resolve_prior(self, begun: Path | None = None) -> Self:
-        """Return the settings with `prior_dir` filled in if they use it: that of a run already begun, else the default.
-
-        Another command may make a prior during a run, or before it is resumed.
-        """
-        from dwp_pyro.runtime.files import read_yaml  # imported late, to keep --help fast
-
+    def resolve_prior(self) -> Self:
+        """Return the settings with `prior_dir` filled in if they use it: another command may make one during a run."""
         if self.prior_dir is not None or not self.learned_from():
             return self
-        if begun is not None and (begun / "config.yaml").exists():
-            return dataclasses.replace(self, prior_dir=read_yaml(begun / "config.yaml").get("prior_dir"))
         folder = self.prior_folder
         return dataclasses.replace(self, prior_dir=_PRETRAINED if folder == PRETRAINED else str(folder))
 

@@ -111,7 +111,10 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
     first = data_sets[0]
     unlabeled = [each.root for each in data_sets if not each.regions]
     if 0 < len(unlabeled) < len(data_sets):
-        raise DataError(f"{unlabeled[0]}: no case has a label file; add them, or leave these scans out")
+        raise DataError(
+            f"{unlabeled[0]}: no case has a label file, or the label map has only background and ignore; add labels or "
+            "name them, or leave these scans out"
+        )
     labels: dict[int, str] = {}
     cases: list[Case] = []
     names = [each.root.resolve().name.removesuffix(".csv") for each in data_sets]

@@ -87,9 +87,9 @@ class RunFolder:
         unknown = sorted(saved.keys() ^ current.keys())
         if unknown:
             raise RunOutdated(f"{path}: cannot resume a run of another version, with settings {', '.join(unknown)}")
-        changed = sorted(key for key in current if saved[key] != current[key])
+        changed = [f"{key} was {saved[key]}" for key in sorted(current) if saved[key] != current[key]]
         if changed:
-            raise RunOutdated(f"{path}: cannot resume with other settings ({', '.join(changed)} changed)")
+            raise RunOutdated(f"{path}: cannot resume with other settings ({', '.join(changed)})")
 
     def pin(self, name: str, value: Mapping[str, Any]) -> None:
         """Write what the run depends on to a JSON file; a resumed run must depend on the same.

@@ -147,9 +147,8 @@ class _Task:
 
 def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: Callable[[Path], str]) -> _Task:
     """Prepare a run; raise ConfigError if its scans, split, prior or source network are missing."""
-    run = out / "runs" / study_run.name
     try:
-        config = resolve(study_run.config.resolve_prior(run), study_run.config.n)
+        config = resolve(study_run.config.resolve_prior(), study_run.config.n)
         data, split = find_split(config, config.n)
         measured = split.test if study.evaluate == "test" else split.validation
         if not measured:
@@ -181,6 +180,7 @@ def _task(study: Study, study_run: StudyRun, out: Path, device: str, digest_of: 
     }
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:12]
     predict = PredictConfig(samples=study.samples, seed=config.seed)
+    run = out / "runs" / study_run.name
     data = dataclasses.replace(data, cases=tuple(cases[name] for name in measured))
     return _Task(StudyRun(study_run.method, config), digest, split, data, predict, run, device)
 

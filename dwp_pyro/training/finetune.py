@@ -42,7 +42,7 @@ def finetune(config: FinetuneConfig, options: RunOptions) -> Posterior:
         >>> posterior.members[0].guide is None
         True
     """
-    config = config.resolve_prior(options.out if options.resume else None)
+    config = config.resolve_prior()
     method = Method(
         command="finetune", config=config, members=config.members or 1, make_setup=partial(_make_setup, config)
     )

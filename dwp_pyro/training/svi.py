@@ -64,7 +64,7 @@ def svi(config: SviConfig, options: RunOptions) -> Posterior:
         >>> len(posterior.members), posterior.network_config.regions
         (1, ('whole',))
     """
-    config = config.resolve_prior(options.out if options.resume else None)
+    config = config.resolve_prior()
     resolved = config.resolve()
     members = resolved.members
     assert members is not None

@@ -450,7 +450,7 @@ RUNS = [
     Row("a run resumed with other settings",
         each(fields(f"{SVI_RUN}/run.json", "finished", value=False), fields(f"{SVI_RUN}/config.yaml", "evidence", value=2.0)),
         (("svi", "--prior", "dwp", "--n", 2, *TINY, "--members", 2, "--resume", "--out", SVI_RUN),),
-        (f"{SVI_RUN}: cannot resume with other settings (evidence changed); give --overwrite",)),
+        (f"{SVI_RUN}: cannot resume with other settings (evidence was 2.0); resume with what",)),
     Row("a study without methods", study(methods={}), ("experiment",), ("study.yaml: ",)),
     Row("a study of unknown methods", study(runs=[{"methods": ["x"], "n": [1], "seeds": [0]}]), ("experiment",),
         ("study.yaml: runs: 'x' is not one of the methods (RI)",)),

@@ -203,10 +203,10 @@ KNOWN: dict[str, tuple[Callable[[Path], object], str, list[str], list[str], dict
     "wmh2017 as released": (
         lambda root: touch(
             root,
-            *(f"wmh/dataverse_files/training/{n}/pre/FLAIR.nii.gz" for n in ("Utrecht/0", "Amsterdam/GE3T/100")),
-            *(f"wmh/dataverse_files/training/{n}/wmh.nii.gz" for n in ("Utrecht/0", "Amsterdam/GE3T/100")),
+            *(f"dataverse_files/training/{n}/pre/FLAIR.nii.gz" for n in ("Utrecht/0", "Amsterdam/GE3T/100")),
+            *(f"dataverse_files/training/{n}/wmh.nii.gz" for n in ("Utrecht/0", "Amsterdam/GE3T/100")),
         ),
-        "wmh2017", ["wmh_dataverse_files_training_Amsterdam_GE3T_100", "wmh_dataverse_files_training_Utrecht_0"],
+        "wmh2017", ["dataverse_files_training_Amsterdam_GE3T_100", "dataverse_files_training_Utrecht_0"],
         ["flair"], {1: "lesion", 2: "ignore"}, "lesion",
     ),
     "mslesseg": (
@@ -495,7 +495,7 @@ def test_subjects_of_bids_in_two_folders_are_not_merged(tmp_path):
     assert case.label is not None and set(case.images) == {"flair", "t1"}
     assert case.images["flair"].samefile(tmp_path / "a/sub-01/anat/sub-01_FLAIR.nii.gz")
     touch(tmp_path, "b/sub-01/anat/sub-01_FLAIR.nii.gz")
-    with pytest.raises(DataError, match=r"b/sub-01/anat/sub-01_FLAIR\.nii\.gz: is of the same subject .*a/sub-01/anat"):
+    with pytest.raises(DataError, match=r"b/sub-01/anat/sub-01_FLAIR\.nii\.gz: is of the same subject.*a/sub-01/anat"):
         open_dataset(tmp_path)
 
 
@@ -503,6 +503,34 @@ def test_one_subject_in_two_bids_sets_is_refused_whatever_the_file_is_named(tmp_
     touch(tmp_path, "a/sub-01/anat/sub-01_FLAIR.nii.gz", "b/sub-01/anat/sub-01_acq-3d_FLAIR.nii.gz")
     with pytest.raises(DataError, match=r"b/sub-01/anat/sub-01_acq-3d_FLAIR\.nii\.gz: is of the same subject"):
         open_dataset(tmp_path)
+
+
+def test_images_of_one_subject_in_two_spaces_may_be_in_two_folders(tmp_path):
+    """A link to a scan is no second one; the image in the space of the mask is used."""
+    touch(tmp_path, "raw/sub-01/anat/sub-01_FLAIR.nii.gz")
+    (tmp_path / "train/sub-01/anat").mkdir(parents=True)
+    (tmp_path / "train/sub-01/anat/sub-01_FLAIR.nii.gz").symlink_to(tmp_path / "raw/sub-01/anat/sub-01_FLAIR.nii.gz")
+    touch(tmp_path, *(f"mni/sub-01/anat/sub-01_space-MNI_{name}.nii.gz" for name in ("FLAIR", "label-lesion_mask")))
+    (case,) = open_dataset(tmp_path).cases
+    assert case.images["flair"].name == "sub-01_space-MNI_FLAIR.nii.gz" and case.label is not None
+
+
+def test_masks_of_one_bids_set_are_not_those_of_another(tmp_path):
+    touch(tmp_path, "a/sub-01/anat/sub-01_FLAIR.nii.gz", "b/sub-01/anat/sub-01_T1w.nii.gz")
+    touch(tmp_path, "b/derivatives/x/sub-01/anat/sub-01_label-lesion_mask.nii.gz")
+    assert open_dataset(tmp_path).cases[0].label is None
+
+
+def test_the_masks_beside_a_bids_set_come_before_those_within(tmp_path):
+    touch(tmp_path, "rawdata/sub-01/anat/sub-01_FLAIR.nii.gz")
+    mask = "derivatives/manual/sub-01/anat/sub-01_label-lesion_mask.nii.gz"
+    touch(tmp_path, mask, "rawdata/derivatives/lst/sub-01/anat/sub-01_label-lesion_mask.nii.gz")
+    assert open_dataset(tmp_path).cases[0].label == tmp_path / mask
+
+
+def test_originals_of_a_bids_set_are_no_layout_of_their_own(tmp_path):
+    touch(tmp_path, "sub-01/anat/sub-01_FLAIR.nii.gz", "sourcedata/wmh2017/training/Utrecht/0/pre/FLAIR.nii.gz")
+    assert open_dataset(tmp_path).layout == "bids"
 
 
 def test_the_folder_above_a_bids_set_finds_its_masks(tmp_path):

@@ -81,8 +81,8 @@ def test_an_unfinished_prior_of_ones_own_is_not_used(folder):
     assert SviConfig().prior_folder == PRETRAINED
 
 
-def test_a_resumed_run_keeps_its_prior(folder, monkeypatch):
-    """Although a prior was made after the run had begun."""
+def test_a_run_without_a_prior_of_ones_own_resumes_with_its_name(folder, monkeypatch):
+    """A prior that was made after the run had begun would be another setting."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -91,8 +91,9 @@ def test_a_resumed_run_keeps_its_prior(folder, monkeypatch):
         patch.setattr("dwp_pyro.training.target.write_blocks", stop)
         svi(SviConfig(**FEW), RunOptions(folder / "run"))
     KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
-    svi(SviConfig(**FEW), RunOptions(folder / "run", resume=True))
-    assert yaml.safe_load((folder / "run/config.yaml").read_text())["prior_dir"] == "pretrained"
+    with pytest.raises(RunOutdated, match=r"\(prior_dir was pretrained[,)]"):
+        svi(SviConfig(**FEW), RunOptions(folder / "run", resume=True))
+    svi(SviConfig(prior_dir="pretrained", **FEW), RunOptions(folder / "run", resume=True))
 
 
 def test_a_changed_label_is_detected(folder, monkeypatch):

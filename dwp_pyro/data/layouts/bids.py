@@ -81,14 +81,15 @@ def _find(root: Path) -> LayoutMatch | None:
                 files = nifti_files(folder / "anat")
                 sessions.setdefault(name, []).extend(_File(path, stem, derived) for stem, path in files.items())
     for found in sessions.values():
-        images: dict[str, Path] = {}
+        images: dict[tuple[str, str], Path] = {}
         for file in found:
             if _IMAGE.fullmatch(file.suffix) and not file.derived:
-                first = images.setdefault(file.modality, file.path)
-                if os.path.realpath(first.parent) != os.path.realpath(file.path.parent):
+                first = images.setdefault((file.modality, file.space), file.path)
+                same = os.path.realpath(first) == os.path.realpath(file.path)
+                if not same and os.path.realpath(first.parent) != os.path.realpath(file.path.parent):
                     raise DataError(
-                        f"{file.path}: is of the same subject and modality as {first}; open each data set by itself, "
-                        "or list the scans in a CSV file and give that file instead"
+                        f"{file.path}: is of the same subject, modality and space as {first}; open each data set by "
+                        "itself, or list the scans in a CSV file and give that file instead"
                     )
     labels: Mapping[int, str] | None = {1: "lesion"}
     for find_mask in (_lesion_mask, _plain_mask):  # one kind for all sessions: a control has no lesion mask
@@ -105,7 +106,10 @@ def _subject_parents(root: Path) -> list[tuple[Path, bool]]:
     """Return the folders that may contain subjects, and whether they are beside the raw data."""
     beside = "derivatives|sourcedata"
     raw = [root, *subfolders(root, rf"(?!({beside})$|sub-).+")]
-    derived = [folder for data_set in raw for folder in subfolders(data_set, beside)]
+    derived = subfolders(root, beside)
+    if not derived:  # a folder above one data set; of several, masks would meet subjects of another set
+        data_sets = [folder for folder in raw if subfolders(folder, r"sub-.+")]
+        derived = subfolders(data_sets[0], beside) if len(data_sets) == 1 else []
     pipelines = [pipeline for folder in derived for pipeline in (folder, *subfolders(folder))]
     return [*((folder, False) for folder in distinct(raw)), *((folder, True) for folder in distinct(pipelines))]
 

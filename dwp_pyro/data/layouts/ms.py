@@ -20,7 +20,7 @@ _MSSEG_RAW = {"flair": ("flair",), "t1": ("t1",), "t1ce": ("gado",), "t2": ("t2"
 _MSSEG_PREPROCESSED = {modality: (f"{stem}_preprocessed",) for modality, (stem,) in _MSSEG_RAW.items()}
 _MSSEG_LABEL = ("consensus",)
 _MSSEG_BRAIN = ("brain_mask", "mask_registered", "brainmask")
-_WMH_DEPTH = 6  # maximum depth of a case: wmh/dataverse_files/training/Amsterdam/GE3T/100
+_WMH_DEPTH = 5  # maximum depth of a case: dataverse_files/training/Amsterdam/GE3T/100
 
 
 def _find_openms(root: Path) -> LayoutMatch | None:
@@ -94,7 +94,7 @@ def _find_wmh2017(root: Path) -> LayoutMatch | None:
 
 def _wmh_folders(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
     """Yield folders with `pre` or `orig`, down to a depth; do not descend into them or follow links twice."""
-    children = subfolders(folder)
+    children = subfolders(folder, r"(?!sub-|(derivatives|sourcedata)$).+")  # not those of BIDS, which are many
     if {path.name.casefold() for path in children} & {"pre", "orig"}:
         yield folder
     elif depth:
