@@ -202,7 +202,7 @@ class TargetConfig(TrainingConfig, ABC):
     prior_dir: str | None = setting(
         None,
         "Output folder of fit-prior, with the kernel prior and the source networks; pretrained for those that come "
-        "with the package, for FLAIR.  [default: runs/prior-ms, if it holds a prior; otherwise pretrained]",
+        "with the package, for FLAIR.  [default: runs/prior-ms, if it exists; otherwise pretrained]",
     )
     unlabelled: str | None = setting(
         None,
@@ -220,7 +220,7 @@ class TargetConfig(TrainingConfig, ABC):
     def prior_folder(self) -> Path:
         """Folder of the prior and the source networks."""
         own = Path("runs/prior-ms")
-        return named_prior(self.prior_dir or (str(own) if (own / "prior.json").exists() else _PRETRAINED))
+        return named_prior(self.prior_dir or (str(own) if own.exists() else _PRETRAINED))
 
     def resolve_prior(self) -> Self:
         """Return the settings with `prior_dir` filled in if they use it: another command may make one during a run."""

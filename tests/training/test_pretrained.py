@@ -76,11 +76,6 @@ def test_the_prior_is_fixed_at_the_start(folder):
     assert FinetuneConfig().resolve_prior().prior_dir is None  # a random start uses none
 
 
-def test_an_unfinished_prior_of_ones_own_is_not_used(folder):
-    (folder / "runs/prior-ms").mkdir(parents=True)
-    assert SviConfig().prior_folder == PRETRAINED
-
-
 def test_a_run_without_a_prior_of_ones_own_resumes_with_its_name(folder, monkeypatch):
     """A prior that was made after the run had begun would be another setting."""
 
