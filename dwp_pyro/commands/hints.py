@@ -17,7 +17,7 @@ _HINTS: dict[type[errors.UserError], tuple[str, ...]] = {
     errors.FolderLocked: ("wait for it, stop it, or give another --out", "wait for it, or stop it"),
     errors.RunFinished: ("give another --out, or --overwrite to replace it",),
     errors.RunUnfinished: ("give --resume to continue, or --overwrite to start again", _OVERWRITE),
-    errors.RunOutdated: ("resume with what the run started with, or give --overwrite to start again", _OVERWRITE),
+    errors.RunOutdated: ("resume with what the run started with, or give --overwrite to start again",),
     errors.ProcessLost: ("give --resume to continue",),
     errors.PredictionExists: (
         "give --overwrite to replace it, --resume to keep those with the same settings, or another --out",

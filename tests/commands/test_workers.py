@@ -73,7 +73,7 @@ def test_workers_within_torchrun_are_refused(in_world, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
     result = call(*SVI, "--out", tmp_path / "run", "--workers", 2)
     assert result.exit_code == 2
-    assert "workers, cluster: torchrun starts the processes" in result.output
+    assert "workers, cluster: torchrun starts processes of its own" in result.output
     assert not (tmp_path / "run").exists()
 
 

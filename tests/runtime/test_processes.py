@@ -94,7 +94,7 @@ def test_workers_are_refused_within_torchrun_and_only_where_they_are_asked_for()
     code = "import dwp_pyro.prediction.predict, dwp_pyro.study.runner; from dwp_pyro import Workers; Workers(2)"
     environment = os.environ | {"TORCHELASTIC_RUN_ID": "0"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert "ConfigError: workers, cluster: torchrun starts the processes" in result.stderr
+    assert "ConfigError: workers, cluster: torchrun starts processes of its own" in result.stderr
     assert "dwp_pyro/study/runner.py" not in result.stderr
 
 

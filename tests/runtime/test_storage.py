@@ -159,7 +159,7 @@ def test_an_unfinished_run_asks_for_resume_with_the_same_settings(tmp_path):
     with pytest.raises(RunUnfinished, match="unfinished run"), start(tmp_path / "r"):
         pass
     with (
-        pytest.raises(RunError, match=r"\(seed changed\)"),
+        pytest.raises(RunError, match=r"\(seed was 0\)"),
         start(tmp_path / "r", config=CONFIG | {"seed": 1}, resume=True),
     ):
         pass
