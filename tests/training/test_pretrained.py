@@ -76,28 +76,29 @@ def test_the_prior_is_fixed_at_the_start(folder):
     assert FinetuneConfig().resolve_prior().prior_dir is None  # a random start uses none
 
 
-def test_a_run_without_a_prior_of_ones_own_resumes_with_its_name(folder, monkeypatch):
-    """A prior that was made after the run had begun would be another setting."""
+@pytest.fixture
+def stopped(folder, monkeypatch):
+    """Stop a run before its summary."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dwp_pyro.training.target.write_blocks", stop)
+        patch.setattr("dwp_pyro.training.target._Trainer.summarize", stop)
         svi(SviConfig(**FEW), RunOptions(folder / "run"))
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_run_without_a_prior_of_ones_own_resumes_with_its_name(folder):
+    """A prior that was made after the run had begun would be another setting."""
     KernelPrior.load(PRETRAINED).save(folder / "runs/prior-ms")
     with pytest.raises(RunOutdated, match=r"\(prior_dir was pretrained[,)]"):
         svi(SviConfig(**FEW), RunOptions(folder / "run", resume=True))
     svi(SviConfig(prior_dir="pretrained", **FEW), RunOptions(folder / "run", resume=True))
 
 
-def test_a_changed_label_is_detected(folder, monkeypatch):
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr("dwp_pyro.training.target._Trainer.summarize", stop)
-        svi(SviConfig(**FEW), RunOptions(folder / "run"))
+@pytest.mark.usefixtures("stopped")
+def test_a_changed_label_is_detected(folder):
     case = json.loads((folder / "run/split.json").read_text())["train"][0]
     (label,) = (folder / "data/brats").rglob(f"{case}_seg.nii*")
     scan = nibabel.load(label)
