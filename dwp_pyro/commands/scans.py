@@ -60,11 +60,12 @@ def check_data(
         raise click.UsageError("give --dataset, --root, or both")
     from dwp_pyro.data.check import check_data as check
     from dwp_pyro.data.layouts import open_dataset
+    from dwp_pyro.data.modalities import modality_name
     from dwp_pyro.data.regions import parse_label_map
 
     folder = data_root(dataset or "", root)
     data = open_dataset(folder, dataset, parse_label_map(label_map.split(",") if label_map is not None else ()))
-    report = check(data, [name.strip() for name in modality.split(",")] if modality is not None else ())
+    report = check(data, [modality_name(name) for name in modality.split(",")] if modality is not None else ())
     problems = [problem for case in report["cases"] for problem in case["problems"]]
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -102,8 +103,9 @@ def _print_cases(report: dict[str, Any]) -> None:
         click.echo(f"region {name}: label {', '.join(map(str, values))}")
     first, *others = (case["modalities"] for case in report["cases"])
     shared = [name for name in first if all(name in modalities for modalities in others)]
-    if len(shared) > 1:
-        click.echo(f"every case has {', '.join(shared)}: --modality {','.join(shared)} trains on all of them")
     unlabeled = sum(not case["label"] for case in report["cases"])
+    if len(shared) > 1 and unlabeled < len(rows):
+        chosen = f"--modality {','.join(shared)} --modality-dropout 0.1"
+        click.echo(f"every case has {', '.join(shared)}: train on several with {chosen}")
     if unlabeled:
         click.echo(f"{unlabeled} of {len(rows)} cases have no label: training skips them, predict uses them")

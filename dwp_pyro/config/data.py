@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dwp_pyro.config.base import MAX_SEED, Settings, setting
+from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.data.regions import parse_label_map
 from dwp_pyro.runtime.errors import ConfigError
 
@@ -100,10 +101,9 @@ class DataConfig(Settings):
             raise ConfigError(f"spacing: must be a number of mm below 1000, got {self.spacing:g}")
         if "none" in self.mirror and len(self.mirror) > 1:
             raise ConfigError(f"mirror: 'none' excludes other axes, got {','.join(self.mirror)}")
-        if not all(name.isalnum() for name in self.modality):
-            raise ConfigError(
-                f"modality: expected names of letters and digits, as t1,flair, got '{','.join(self.modality)}'"
-            )
+        object.__setattr__(self, "modality", tuple(modality_name(name) for name in self.modality))
+        if not all(self.modality):
+            raise ConfigError("modality: has an empty name; expected for example flair or t1,flair")
         parse_label_map(self.label_map or ())
         for name in ("modality", "region", "mirror"):
             values = getattr(self, name) or ()

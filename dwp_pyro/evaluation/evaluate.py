@@ -104,7 +104,7 @@ def _measure_all(trained: TrainedRun, data: DataSet, workers: Workers | None) ->
 
         def finished(case: Case, result: dict[str, CaseMetrics]) -> None:
             results[case.id] = result
-            advance(", ".join(f"Dice {metrics.measures['dice']:.3f}" for metrics in result.values()))
+            advance(f"{case.id} Dice " + ", ".join(f"{metrics.measures['dice']:.3f}" for metrics in result.values()))
 
         if workers is None:
             for case in data.cases:

@@ -24,6 +24,10 @@ def test_changes_override_the_file(tmp_path):
     assert (config.steps, config.batch_size, config.learning_rate) == (9, 3, 1.0)
 
 
+def test_modalities_have_common_names():
+    assert SviConfig(modality=("FLAIR", "T1w", "t1_gd", "CT")).modality == ("flair", "t1", "t1ce", "ct")
+
+
 def test_lists_and_numbers_as_yaml_reads_them():
     assert SviConfig(widths=[4, 4, 8, 8]).widths == (4, 4, 8, 8)
     assert SviConfig.from_mapping({"learning-rate": "1e-3", "prior-scale": "2e0"}) == SviConfig(
@@ -48,8 +52,8 @@ def test_lists_and_numbers_as_yaml_reads_them():
         ({"prior": "cauchy"}, "'cauchy' is not one of dwp, gaussian, mixture, flow, isotropic, normal, he, .*"),
         ({"modality": 3}, "modality: expected a list"),
         ({"modality": ["flair", "flair"]}, "modality: has a duplicate"),
-        ({"modality": ["flair", "t1_gd"]}, "modality: expected names of letters and digits"),
-        ({"modality": ["flair", ""]}, "modality: expected names of letters and digits"),
+        ({"modality": ["flair", "T2-FLAIR"]}, "modality: has a duplicate"),
+        ({"modality": ["flair", "_"]}, "modality: has an empty name"),
         ({"widths": [8, 16]}, "four numbers"),
         ({"widths": "8,x"}, "widths: expected a list, each a whole number, got '8,x'"),
         ({"spacing": -1.0}, "spacing: must be at least 0"),

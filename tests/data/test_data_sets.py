@@ -110,7 +110,7 @@ def test_check_data_reports_what_training_skips(decathlon):
     # 64 voxels of 12 mm³, and twice 32
     assert "oedema 0.8, non-enhancing 0.4, enhancing 0.4" in result.output
     assert "none: training skips it" in result.output and "1 of 4 cases have no label" in result.output
-    assert "every case has flair, t2: --modality flair,t2 trains on all of them" in result.output
+    assert "every case has flair, t2: train on several with --modality flair,t2 --modality-dropout" in result.output
     report = json.loads(command("check-data", "--root", decathlon, "--json").stdout)
     assert report["layout"] == "msd" and report["regions"]["core"] == [2, 3]
     assert report["cases"][0] == {

@@ -11,7 +11,7 @@ import pytest
 from dwp_pyro.config.data import DATASETS
 from dwp_pyro.data.case import read_case
 from dwp_pyro.data.layouts import LAYOUTS, detect_layouts, open_dataset
-from dwp_pyro.data.layouts.file_names import modality_name
+from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.runtime.errors import DataError, LabelsUnknown
 
 

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from dwp_pyro.config.prediction import PredictConfig
 from dwp_pyro.config.training import FinetuneConfig, FitPriorConfig, SviConfig
 from dwp_pyro.data.case import Case, read_case, read_volume
-from dwp_pyro.data.layouts.file_names import modality_name
+from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.data.preprocessing import Preprocessing
 from dwp_pyro.data.regions import parse_label_map, structure
 from dwp_pyro.prediction.outputs import save_like

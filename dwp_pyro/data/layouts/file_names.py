@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import LayoutMatch
+from dwp_pyro.data.modalities import MODALITIES, modality_name
 from dwp_pyro.runtime.errors import DataError
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "has_channel_numbers",
     "match_cases",
     "modality_in_name",
-    "modality_name",
     "nifti_files",
     "subfolders",
     "without_suffix",
@@ -28,27 +28,11 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-# Modality → names in data sets.
-_MODALITIES = {
-    "flair": ("t2f", "t2flair", "3dflair"),
-    "t1": ("t1w", "t1n", "3dt1", "mprage"),
-    "t1ce": ("t1c", "t1gd", "t1wks", "3dt1gado", "gado"),
-    "t2": ("t2w",),
-    "pd": ("dp", "pdw"),
-}
-_NAMES = {alias: name for name, aliases in _MODALITIES.items() for alias in aliases}
-
-
-def modality_name(name: str) -> str:
-    """Return the common name of a modality: "t1" for "T1w", "t1n" and "MPRAGE"; other names in lower case."""
-    plain = re.sub(r"[\W_]+", "", name.casefold().replace("*", "star"))
-    return _NAMES.get(plain, plain)
-
 
 def modality_in_name(file: Path) -> str | None:
     """Return the common name of the modality that the name of a file ends in: "t1" for "A_1_t1w.nii"; None without."""
     name = modality_name(re.split(r"[_-]", without_suffix(file))[-1])
-    return name if name in _MODALITIES else None
+    return name if name in MODALITIES else None
 
 
 def entries(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import modality_name
+from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.runtime.errors import DataError
 
 __all__ = ["LAYOUT"]

@@ -16,10 +16,10 @@ from dwp_pyro.data.dataset import Layout, LayoutMatch
 from dwp_pyro.data.layouts.file_names import (
     has_channel_numbers,
     match_cases,
-    modality_name,
     nifti_files,
     without_suffix,
 )
+from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import has_channel_numbers, modality_name, nifti_files
+from dwp_pyro.data.layouts.file_names import has_channel_numbers, nifti_files
+from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.data.regions import BACKGROUND, IGNORE, structure
 from dwp_pyro.runtime.errors import ConfigError, DataError
 from dwp_pyro.runtime.files import read_json
