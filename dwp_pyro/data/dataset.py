@@ -105,16 +105,13 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
     two have the same name. The regions are those that have the same label values in all data sets.
 
     Raises:
-        DataError: if a label value has different names in two data sets, if they share no region, or if two cases would
-            have the same id.
+        DataError: if a label value has different names in two data sets, if they share no region, if only some have
+            labels, or if two cases would have the same id.
     """
     first = data_sets[0]
-    unlabeled = [each.root for each in data_sets if not each.regions]
-    if 0 < len(unlabeled) < len(data_sets):
-        raise DataError(
-            f"{unlabeled[0]}: no case has a label file, or the label map has only background and ignore; add labels or "
-            "name them, or leave these scans out"
-        )
+    if any(each.regions for each in data_sets):
+        for each in data_sets:
+            each.region_values(None)  # raises if it has no labels
     labels: dict[int, str] = {}
     cases: list[Case] = []
     names = [each.root.resolve().name.removesuffix(".csv") for each in data_sets]
@@ -131,7 +128,7 @@ def join_data_sets(data_sets: Sequence[DataSet]) -> DataSet:
             cases.append(replace(case, id=f"{prefix}-{case.id}", patient=patient))
     shared = set.intersection(*(set(each.regions.items()) for each in data_sets))
     regions = {name: values for name, values in first.regions.items() if (name, values) in shared}
-    if not regions and not unlabeled:
+    if not regions and any(each.regions for each in data_sets):
         raise DataError(f"{first.root}: shares no region with the other data sets; name and number it alike")
     ids = [case.id for case in cases]
     if len(set(ids)) < len(ids):

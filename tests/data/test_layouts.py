@@ -515,9 +515,10 @@ def test_images_of_one_subject_in_two_spaces_may_be_in_two_folders(tmp_path):
     assert case.images["flair"].name == "sub-01_space-MNI_FLAIR.nii.gz" and case.label is not None
 
 
-def test_masks_of_one_bids_set_are_not_those_of_another(tmp_path):
-    touch(tmp_path, "a/sub-01/anat/sub-01_FLAIR.nii.gz", "b/sub-01/anat/sub-01_T1w.nii.gz")
-    touch(tmp_path, "b/derivatives/x/sub-01/anat/sub-01_label-lesion_mask.nii.gz")
+@pytest.mark.parametrize(("scanned", "annotated"), ["ab", "ba"])
+def test_masks_of_one_bids_set_are_not_those_of_another(tmp_path, scanned, annotated):
+    touch(tmp_path, f"{scanned}/sub-01/anat/sub-01_FLAIR.nii.gz", f"{annotated}/sub-01/anat/sub-01_T1w.nii.gz")
+    touch(tmp_path, f"{annotated}/derivatives/x/sub-01/anat/sub-01_label-lesion_mask.nii.gz")
     assert open_dataset(tmp_path).cases[0].label is None
 
 

@@ -20,13 +20,7 @@ from pathlib import Path
 
 from dwp_pyro.data.case import Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import (
-    distinct,
-    match_cases,
-    nifti_files,
-    subfolders,
-    without_suffix,
-)
+from dwp_pyro.data.layouts.file_names import distinct, match_cases, nifti_files, subfolders, without_suffix
 from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json

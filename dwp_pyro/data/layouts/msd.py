@@ -13,12 +13,7 @@ import nibabel
 
 from dwp_pyro.data.case import UNREADABLE, Case
 from dwp_pyro.data.dataset import Layout, LayoutMatch
-from dwp_pyro.data.layouts.file_names import (
-    has_channel_numbers,
-    match_cases,
-    nifti_files,
-    without_suffix,
-)
+from dwp_pyro.data.layouts.file_names import has_channel_numbers, match_cases, nifti_files, without_suffix
 from dwp_pyro.data.modalities import modality_name
 from dwp_pyro.runtime.errors import DataError
 from dwp_pyro.runtime.files import read_json
